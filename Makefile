@@ -1,0 +1,51 @@
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+# An NVIDIA driver decides; DEVICE=cpu or DEVICE=gpu overrides it.
+DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+ARGS ?=
+
+.PHONY: help install serve test lint format type unit engine e2e bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+install: $(VENV)/.installed-$(DEVICE)  ## create .venv and install everything
+
+$(VENV)/.installed-%: requirements/%.txt requirements/dev.txt pyproject.toml requirements/install
+	PYTHON=$(PYTHON) requirements/install $(VENV) $*
+	@touch $@
+
+serve: install  ## serve the default model with the shipped probe on :8000; ARGS="MODEL --flags"
+	$(BIN)/qprobe serve $(ARGS)
+
+test: install lint type unit engine e2e  ## everything that CI runs
+
+lint: install  ## style and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+
+format: install  ## rewrite in the project's style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+type: install  ## static types
+	$(BIN)/mypy
+
+# Three runs, so that only one engine is alive at a time.
+unit: install  ## tests without an engine, in seconds
+	$(BIN)/pytest tests/unit
+
+engine: install  ## tests of one real vLLM engine
+	$(BIN)/pytest tests/engine
+	$(BIN)/pytest tests/engine/test_parity.py --speculative -k "repeats or chunks or stop_strings"
+
+e2e: install  ## tests of a real server by the official clients
+	$(BIN)/pytest tests/e2e
+
+bench: install  ## what reranking costs, against bare sampling; writes build/bench.json
+	$(BIN)/python tests/bench/cost.py
+
+clean:  ## remove what was built
+	rm -rf build $(VENV)

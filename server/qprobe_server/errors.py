@@ -1,0 +1,43 @@
+"""The errors of this package.
+
+ServerError
+├── StartupError   the server cannot start as asked: a flag, a probe's file, the model, the machine
+├── RequestError   a request that is refused; becomes the reply's status and error object
+└── ScoringError   the engine gave no usable scores; the request fails with status 500
+"""
+
+from typing import Any
+
+__all__ = ["RequestError", "ScoringError", "ServerError", "StartupError"]
+
+
+class ServerError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class StartupError(ServerError):
+    """The server cannot start; the message is one line that says what to change."""
+
+
+class ScoringError(ServerError):
+    """The engine gave no usable scores for a request that it sampled."""
+
+
+class RequestError(ServerError):
+    """A request is refused before anything is sampled.
+
+    Attributes:
+        status: HTTP status, 400 or 404.
+        param: Path of the offending field, such as ``q_probe.k``.
+    """
+
+    def __init__(self, message: str, *, param: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status
+
+    def body(self) -> dict[str, Any]:
+        """Return the reply: OpenAI's error object, with what Anthropic's clients read beside it."""
+        kind = "NotFoundError" if self.status == 404 else "BadRequestError"
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.status}
+        return {"type": "error", "error": error}

@@ -1,0 +1,145 @@
+"""The per-token scores of candidates, in host memory, keyed by position. No engine in here.
+
+A score is written where its token stands in the completion, so a position that the engine computes
+again (preemption, a rejected draft token) overwrites itself and nothing is counted twice.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["TokenScores", "pool"]
+
+_FIRST_WIDTH = 256
+
+
+@dataclass
+class _Record:
+    probe: int
+    slot: int | None  # row of the table while the engine runs the candidate
+    scores: NDArray[np.float32] | None  # its own copy once the engine has finished it
+
+
+class TokenScores:
+    """Scores of running candidates in one table, of finished ones until they are taken.
+
+    Offset 0 is the prompt's last token (the embedding of the empty completion) and offset i the
+    i-th token of the completion. An offset never written reads as NaN.
+
+    Args:
+        max_finished: How many scores of finished candidates are kept, all together, before the
+            oldest candidates are dropped. Only candidates that nobody asks for come to that.
+    """
+
+    def __init__(self, *, max_finished: int) -> None:
+        self._max_finished = max_finished
+        self._num_finished = 0
+        self._records: OrderedDict[str, _Record] = OrderedDict()
+        self._free: list[int] = []
+        self._table = np.full((0, _FIRST_WIDTH), np.nan, dtype=np.float32)  # (slots, offsets)
+        self._written = np.zeros(0, dtype=np.int64)  # (slots,): offsets below are in use
+
+    def __len__(self) -> int:
+        """Return the number of candidates held, running and finished."""
+        return len(self._records)
+
+    def start(self, key: str, probe: int) -> int:
+        """Begin a candidate scored by the probe of that index; return the slot of its scores.
+
+        Raises:
+            KeyError: There is a candidate of this key.
+        """
+        if key in self._records:
+            raise KeyError(key)
+        if not self._free:
+            slots, width = self._table.shape
+            grown = max(16, slots)
+            self._free = list(range(slots + grown - 1, slots - 1, -1))
+            self._table = np.vstack([self._table, np.full((grown, width), np.nan, np.float32)])
+            self._written = np.concatenate([self._written, np.zeros(grown, np.int64)])
+        slot = self._free.pop()
+        self._records[key] = _Record(probe, slot, None)
+        return slot
+
+    def write(
+        self,
+        slots: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        values: NDArray[np.float32],
+    ) -> None:
+        """Store values[i] at offset offsets[i] >= 0 of slot slots[i]; all of shape (m,)."""
+        longest = int(offsets.max(initial=0)) + 1
+        width = self._table.shape[1]
+        if longest > width:
+            more = max(width, longest - width)
+            extra = np.full((self._table.shape[0], more), np.nan, np.float32)
+            self._table = np.hstack([self._table, extra])
+        self._table[slots, offsets] = values
+        np.maximum.at(self._written, slots, offsets + 1)
+
+    def finish(self, key: str) -> None:
+        """Move a candidate out of the table; no more is written to it. Unknown keys are ignored."""
+        record = self._records.get(key)
+        if record is None or record.slot is None:
+            return
+        record.scores = self._release(record.slot)
+        record.slot = None
+        self._records.move_to_end(key)
+        self._num_finished += record.scores.size
+        while self._num_finished > self._max_finished:
+            oldest = next(key for key, each in self._records.items() if each.scores is not None)
+            self.drop(oldest)
+
+    def take(self, key: str, length: int) -> tuple[int, NDArray[np.float32]] | None:
+        """Remove a candidate; return its probe and its scores at offsets 0 to length.
+
+        Returns:
+            The probe's index and shape (length + 1,), NaN where the engine has not computed a
+            position; None if the candidate is unknown.
+        """
+        record = self._records.get(key)
+        if record is None:
+            return None
+        held = record.scores if record.slot is None else self._table[record.slot]
+        assert held is not None
+        scores = np.full(length + 1, np.nan, dtype=np.float32)
+        count = min(held.size, length + 1)
+        scores[:count] = held[:count]
+        self.drop(key)
+        return record.probe, scores
+
+    def drop(self, key: str) -> None:
+        """Forget a candidate, running or finished. Unknown keys are ignored."""
+        record = self._records.pop(key, None)
+        if record is None:
+            return
+        if record.slot is not None:
+            self._release(record.slot)
+        elif record.scores is not None:
+            self._num_finished -= record.scores.size
+
+    def _release(self, slot: int) -> NDArray[np.float32]:
+        used = int(self._written[slot])
+        scores = self._table[slot, :used].copy()
+        self._table[slot, :used] = np.nan
+        self._written[slot] = 0
+        self._free.append(slot)
+        return scores
+
+
+def pool(scores: NDArray[np.float32], *, pooling: str, window: int | None) -> float:
+    """Score of a whole completion from the scores of its tokens.
+
+    For a linear probe the mean of the scores is the score of the mean embedding.
+
+    Args:
+        scores: Shape (m + 1,) for m kept tokens; [0] is the prompt's last token, which stands for
+            an empty completion and counts for nothing else.
+        pooling: ``last`` or ``mean``.
+        window: With ``mean``, only the first so many kept tokens count.
+    """
+    if scores.size == 1 or pooling == "last":
+        return float(scores[-1])
+    return float(scores[1 : None if window is None else window + 1].mean(dtype=np.float64))

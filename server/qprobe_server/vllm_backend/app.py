@@ -1,0 +1,163 @@
+"""Builds vLLM's app with our additions, and runs it.
+
+Relies on vLLM 0.32.0: ``build_app`` (entrypoints/launchers/app.py), ``init_app_state``
+(entrypoints/launchers/api_server/app_state.py), ``setup_server, serve_http``
+(entrypoints/launchers/launcher.py); follows its ``build_and_serve``, which leaves no room between
+building the app and serving it.
+"""
+
+import argparse
+import signal
+from typing import Any
+
+import uvloop
+from fastapi import APIRouter, FastAPI, Request
+from starlette.middleware import Middleware
+from vllm import envs
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.cli.serve import run_headless
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+from vllm.entrypoints.launchers.launcher import serve_http, setup_server
+from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.logger import configure_logging_from_args
+from vllm.usage.usage_lib import UsageContext
+
+from qprobe_server import routes
+from qprobe_server.middleware import AppState, RerankMiddleware
+from qprobe_server.registry import ProbeRegistry
+from qprobe_server.settings import Settings
+from qprobe_server.vllm_backend.arguments import (
+    load_registry,
+    prepare_engine_args,
+    read_settings,
+)
+from qprobe_server.vllm_backend.checks import (
+    check_installation,
+    describe_model,
+    find_worker_cls,
+)
+from qprobe_server.vllm_backend.engine import RerankingLLM
+
+__all__ = ["attach", "run"]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until a signal stops the process.
+
+    Raises:
+        StartupError: The flags, the probes, the model and the machine do not go together.
+    """
+    cli_env_setup()
+    configure_logging_from_args(args)
+    validate_parsed_serve_args(args)
+    check_installation()
+    registry = load_registry(args)
+    settings = read_settings(args)
+    settings.check(registry)
+    prepare_engine_args(args, registry, find_worker_cls())
+    if args.headless:
+        args.api_server_count = 0
+        run_headless(args)
+        return
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    facts = describe_model(config)
+    registry.check_fit(facts, allow_model_mismatch=args.allow_model_mismatch)
+    uvloop.run(_serve(args, engine_args, config, settings, registry))
+
+
+async def _serve(
+    args: argparse.Namespace,
+    engine_args: AsyncEngineArgs,
+    config: Any,
+    settings: Settings,
+    registry: ProbeRegistry,
+) -> None:
+    # Until uvicorn runs and takes the signal over.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _, sock = setup_server(args, reuse_port=False)
+    engine = RerankingLLM.from_vllm_config(
+        config,
+        usage_context=UsageContext.OPENAI_API_SERVER,
+        enable_log_requests=engine_args.enable_log_requests,
+        aggregate_engine_logging=engine_args.aggregate_engine_logging,
+        disable_log_stats=engine_args.disable_log_stats,
+    )
+    try:
+        await engine.reset_mm_cache()
+        await engine.load_probes([each.probe for each in registry.probes()])
+        app = await _build(args, engine, settings, registry)
+        shutdown = await serve_http(app, sock=sock, **_uvicorn_options(args))
+    finally:
+        engine.shutdown(timeout=config.shutdown_timeout)
+    try:
+        await shutdown
+    finally:
+        sock.close()
+
+
+async def _build(
+    args: argparse.Namespace, engine: RerankingLLM, settings: Settings, registry: ProbeRegistry
+) -> FastAPI:
+    tasks = await engine.get_supported_tasks()
+    app = build_app(args, tasks, engine.model_config)
+    await init_app_state(engine, app.state, args, tasks)
+    attach(app, settings, registry)
+    return app
+
+
+def attach(app: FastAPI, settings: Settings, registry: ProbeRegistry) -> None:
+    """Add our middleware, routes and state to vLLM's app."""
+    models = app.state.openai_serving_models
+
+    def is_model(name: str) -> bool:
+        return models.is_base_model(name) or name in models.lora_requests
+
+    app.state.qprobe = AppState(settings=settings, registry=registry, is_model=is_model)
+    # Appended is innermost: behind vLLM's check of API keys.
+    app.user_middleware.append(Middleware(RerankMiddleware))
+    app.middleware_stack = None  # vLLM has built it already; Starlette builds it again
+    before = len(app.router.routes)
+    app.include_router(routes.router)
+    app.include_router(_models_router)
+    # The first route that matches answers: ours to /v1/models is before vLLM's.
+    app.router.routes[:] = app.router.routes[before:] + app.router.routes[:before]
+
+
+_models_router = APIRouter()
+
+
+@_models_router.get("/v1/models")
+async def list_models(request: Request) -> dict[str, Any]:
+    """List vLLM's models, then an alias for every probe of the base model."""
+    state = request.app.state
+    reply: dict[str, Any] = (await state.openai_serving_models.show_available_models()).model_dump()
+    base = reply["data"][0]
+    for name in state.qprobe.registry.names():
+        reply["data"].append({**base, "id": f"{base['id']}:{name}", "parent": base["id"]})
+    return reply
+
+
+def _uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "enable_ssl_refresh": args.enable_ssl_refresh,
+        "host": args.host,
+        "port": args.port,
+        "log_level": args.uvicorn_log_level,
+        "access_log": not args.disable_uvicorn_access_log,
+        "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        "ssl_keyfile": args.ssl_keyfile,
+        "ssl_certfile": args.ssl_certfile,
+        "ssl_ca_certs": args.ssl_ca_certs,
+        "ssl_cert_reqs": args.ssl_cert_reqs,
+        "ssl_ciphers": args.ssl_ciphers,
+        "h11_max_incomplete_event_size": args.h11_max_incomplete_event_size,
+        "h11_max_header_count": args.h11_max_header_count,
+    }
+    log_config = get_uvicorn_log_config(args)
+    if log_config is not None:
+        options["log_config"] = log_config
+    return options

@@ -1,0 +1,79 @@
+"""Whether vLLM, the machine and the model are such that probes can be scored.
+
+Relies on vLLM 0.32.0: ``VllmConfig.use_v2_model_runner``, ``ModelConfig.get_hidden_size,
+get_total_num_hidden_layers``, ``get_model_cls`` and ``supports_eagle3``.
+"""
+
+import importlib.util
+from typing import Any
+
+import vllm
+from vllm.config import VllmConfig
+from vllm.model_executor.model_loader.utils import get_model_cls
+from vllm.model_executor.models.interfaces import supports_eagle3
+from vllm.platforms import current_platform
+
+from qprobe_server.errors import StartupError
+from qprobe_server.registry import ModelFacts
+
+__all__ = ["VLLM_VERSION", "check_installation", "describe_model", "find_worker_cls"]
+
+VLLM_VERSION = "0.32.0"
+
+
+def check_installation() -> None:
+    """Refuse what is known not to work.
+
+    Raises:
+        StartupError: Another vLLM than the pinned one, or a torchvision that breaks transformers.
+    """
+    if vllm.__version__.split("+")[0] != VLLM_VERSION:
+        raise StartupError(f"qprobe needs vllm=={VLLM_VERSION}, found {vllm.__version__}")
+    if importlib.util.find_spec("torchvision") is not None:
+        try:
+            importlib.import_module("torchvision")
+        except (ImportError, OSError, RuntimeError) as error:
+            raise StartupError(
+                "the installed torchvision does not fit the installed torch, and nothing here "
+                f"needs it: pip uninstall torchvision torchaudio torchcodec ({error})"
+            ) from error
+
+
+def find_worker_cls() -> str:
+    """Return the path of the worker class for this machine.
+
+    Raises:
+        StartupError: The platform is neither CPU, CUDA nor ROCm.
+    """
+    if current_platform.is_cpu():
+        return "qprobe_server.vllm_backend.cpu_worker.ScoringWorker"
+    if current_platform.is_cuda_alike():
+        return "qprobe_server.vllm_backend.gpu_worker.ScoringWorker"
+    raise StartupError(f"probes cannot be scored on vLLM's platform {current_platform.device_name}")
+
+
+def describe_model(config: VllmConfig) -> ModelFacts:
+    """Return what the probes must fit.
+
+    Raises:
+        StartupError: The model does not generate text, or would run on vLLM's "V2" runner.
+    """
+    model: Any = config.model_config
+    if model.runner_type != "generate":
+        raise StartupError(
+            f"model {model.model!r} does not generate text, it runs as a "
+            f"{model.runner_type!r} model"
+        )
+    if config.use_v2_model_runner:
+        raise StartupError(
+            "probes are scored on vLLM's V1 model runner: unset VLLM_USE_V2_MODEL_RUNNER and "
+            "leave out the options that need the V2 runner"
+        )
+    model_class = get_model_cls(model)
+    return ModelFacts(
+        name=model.model,
+        architecture=model_class.__name__,
+        hidden_size=model.get_hidden_size(),
+        num_layers=model.get_total_num_hidden_layers(),
+        has_inner_layers=supports_eagle3(model_class),
+    )

@@ -1,0 +1,147 @@
+"""One real server process for the whole run, started as a user starts it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from qprobe import Probe, ProbeInfo, save_probe
+from qprobe_server.default_model import MODEL_NAME
+
+START_TIMEOUT_S = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder."""
+    for item in items:
+        if "tests/e2e" in str(item.path):
+            item.add_marker(pytest.mark.e2e)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        url: Where it listens.
+        key: The API key that it wants.
+        process: Its main process.
+        log: What it has printed.
+    """
+
+    url: str
+    key: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def client(self, **options: object) -> httpx.Client:
+        """Return an HTTP client with the key."""
+        headers = {"authorization": f"Bearer {self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120)
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(log: Path, *flags: str) -> Iterator[Server]:
+    """Start ``qprobe serve`` with flags, wait until it is healthy, and stop it afterwards."""
+    port, key = free_port(), "secret-key-of-the-tests"
+    command = [
+        str(Path(sys.executable).with_name("qprobe")),
+        "serve",
+        *("--host", "127.0.0.1", "--port", str(port), "--api-key", key),
+        *flags,
+    ]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    server = Server(f"http://127.0.0.1:{port}", key, process, log)
+    try:
+        wait_until_healthy(server)
+        yield server
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until_healthy(server: Server) -> None:
+    """Wait for /health; fails with the log's end if the process ends first."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{server.url}/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError("the server did not start:\n" + server.log.read_text()[-3000:])
+
+
+MakeProbe = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_probe(tmp_path_factory: pytest.TempPathFactory) -> MakeProbe:
+    """Return a function that writes a random probe for the default model."""
+
+    def make(name: str, **fields: object) -> Path:
+        info: dict[str, object] = {
+            "base_model": MODEL_NAME,
+            "hidden_size": 576,
+            "num_layers": 30,
+            "layer": 20,
+            "pooling": "mean",
+            "objective": "ce",
+            "k": 4,
+            "beta": 0.1,
+        }
+        made = ProbeInfo(**{**info, **fields})  # type: ignore[arg-type]  # checked when it is made
+        torch.manual_seed(len(name))
+        weight = torch.randn(1, made.hidden_size) / made.hidden_size**0.5
+        path = tmp_path_factory.mktemp("probes") / f"{name}.safetensors"
+        save_probe(Probe(made, [(weight, torch.zeros(1))]), path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, make_probe: MakeProbe) -> Iterator[Server]:
+    """Serve the default model with the shipped probe and two random ones."""
+    from importlib import resources
+
+    shipped = resources.files("qprobe") / "shipped" / "python.safetensors"
+    flags = [
+        *("--probe", f"python={shipped}"),
+        *("--probe", f"end={make_probe('end', layer='final', pooling='last')}"),
+        *("--probe", f"early={make_probe('early', layer=5, window=8)}"),
+        "--enable-auto-tool-choice",
+        *("--tool-call-parser", "hermes"),
+        *("--sse-keep-alive-interval", "1"),
+        # So small a model fills the white space that JSON allows until it is cut off.
+        *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
+    ]
+    with running(tmp_path_factory.mktemp("server") / "log", *flags) as started:
+        yield started

@@ -1,0 +1,203 @@
+"""One real vLLM engine for the whole run, and plain transformers beside it.
+
+The engine is made tight on purpose: prompts longer than 256 tokens are read in chunks, prefixes are
+cached, and 34 blocks of cache make many long candidates preempt each other.
+"""
+
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+
+os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+
+from qprobe import Probe, ProbeInfo
+from qprobe.probe import Layer, Pooling
+from qprobe_server.default_model import prepare_default_model
+from qprobe_server.registry import ServedProbe
+from qprobe_server.rerank import Rerank, current_rerank
+from qprobe_server.vllm_backend.engine import RerankingLLM
+from qprobe_server.vllm_backend.scoring import ADDITIONAL_CONFIG
+
+HIDDEN = 576
+BLOCK_TOKENS = 128
+# 30 layers, keys and values, 3 heads of 64, 2 bytes.
+TOKEN_BYTES = 30 * 2 * 3 * 64 * 2
+NUM_BLOCKS = 34
+MAX_QUEUED = 400
+
+# What the probes of the tests read: several layers in one engine, both poolings, windows.
+READINGS: tuple[tuple[Layer, Pooling, int | None], ...] = (
+    (10, "mean", None),
+    (20, "last", None),
+    (20, "mean", 8),
+    ("final", "mean", None),
+    ("final", "last", None),
+)
+DIRECTIONS = 16
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs the same tests under speculative decoding."""
+    parser.addoption("--speculative", action="store_true", help="draft by n-gram lookup")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder."""
+    for item in items:
+        if "tests/engine" in str(item.path):
+            item.add_marker(pytest.mark.engine)
+
+
+def make_probes() -> list[ServedProbe]:
+    """Return random directions of every reading: index = reading * DIRECTIONS + direction."""
+    torch.manual_seed(0)
+    probes: list[ServedProbe] = []
+    for layer, pooling, window in READINGS:
+        for direction in range(DIRECTIONS):
+            info = ProbeInfo(
+                base_model="any",
+                hidden_size=HIDDEN,
+                num_layers=30,
+                layer=layer,
+                pooling=pooling,
+                window=window,
+                objective="ce",
+                k=4,
+                beta=0.1,
+            )
+            head = (torch.randn(1, HIDDEN) / HIDDEN**0.5, torch.randn(1))
+            name = f"{layer}-{pooling}-{window}-{direction}"
+            probes.append(ServedProbe(name, len(probes), Probe(info, [head])))
+    return probes
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """Return the folder of the default model."""
+    return prepare_default_model()
+
+
+@pytest.fixture(scope="session")
+def probes() -> list[ServedProbe]:
+    """Return the probes that the engine has loaded."""
+    return make_probes()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def engine(
+    model_path: Path, probes: list[ServedProbe], request: pytest.FixtureRequest
+) -> AsyncIterator[RerankingLLM]:
+    """Start the engine."""
+    speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}
+    layers = sorted({layer for layer, _, _ in READINGS if layer != "final"})
+    args = AsyncEngineArgs(
+        model=str(model_path),
+        enforce_eager=True,
+        worker_cls="qprobe_server.vllm_backend.cpu_worker.ScoringWorker",
+        additional_config={ADDITIONAL_CONFIG: {"layers": layers}},
+        max_model_len=2048,
+        max_num_batched_tokens=256,
+        max_num_seqs=64,
+        enable_prefix_caching=True,
+        block_size=BLOCK_TOKENS,
+        kv_cache_memory_bytes=NUM_BLOCKS * BLOCK_TOKENS * TOKEN_BYTES,
+        max_num_queued_reqs=MAX_QUEUED,
+        speculative_config=speculative if request.config.getoption("--speculative") else None,
+    )
+    started = RerankingLLM.from_vllm_config(args.create_engine_config())
+    try:
+        await started.load_probes([each.probe for each in probes])
+        yield started
+    finally:
+        started.shutdown(timeout=5)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one reranked prompt gave.
+
+    ``outputs`` are what vLLM's serving code gets; ``candidates`` the answers by candidate index, if
+    all were drawn (n = k).
+    """
+
+    prompt_ids: list[int]
+    outputs: list[RequestOutput]
+    rerank: Rerank
+    result: dict[str, Any]
+
+    @property
+    def answers(self) -> list[CompletionOutput]:
+        """The final answers, best first as drawn; of a request without streaming."""
+        return list(self.outputs[-1].outputs)
+
+    @property
+    def candidates(self) -> list[CompletionOutput]:
+        """The answers by candidate."""
+        chosen: list[int] = self.result["selected"]
+        return [self.answers[chosen.index(index)] for index in range(len(chosen))]
+
+
+Ask = Callable[..., Coroutine[Any, Any, Answer]]
+
+
+@pytest.fixture(scope="session")
+def chat_ids(engine: RerankingLLM) -> Callable[[str], list[int]]:
+    """Return a function that makes the prompt of a user's message."""
+    tokenizer = engine.get_tokenizer()
+
+    def make(message: str) -> list[int]:
+        messages = [{"role": "user", "content": message}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ask(engine: RerankingLLM, probes: list[ServedProbe]) -> Ask:
+    """Return a function that reranks one prompt as a request's handler does."""
+
+    async def run(
+        prompt_ids: list[int],
+        *,
+        probe: int = 0,
+        k: int = 4,
+        beta: float = 0.1,
+        stream: bool = False,
+        return_candidates: bool = False,
+        **params: Any,
+    ) -> Answer:
+        rerank = Rerank(
+            probe=probes[probe],
+            k=k,
+            beta=beta,
+            return_candidates=return_candidates,
+            explicit=True,
+        )
+        kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
+        fields = {"temperature": 0.8, "top_p": 0.95, "max_tokens": 24, **params}
+        sampling = SamplingParams(output_kind=kind, **fields)
+        token = current_rerank.set(rerank)
+        try:
+            prompt = {"type": "token", "prompt_token_ids": prompt_ids}
+            stream_of = engine.generate(prompt, sampling, f"test-{id(rerank)}")
+            outputs = [output async for output in stream_of]
+        finally:
+            current_rerank.reset(token)
+        return Answer(prompt_ids, outputs, rerank, rerank.results.get(0, {}))
+
+    return run

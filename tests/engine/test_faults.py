@@ -1,0 +1,87 @@
+"""Clients that leave, queues that are full: nothing stays behind, nothing hangs."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from vllm.exceptions import GracefulHTTPError
+
+from qprobe_server.registry import ServedProbe
+from qprobe_server.rerank import Rerank, current_rerank
+from qprobe_server.vllm_backend.engine import RerankingLLM
+
+ChatIds = Callable[[str], list[int]]
+MAX_QUEUED = 400  # as the engine fixture sets it
+
+
+async def settle(engine: RerankingLLM) -> tuple[int, int]:
+    """Wait, at most 20 s, until nothing runs and nothing is held; return what there still is."""
+    for _ in range(100):
+        left = (engine.get_num_unfinished_requests(), await engine.num_held_candidates())
+        if left == (0, 0):
+            break
+        await asyncio.sleep(0.2)
+    return left
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_clients_that_leave_at_random_moments(
+    ask: Any, engine: RerankingLLM, chat_ids: ChatIds, *, stream: bool
+) -> None:
+    rng = random.Random(1)
+    prompt = chat_ids("Tell me a long story about a fox.")
+
+    async def leave_early() -> None:
+        request = asyncio.create_task(ask(prompt, k=4, max_tokens=400, stream=stream))
+        await asyncio.sleep(rng.random() * 4)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+
+    await asyncio.gather(*(leave_early() for _ in range(25)))
+    assert await settle(engine) == (0, 0)
+    assert (await ask(prompt, k=2, max_tokens=4)).result["scores"]
+
+
+async def test_leaving_aborts_every_candidate(
+    ask: Any, engine: RerankingLLM, chat_ids: ChatIds
+) -> None:
+    request = asyncio.create_task(ask(chat_ids("Tell me a story."), k=16, max_tokens=1500))
+    await asyncio.sleep(1.5)
+    assert engine.get_num_unfinished_requests() == 16
+    assert await engine.num_held_candidates() == 16
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert engine.get_num_unfinished_requests() == 0
+    assert await settle(engine) == (0, 0)
+
+
+async def test_admission_counts_candidates(engine: RerankingLLM, probes: list[ServedProbe]) -> None:
+    def make(k: int) -> Rerank:
+        return Rerank(probe=probes[0], k=k, beta=0.1, return_candidates=False, explicit=True)
+
+    token = current_rerank.set(make(MAX_QUEUED))
+    try:
+        engine.check_admission(1)
+        current_rerank.set(make(MAX_QUEUED + 1))
+        with pytest.raises(GracefulHTTPError) as refused:
+            engine.check_admission(1)
+        assert refused.value.http_status == 503
+    finally:
+        current_rerank.reset(token)
+    engine.check_admission(1)
+
+
+async def test_a_request_that_does_not_fit_the_queue_leaves_nothing(
+    ask: Any, engine: RerankingLLM, chat_ids: ChatIds
+) -> None:
+    prompt = chat_ids("Hello")
+    answers = await asyncio.gather(
+        *(ask(prompt, k=150, max_tokens=2) for _ in range(3)), return_exceptions=True
+    )
+    refused = [each for each in answers if isinstance(each, GracefulHTTPError)]
+    assert len(refused) == 1
+    assert not [each for each in answers if isinstance(each, BaseException)][1:]
+    assert await settle(engine) == (0, 0)

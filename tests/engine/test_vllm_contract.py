@@ -1,0 +1,151 @@
+"""What this project takes from the inside of vLLM 0.32.0, checked name by name.
+
+When vLLM changes one of these, the failing assertion says which, and the module under
+``qprobe_server/vllm_backend`` that names the class in its docstring is the one to adapt.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import vllm
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.launchers.api_server.entry import build_and_serve
+from vllm.entrypoints.serve.utils.api_utils import with_cancellation
+from vllm.model_executor.models.interfaces import SupportsEagle3, supports_eagle3
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
+from vllm.v1.engine.parallel_sampling import ParentRequest
+from vllm.v1.worker.gpu_input_batch import InputBatch
+from vllm.v1.worker.gpu_model_runner import ExecuteModelState, GPUModelRunner
+from vllm.v1.worker.gpu_worker import Worker
+
+from qprobe_server.vllm_backend.checks import VLLM_VERSION, check_installation
+from qprobe_server.vllm_backend.engine import RerankingLLM
+
+
+def changed(what: str) -> str:
+    return f"vLLM {vllm.__version__} changed {what}, which qprobe relies on"
+
+
+def source(of: Callable[..., Any]) -> str:
+    return inspect.getsource(of)
+
+
+def test_the_pinned_version_is_installed() -> None:
+    assert vllm.__version__.split("+")[0] == VLLM_VERSION
+    check_installation()
+
+
+@pytest.mark.parametrize(
+    "field", ["scheduler_output", "hidden_states", "aux_hidden_states", "sample_hidden_states"]
+)
+def test_state_between_forward_and_sampling(field: str) -> None:
+    assert field in ExecuteModelState._fields, changed(f"ExecuteModelState.{field}")
+
+
+@pytest.mark.parametrize("name", ["execute_model", "sample_tokens", "load_model"])
+def test_worker_methods(name: str) -> None:
+    assert callable(getattr(Worker, name, None)), changed(f"Worker.{name}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "execute_model_state",
+        "input_batch",
+        "query_start_loc",
+        "positions",
+        "use_aux_hidden_state_outputs",
+        "discard_request_mask",
+    ],
+)
+def test_runner_attributes(name: str) -> None:
+    assert f"self.{name}" in source(GPUModelRunner), changed(f"GPUModelRunner.{name}")
+
+
+def test_batch_attributes() -> None:
+    text = source(InputBatch)
+    for name in ("num_prompt_tokens", "num_computed_tokens_cpu", "generators"):
+        assert f"self.{name}" in text, changed(f"InputBatch.{name}")
+    assert isinstance(InputBatch.req_ids, property), changed("InputBatch.req_ids")
+    # The sampler reads the very dictionary that the CPU worker takes generators out of.
+    assert "generators=self.generators" in text, changed("SamplingMetadata.generators")
+
+
+def test_scheduler_output_fields() -> None:
+    for name in ("finished_req_ids", "scheduled_new_reqs"):
+        assert name in SchedulerOutput.__dataclass_fields__, changed(f"SchedulerOutput.{name}")
+    for name in ("req_id", "sampling_params"):
+        assert name in NewRequestData.__dataclass_fields__, changed(f"NewRequestData.{name}")
+
+
+def test_inner_layers() -> None:
+    assert callable(SupportsEagle3.set_aux_hidden_state_layers)
+    assert supports_eagle3(LlamaForCausalLM), changed("LlamaForCausalLM")
+
+
+def test_generate_takes_what_the_serving_code_gives() -> None:
+    """Ours passes every keyword on, so only the first three names matter."""
+    theirs = list(inspect.signature(AsyncLLM.generate).parameters)
+    assert theirs[:4] == ["self", "prompt", "sampling_params", "request_id"], changed("generate()")
+    assert list(inspect.signature(RerankingLLM.generate).parameters)[:4] == theirs[:4]
+    assert "data_parallel_rank" in theirs, changed("generate(data_parallel_rank)")
+
+
+def test_admission_is_checked_without_a_request_id_before_a_request_begins() -> None:
+    parameters = inspect.signature(EngineClient.check_admission).parameters
+    assert list(parameters) == ["self", "n", "request_id"], changed("check_admission()")
+    assert "self.check_admission(request_id=" in source(AsyncLLM._add_request), changed(
+        "AsyncLLM._add_request"
+    )
+
+
+def test_children_of_n_are_seeded_one_after_another() -> None:
+    assert "seed + index" in source(ParentRequest._get_child_sampling_params), changed(
+        "the seeds of n > 1"
+    )
+
+
+def test_calls_of_the_workers() -> None:
+    assert "self.core_engines" in source(AsyncMPClient.call_utility_all_async)
+    assert list(inspect.signature(AsyncMPClient._call_utility_async).parameters) == [
+        "self",
+        "method",
+        "args",
+        "engine",
+    ], changed("_call_utility_async()")
+    assert list(inspect.signature(EngineCore.collective_rpc).parameters) == [
+        "self",
+        "method",
+        "timeout",
+        "args",
+        "kwargs",
+    ], changed("EngineCore.collective_rpc()")
+    assert "self.engine_inflight" in source(DPLBAsyncMPClient), changed("engine_inflight")
+
+
+def test_requests_run_in_the_task_that_set_the_context() -> None:
+    """create_task copies the context, so that generate() sees the middleware's variable."""
+    assert "asyncio.create_task(handler_func" in source(with_cancellation), changed(
+        "with_cancellation"
+    )
+
+
+def test_how_the_app_is_built_and_served() -> None:
+    """Our app.py follows build_and_serve: the same steps, and no uvicorn option left out."""
+    text = source(build_and_serve)
+    for step in ("build_app(args, supported_tasks, model_config)", "init_app_state(engine_client,"):
+        assert step in text, changed("build_and_serve")
+    from qprobe_server.vllm_backend.app import _uvicorn_options
+
+    served = text[text.index("return await serve_http(") :]
+    options = set(re.findall(r"^\s+(\w+)=", served, re.MULTILINE)) - {"sock", "peer_loads"}
+    assert options == set(re.findall(r'"(\w+)": ', source(_uvicorn_options))), changed(
+        "the options of serve_http"
+    )

@@ -1,0 +1,47 @@
+"""Probes and registries for tests without an engine."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qprobe import Probe, ProbeInfo, save_probe
+from qprobe_server.registry import ProbeRegistry
+
+MakeProbe = Callable[..., Path]
+
+
+@pytest.fixture
+def make_probe(tmp_path: Path) -> MakeProbe:
+    """Return a function that writes a probe's file; keywords override fields of its header."""
+
+    def make(name: str, *, num_layers_of_probe: int = 1, **fields: Any) -> Path:
+        info: dict[str, Any] = {
+            "base_model": "org/model",
+            "hidden_size": 4,
+            "num_layers": 6,
+            "layer": 3,
+            "pooling": "mean",
+            "objective": "ce",
+            "k": 16,
+            "beta": 0.1,
+        }
+        made = ProbeInfo(**{**info, **fields})
+        inner = [(torch.ones(made.hidden_size, made.hidden_size), torch.ones(made.hidden_size))]
+        last = (torch.ones(1, made.hidden_size), torch.zeros(1))
+        path = tmp_path / f"{name}.safetensors"
+        save_probe(Probe(made, [*inner * (num_layers_of_probe - 1), last]), path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def registry(make_probe: MakeProbe) -> ProbeRegistry:
+    """Return a registry of ``good`` (k 16, beta 0.1) and ``kind`` (k 8, beta 0.5)."""
+    loaded = ProbeRegistry()
+    loaded.load("good", make_probe("good"))
+    loaded.load("kind", make_probe("kind", k=8, beta=0.5, layer="final"))
+    return loaded

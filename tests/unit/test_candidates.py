@@ -1,0 +1,108 @@
+"""Which tokens of a candidate are scored, and the seeded choice."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from qprobe_server.candidates import Candidate, choose, count_scored_tokens, make_result
+from qprobe_server.errors import ScoringError
+
+# A vocabulary of bytes: token i decodes as byte i, so that UTF-8 is split between tokens.
+TEXT = "häuser\nEND more"
+TOKENS = list(TEXT.encode())
+
+
+def decode(token_ids: Sequence[int]) -> str:
+    return bytes(token_ids).decode(errors="replace")
+
+
+def candidate(
+    token_ids: Sequence[int], finish: str, stop: int | str | None = None, text: str = ""
+) -> Candidate:
+    return Candidate(text=text, token_ids=token_ids, finish_reason=finish, stop_reason=stop)
+
+
+@pytest.mark.parametrize(
+    ("finished", "count"),
+    [
+        (candidate([5, 6, 7, 2], "stop"), 3),  # EOS
+        (candidate([5, 6, 7, 9], "stop", 9), 3),  # stop_token_ids
+        (candidate([5, 6, 7], "length"), 2),
+        (candidate([2], "stop"), 0),
+        (candidate([5], "length"), 0),
+        (candidate([], "abort"), 0),
+    ],
+)
+def test_the_last_token_generated_is_never_scored(finished: Candidate, count: int) -> None:
+    assert count_scored_tokens(finished, decode) == count
+
+
+@pytest.mark.parametrize(
+    ("stop", "kept"),
+    [("END", "häuser\n"), ("user", "hä"), ("äu", "h"), ("h", ""), ("more", "häuser\nEND ")],
+)
+def test_a_stop_string_keeps_the_tokens_of_the_kept_text(stop: str, kept: str) -> None:
+    """Byte tokens make the expected count exact: the bytes of the kept text."""
+    generated = TOKENS[: len(TEXT[: TEXT.index(stop) + len(stop)].encode())]
+    finished = candidate(generated, "stop", stop, text=kept)
+    expected = min(len(kept.encode()), len(generated) - 1)
+    assert count_scored_tokens(finished, decode) == expected
+
+
+def test_a_leading_space_that_decoding_drops_costs_no_token() -> None:
+    """As Llama 2's tokenizer: the text begins with a space that decode() of the tokens lacks."""
+
+    def strip(token_ids: Sequence[int]) -> str:
+        return decode(token_ids).removeprefix(" ")
+
+    finished = candidate(list(b" one END"), "stop", "END", text=" one ")
+    assert count_scored_tokens(finished, strip) == len(b" one ")
+
+
+def test_a_stop_string_that_is_kept_is_scored_one_token_early() -> None:
+    generated = TOKENS[: len("häuser\nEND".encode())]
+    finished = candidate(generated, "stop", "END", text="häuser\nEND")
+    assert count_scored_tokens(finished, decode) == len(generated) - 1
+
+
+def test_a_seed_repeats_the_choice_and_prompts_differ() -> None:
+    scores = [0.0] * 64
+    chosen = [
+        choose(scores, beta=1.0, n=1, seed=seed, prompt_index=index).selected[0]
+        for seed in (0, -5, 2**63 - 1)
+        for index in range(3)
+    ]
+    again = [
+        choose(scores, beta=1.0, n=1, seed=seed, prompt_index=index).selected[0]
+        for seed in (0, -5, 2**63 - 1)
+        for index in range(3)
+    ]
+    assert chosen == again
+    assert len(set(chosen)) > 3
+    free = {choose(scores, beta=1.0, n=1, seed=None, prompt_index=0).selected[0] for _ in range(50)}
+    assert len(free) > 10
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_not_finite_fail(bad: float) -> None:
+    with pytest.raises(ScoringError, match="candidate 1 of 2"):
+        choose([0.0, bad], beta=1.0, n=1, seed=1, prompt_index=0)
+
+
+def test_the_result_counts_every_sampled_token() -> None:
+    candidates = [candidate([1, 2, 3], "stop", text="a"), candidate([4], "length", text="b")]
+    draw = choose([1.0, 2.0], beta=0.0, n=1, seed=0, prompt_index=0)
+    plain = make_result(candidates, [1.0, 2.0], draw, return_candidates=False)
+    assert plain == {
+        "selected": [1],
+        "scores": [1.0, 2.0],
+        "weights": [0.0, 1.0],
+        "kl": pytest.approx(math.log(2)),
+        "sampled_tokens": 4,
+    }
+    full = make_result(candidates, [1.0, 2.0], draw, return_candidates=True)
+    assert full["candidates"] == [
+        {"text": "a", "num_tokens": 3, "finish_reason": "stop", "stop_reason": None},
+        {"text": "b", "num_tokens": 1, "finish_reason": "length", "stop_reason": None},
+    ]

@@ -1,0 +1,191 @@
+"""The ASGI edge around an app of our own: what it passes on, and what it puts into replies."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from qprobe_server.middleware import AppState, RerankMiddleware
+from qprobe_server.registry import ProbeRegistry
+from qprobe_server.rerank import current_rerank
+from qprobe_server.settings import Settings
+
+Handler = Callable[[Request], Awaitable[Any]]
+RESULT = {"selected": [0], "scores": [1.0], "weights": [1.0], "kl": 0.0, "sampled_tokens": 3}
+CHUNK = {"id": "c", "object": "chunk", "created": 1, "model": "base", "choices": [{"x": 1}]}
+
+
+def serve(
+    registry: ProbeRegistry, handlers: dict[str, Handler], *, keep_alive_s: float = 10
+) -> httpx.AsyncClient:
+    app = FastAPI()
+    for path, handler in handlers.items():
+        app.add_route(path, handler, methods=["POST"])
+    app.state.qprobe = AppState(
+        settings=Settings(
+            default_probe=None, k=None, beta=None, max_k=64, keep_alive_s=keep_alive_s
+        ),
+        registry=registry,
+        is_model="base".__eq__,
+    )
+    app.add_middleware(RerankMiddleware)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+async def echo(request: Request) -> JSONResponse:
+    """Answer with the body as it arrives, as if the engine had sampled one prompt."""
+    rerank = current_rerank.get()
+    if rerank is not None:
+        rerank.results[rerank.next_prompt()] = RESULT
+    return JSONResponse({"body": await request.json(), "reranked": rerank is not None})
+
+
+def stream_of(*chunks: str, pause_s: float = 0) -> Handler:
+    async def body() -> AsyncIterator[str]:
+        await asyncio.sleep(pause_s)
+        rerank = current_rerank.get()
+        if rerank is not None:
+            rerank.results[rerank.next_prompt()] = RESULT
+        for chunk in chunks:
+            yield chunk
+
+    async def handler(request: Request) -> StreamingResponse:
+        await request.json()
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    return handler
+
+
+def data(fields: dict[str, Any]) -> str:
+    return f"data: {json.dumps(fields)}\n\n"
+
+
+CHAT = "/v1/chat/completions"
+REPLY = {"probe": "good", "k": 16, "beta": 0.1, "results": [RESULT]}
+
+
+async def test_a_json_reply_carries_the_result(registry: ProbeRegistry) -> None:
+    async with serve(registry, {CHAT: echo}) as client:
+        reply = await client.post(CHAT, json={"model": "base:good", "text": "é"})
+    assert reply.json() == {
+        "body": {"model": "base", "text": "é"},
+        "reranked": True,
+        "q_probe": REPLY,
+    }
+    assert int(reply.headers["content-length"]) == len(reply.content)
+
+
+async def test_a_reply_that_is_no_object_passes(registry: ProbeRegistry) -> None:
+    """vLLM answers null to a client that left; some of its prompts may have results by then."""
+
+    async def nothing(request: Request) -> JSONResponse:
+        await echo(request)
+        return JSONResponse(None)
+
+    async with serve(registry, {CHAT: nothing}) as client:
+        assert (await client.post(CHAT, json={"model": "base:good"})).text == "null"
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/messages/count_tokens", CHAT])
+async def test_plain_requests_pass_untouched(registry: ProbeRegistry, path: str) -> None:
+    async with serve(registry, {path: echo}) as client:
+        reply = await client.post(path, json={"model": "base", "x": 1})
+    assert reply.json() == {"body": {"model": "base", "x": 1}, "reranked": False}
+
+
+async def test_an_alias_works_where_nothing_is_sampled(registry: ProbeRegistry) -> None:
+    async with serve(registry, {"/tokenize": echo}) as client:
+        reply = await client.post("/tokenize", json={"model": "base:good"})
+    assert reply.json() == {"body": {"model": "base"}, "reranked": False}
+
+
+async def test_q_probe_is_refused_where_nothing_is_reranked(registry: ProbeRegistry) -> None:
+    async with serve(registry, {"/v1/embeddings": echo}) as client:
+        body = {"model": "base", "q_probe": {"probe": "good"}}
+        reply = await client.post("/v1/embeddings", json=body)
+        quoted = await client.post("/v1/embeddings", json={"input": 'say "q_probe"'})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "q_probe"
+    assert quoted.status_code == 200
+
+
+async def test_refusals_are_openai_errors(registry: ProbeRegistry) -> None:
+    async with serve(registry, {CHAT: echo}) as client:
+        reply = await client.post(CHAT, json={"model": "base:nobody"})
+    assert reply.status_code == 404
+    assert reply.json()["type"] == "error"
+    assert reply.json()["error"]["param"] == "model"
+
+
+@pytest.mark.parametrize("raw", [b"{", b"[1]", b'"text"', b"\xff\xfe", b"[" * 100_000])
+async def test_bodies_that_are_no_object_are_left_to_vllm(
+    registry: ProbeRegistry, raw: bytes
+) -> None:
+    async def length(request: Request) -> JSONResponse:
+        return JSONResponse(len(await request.body()))
+
+    async with serve(registry, {CHAT: length}) as client:
+        headers = {"content-type": "application/json"}
+        reply = await client.post(CHAT, content=raw, headers=headers)
+    assert reply.json() == len(raw)
+
+
+async def test_a_chat_stream_ends_with_the_result_if_asked(registry: ProbeRegistry) -> None:
+    handler = stream_of(data(CHUNK), "data: [DONE]\n\n")
+    async with serve(registry, {CHAT: handler}) as client:
+        asked = await client.post(CHAT, json={"model": "base", "q_probe": {"probe": "good"}})
+        silent = await client.post(CHAT, json={"model": "base:good"})
+    last = {**CHUNK, "choices": [], "q_probe": REPLY}
+    assert asked.text == data(CHUNK) + data(last) + "data: [DONE]\n\n"
+    assert silent.text == data(CHUNK) + "data: [DONE]\n\n"
+
+
+async def test_other_streams_carry_the_result_on_their_last_event(registry: ProbeRegistry) -> None:
+    body = {"model": "base", "q_probe": {"probe": "good"}}
+    delta = {"type": "message_delta"}
+    done = {"type": "response.completed", "response": {"id": "r"}}
+    handlers = {
+        "/v1/messages": stream_of(
+            "event: ping\ndata: {}\n\n", f"event: message_delta\n{data(delta)}"
+        ),
+        "/v1/responses": stream_of(f"event: response.completed\n{data(done)}"),
+    }
+    async with serve(registry, handlers) as client:
+        messages = (await client.post("/v1/messages", json=body)).text
+        responses = (await client.post("/v1/responses", json=body)).text
+    with_reply = {**delta, "q_probe": REPLY}
+    assert messages == f"event: ping\ndata: {{}}\n\nevent: message_delta\n{data(with_reply)}"
+    completed = {**done, "response": {"id": "r", "q_probe": REPLY}}
+    assert responses == f"event: response.completed\n{data(completed)}"
+
+
+async def test_a_silent_stream_is_kept_alive(registry: ProbeRegistry) -> None:
+    """Silent for 0.3 s at 0.05 s a comment: 1 to 6 by the machine's speed, none afterwards."""
+    handler = stream_of(data(CHUNK), "data: [DONE]\n\n", pause_s=0.3)
+    async with serve(registry, {CHAT: handler}, keep_alive_s=0.05) as client:
+        text = (await client.post(CHAT, json={"model": "base:good"})).text
+        bare = (await client.post(CHAT, json={"model": "base"})).text
+    comments, last, rest = text.rpartition(": keep-alive\n\n")
+    assert 1 <= (comments + last).count(": keep-alive\n\n") <= 6
+    assert rest == data(CHUNK) + "data: [DONE]\n\n"
+    assert bare == rest
+
+
+async def test_requests_do_not_see_each_other(registry: ProbeRegistry) -> None:
+    async def slow(request: Request) -> JSONResponse:
+        await asyncio.sleep(0.01)
+        rerank = current_rerank.get()
+        await request.json()
+        return JSONResponse(rerank.probe.name if rerank else "none")
+
+    async with serve(registry, {CHAT: slow}) as client:
+        models = ["base:good", "base", "base:kind"] * 10
+        replies = await asyncio.gather(
+            *(client.post(CHAT, json={"model": model}) for model in models)
+        )
+    assert [reply.json() for reply in replies] == ["good", "none", "kind"] * 10

@@ -1,0 +1,20 @@
+"""What the packages offer, pinned."""
+
+import qprobe
+
+
+def test_public_names() -> None:
+    assert qprobe.__all__ == sorted(qprobe.__all__)
+    assert all(hasattr(qprobe, name) for name in qprobe.__all__)
+    assert qprobe.__all__ == [
+        "Draw",
+        "Pooling",
+        "Probe",
+        "ProbeFileError",
+        "ProbeInfo",
+        "QProbeError",
+        "ScoreError",
+        "load_probe",
+        "save_probe",
+        "softmax_resample",
+    ]

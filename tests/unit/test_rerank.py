@@ -1,0 +1,163 @@
+"""How a request's body is read."""
+
+from typing import Any
+
+import pytest
+
+from qprobe_server.errors import RequestError
+from qprobe_server.registry import ProbeRegistry
+from qprobe_server.rerank import Rerank, resolve
+from qprobe_server.settings import Settings
+
+SETTINGS = Settings(default_probe=None, k=None, beta=None, max_k=64, keep_alive_s=10)
+MODELS = ("base", "lora", "odd:name")
+
+
+def read(
+    registry: ProbeRegistry,
+    body: dict[str, Any],
+    *,
+    settings: Settings = SETTINGS,
+    reads_best_of: bool = False,
+) -> Rerank | None:
+    return resolve(
+        body,
+        settings=settings,
+        registry=registry,
+        is_model=MODELS.__contains__,
+        reads_best_of=reads_best_of,
+    )
+
+
+def with_settings(**changes: Any) -> Settings:
+    fields = {"default_probe": None, "k": None, "beta": None, "max_k": 64, "keep_alive_s": 10}
+    return Settings(**{**fields, **changes})
+
+
+def test_a_plain_request_is_left_alone(registry: ProbeRegistry) -> None:
+    body = {"model": "base", "best_of": 3}
+    assert read(registry, body, reads_best_of=True) is None
+    assert body == {"model": "base", "best_of": 3}
+
+
+@pytest.mark.parametrize("model", ["base", "lora"])
+def test_an_alias_names_the_probe(registry: ProbeRegistry, model: str) -> None:
+    body = {"model": f"{model}:kind"}
+    rerank = read(registry, body)
+    assert rerank is not None
+    assert (rerank.probe.name, rerank.k, rerank.beta) == ("kind", 8, 0.5)
+    assert not rerank.explicit
+    assert body == {"model": model}
+
+
+@pytest.mark.parametrize("model", ["odd:name", "unknown:good", "unknown", None, 3])
+def test_other_model_names_stay(registry: ProbeRegistry, model: Any) -> None:
+    body = {"model": model}
+    assert read(registry, body) is None
+    assert body == {"model": model}
+
+
+def test_precedence_is_request_then_flags_then_probe(registry: ProbeRegistry) -> None:
+    flags = with_settings(k=4, beta=0.25)
+    by_probe = read(registry, {"model": "base", "q_probe": {"probe": "good"}})
+    by_flag = read(registry, {"model": "base", "q_probe": {"probe": "good"}}, settings=flags)
+    asked = {"probe": "good", "k": 2, "beta": 0}
+    by_request = read(registry, {"model": "base", "q_probe": asked}, settings=flags)
+    found = [(each.k, each.beta) for each in (by_probe, by_flag, by_request) if each]
+    assert found == [(16, 0.1), (4, 0.25), (2, 0.0)]
+
+
+def test_the_default_probe_serves_the_base_name(registry: ProbeRegistry) -> None:
+    rerank = read(registry, {"model": "base"}, settings=with_settings(default_probe="kind"))
+    assert rerank is not None
+    assert rerank.probe.name == "kind"
+    named = read(registry, {"model": "base:good"}, settings=with_settings(default_probe="kind"))
+    assert named is not None
+    assert named.probe.name == "good"
+
+
+def test_best_of_is_k_where_openai_has_it(registry: ProbeRegistry) -> None:
+    body = {"model": "base:good", "best_of": 3}
+    rerank = read(registry, body, reads_best_of=True)
+    assert rerank is not None
+    assert rerank.k == 3
+    assert body == {"model": "base"}
+    elsewhere = read(registry, {"model": "base:good", "best_of": 3})
+    assert elsewhere is not None
+    assert elsewhere.k == 16
+
+
+def test_our_object_is_taken_out(registry: ProbeRegistry) -> None:
+    body = {"model": "base", "seed": 1, "q_probe": {"probe": "good", "return_candidates": True}}
+    rerank = read(registry, body)
+    assert rerank is not None
+    assert rerank.explicit
+    assert rerank.return_candidates
+    assert body == {"model": "base", "seed": 1}
+    assert read(registry, {"model": "base", "q_probe": None}) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "status"),
+    [
+        ({"q_probe": []}, "q_probe", 400),
+        ({"q_probe": "good"}, "q_probe", 400),
+        ({"q_probe": {}}, "q_probe.probe", 400),
+        ({"q_probe": {"k": 4}}, "q_probe.probe", 400),
+        ({"q_probe": {"probe": "nobody"}}, "q_probe.probe", 404),
+        ({"q_probe": {"probe": 5}}, "q_probe.probe", 400),
+        ({"q_probe": {"probe": "good", "temperature": 1}}, "q_probe.temperature", 400),
+        ({"q_probe": {"probe": "good", "k": 0}}, "q_probe.k", 400),
+        ({"q_probe": {"probe": "good", "k": 65}}, "q_probe.k", 400),
+        ({"q_probe": {"probe": "good", "k": 4.0}}, "q_probe.k", 400),
+        ({"q_probe": {"probe": "good", "k": True}}, "q_probe.k", 400),
+        ({"q_probe": {"probe": "good", "k": "4"}}, "q_probe.k", 400),
+        ({"q_probe": {"probe": "good", "beta": -0.1}}, "q_probe.beta", 400),
+        ({"q_probe": {"probe": "good", "beta": float("inf")}}, "q_probe.beta", 400),
+        ({"q_probe": {"probe": "good", "beta": float("nan")}}, "q_probe.beta", 400),
+        ({"q_probe": {"probe": "good", "beta": 10**400}}, "q_probe.beta", 400),
+        ({"q_probe": {"probe": "good", "beta": "0.1"}}, "q_probe.beta", 400),
+        ({"q_probe": {"probe": "good", "return_candidates": 1}}, "q_probe.return_candidates", 400),
+        ({"model": "base:nobody"}, "model", 404),
+        ({"model": "base:good", "q_probe": {"probe": "kind"}}, "q_probe.probe", 400),
+        ({"model": "base:good", "use_beam_search": True}, "use_beam_search", 400),
+        ({"model": "base:good", "n": 17}, "n", 400),
+        ({"model": "base:good", "q_probe": {"k": 2}, "n": 3}, "n", 400),
+        ({"model": "base:good", "best_of": 0}, "best_of", 400),
+        ({"model": "base:good", "best_of": 2, "q_probe": {"k": 3}}, "best_of", 400),
+        ({"model": "base:good", "best_of": 2, "n": 3}, "n", 400),
+    ],
+)
+def test_bad_requests_name_the_field(
+    registry: ProbeRegistry, body: dict[str, Any], param: str, status: int
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        read(registry, {"model": "base", **body}, reads_best_of=True)
+    assert refused.value.param == param
+    assert refused.value.status == status
+    assert param in str(refused.value)
+    error = refused.value.body()["error"]
+    assert error == {
+        "message": str(refused.value),
+        "type": "NotFoundError" if status == 404 else "BadRequestError",
+        "param": param,
+        "code": status,
+    }
+
+
+def test_a_long_bad_value_is_not_echoed_whole(registry: ProbeRegistry) -> None:
+    with pytest.raises(RequestError) as refused:
+        read(registry, {"model": "base", "q_probe": {"probe": "good", "beta": "x" * 10_000}})
+    assert len(str(refused.value)) < 300
+    for body in ({"q_probe": "x" * 10_000}, {"q_probe": {"x" * 10_000: 1}}):
+        with pytest.raises(RequestError) as refused:
+            read(registry, {"model": "base", **body})
+        assert len(str(refused.value.body())) < 500
+
+
+def test_a_prompt_without_a_result_keeps_its_place(registry: ProbeRegistry) -> None:
+    rerank = read(registry, {"model": "base:good"})
+    assert rerank is not None
+    assert [rerank.next_prompt() for _ in range(3)] == [0, 1, 2]
+    rerank.results[2] = {"selected": [0]}
+    assert rerank.reply()["results"] == [None, None, {"selected": [0]}]

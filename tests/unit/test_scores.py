@@ -1,0 +1,116 @@
+"""The store of per-token scores, against a dictionary."""
+
+import random
+
+import numpy as np
+import pytest
+
+from qprobe_server.scores import TokenScores, pool
+
+
+def write(store: TokenScores, slot: int, offsets: list[int], values: list[float]) -> None:
+    store.write(np.full(len(offsets), slot), np.array(offsets), np.array(values, dtype=np.float32))
+
+
+def take(store: TokenScores, key: str, length: int) -> list[float]:
+    taken = store.take(key, length)
+    assert taken is not None
+    return [float(value) for value in taken[1]]
+
+
+def test_any_order_of_writes_reads_like_a_dictionary() -> None:
+    """Random interleavings of 40 candidates: every position holds its own last value."""
+    rng = random.Random(0)
+    store = TokenScores(max_finished=10**6)
+    expected: dict[str, dict[int, float]] = {}
+    slots: dict[str, int] = {}
+    for step in range(4000):
+        if len(slots) < 40 and rng.random() < 0.2:
+            key = f"c{step}"
+            slots[key] = store.start(key, 0)
+            expected[key] = {}
+        elif slots:
+            key = rng.choice(list(slots))
+            if rng.random() < 0.05:
+                store.finish(key)
+                del slots[key]
+            else:
+                offset, value = rng.randrange(700), float(np.float32(rng.random()))
+                write(store, slots[key], [offset], [value])
+                expected[key][offset] = value
+    assert len(store) == len(expected)
+    for key, written in expected.items():
+        scores = take(store, key, 700)
+        assert len(scores) == 701
+        for offset, score in enumerate(scores):
+            assert score == written[offset] if offset in written else np.isnan(score)
+    assert len(store) == 0
+
+
+def test_a_slot_is_clean_when_it_is_used_again() -> None:
+    store = TokenScores(max_finished=100)
+    for _ in range(50):
+        slot = store.start("a", 0)
+        write(store, slot, [5], [1.0])
+        assert np.isnan(take(store, "a", 4)).all()
+
+
+def test_a_running_candidate_can_be_taken_with_its_probe() -> None:
+    store = TokenScores(max_finished=100)
+    slot = store.start("a", 7)
+    write(store, slot, [0, 1, 2], [1.0, 2.0, 3.0])
+    taken = store.take("a", 1)
+    assert taken is not None
+    assert taken[0] == 7
+    assert taken[1].tolist() == [1.0, 2.0]
+    assert store.take("a", 1) is None
+
+
+def test_finished_scores_are_bounded_and_the_oldest_go_first() -> None:
+    store = TokenScores(max_finished=30)
+    running = store.start("running", 0)
+    for number in range(10):
+        slot = store.start(f"c{number}", 0)
+        write(store, slot, list(range(10)), [float(number)] * 10)
+        store.finish(f"c{number}")
+    assert len(store) == 4
+    assert store.take("c6", 9) is None
+    assert take(store, "c7", 9) == [7.0] * 10
+    write(store, running, [0], [1.0])
+    assert take(store, "running", 0) == [1.0]
+
+
+def test_dropping_frees_and_unknown_keys_are_ignored() -> None:
+    store = TokenScores(max_finished=30)
+    for _ in range(1000):
+        slot = store.start("a", 0)
+        write(store, slot, [1], [1.0])
+        store.finish("a")
+        store.drop("a")
+        store.start("b", 0)
+        store.drop("b")
+    store.drop("nobody")
+    store.finish("nobody")
+    assert len(store) == 0
+
+
+def test_a_key_is_started_once() -> None:
+    store = TokenScores(max_finished=30)
+    store.start("a", 0)
+    with pytest.raises(KeyError):
+        store.start("a", 0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "pooling", "window", "expected"),
+    [
+        ([9.0, 1.0, 2.0, 6.0], "last", None, 6.0),
+        ([9.0, 1.0, 2.0, 6.0], "mean", None, 3.0),
+        ([9.0, 1.0, 2.0, 6.0], "mean", 2, 1.5),
+        ([9.0, 1.0, 2.0, 6.0], "mean", 99, 3.0),
+        ([9.0], "last", None, 9.0),
+        ([9.0], "mean", 4, 9.0),
+    ],
+)
+def test_pooling(scores: list[float], pooling: str, window: int | None, expected: float) -> None:
+    assert pool(np.array(scores, np.float32), pooling=pooling, window=window) == expected
