@@ -5,8 +5,8 @@ of median wall times; their spread is the range of the ratios of the rounds, eac
 one reranked request a few seconds apart. Also timed: what people do instead.
 
 two_pass      bare sampling, then a second pass of the same model over prompt and completions for
-              the embeddings (plain transformers, bf16, one batch)
-transformers  plain transformers generate() of the same k with hidden states, bf16
+              the embeddings (plain transformers, the engine's dtype, one batch)
+transformers  plain transformers generate() of the same k with hidden states, likewise
 
 Run it alone on the machine: make bench
 """
@@ -38,7 +38,7 @@ from qprobe import load_probe
 from qprobe_server.default_model import prepare_default_model
 from qprobe_server.registry import ServedProbe
 from qprobe_server.rerank import Rerank, current_rerank
-from qprobe_server.vllm_backend.checks import find_worker_cls
+from qprobe_server.vllm_backend.checks import choose_dtype, find_worker_cls
 from qprobe_server.vllm_backend.engine import RerankingLLM
 from qprobe_server.vllm_backend.scoring import ADDITIONAL_CONFIG
 
@@ -115,9 +115,8 @@ class Bench:
         if self._model is None:
             from transformers import AutoModelForCausalLM
 
-            self._model = AutoModelForCausalLM.from_pretrained(
-                self._model_path, dtype=torch.bfloat16
-            )
+            dtype = torch.float32 if choose_dtype() == "float32" else torch.bfloat16
+            self._model = AutoModelForCausalLM.from_pretrained(self._model_path, dtype=dtype)
         return self._model
 
 
@@ -160,7 +159,8 @@ async def run(rounds: int) -> dict[str, Any]:
         model=str(model_path),
         enforce_eager=True,
         max_model_len=2048,
-        worker_cls=find_worker_cls(),
+        dtype=choose_dtype(),
+        worker_cls=find_worker_cls("ScoringWorker"),
         additional_config={ADDITIONAL_CONFIG: {"layers": [] if layer == "final" else [layer]}},
     )
     engine = RerankingLLM.from_vllm_config(args.create_engine_config())

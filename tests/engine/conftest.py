@@ -29,13 +29,14 @@ from qprobe.probe import Layer, Pooling
 from qprobe_server.default_model import prepare_default_model
 from qprobe_server.registry import ServedProbe
 from qprobe_server.rerank import Rerank, current_rerank
+from qprobe_server.vllm_backend.checks import choose_dtype
 from qprobe_server.vllm_backend.engine import RerankingLLM
 from qprobe_server.vllm_backend.scoring import ADDITIONAL_CONFIG
 
 HIDDEN = 576
 BLOCK_TOKENS = 128
-# 30 layers, keys and values, 3 heads of 64, 2 bytes.
-TOKEN_BYTES = 30 * 2 * 3 * 64 * 2
+# 30 layers, keys and values, 3 heads of 64.
+TOKEN_NUMBERS = 30 * 2 * 3 * 64
 NUM_BLOCKS = 34
 MAX_QUEUED = 400
 
@@ -103,6 +104,8 @@ async def engine(
 ) -> AsyncIterator[RerankingLLM]:
     """Start the engine."""
     speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}
+    dtype = choose_dtype()
+    token_bytes = TOKEN_NUMBERS * (4 if dtype == "float32" else 2)
     layers = sorted({layer for layer, _, _ in READINGS if layer != "final"})
     args = AsyncEngineArgs(
         model=str(model_path),
@@ -114,7 +117,8 @@ async def engine(
         max_num_seqs=64,
         enable_prefix_caching=True,
         block_size=BLOCK_TOKENS,
-        kv_cache_memory_bytes=NUM_BLOCKS * BLOCK_TOKENS * TOKEN_BYTES,
+        dtype=dtype,
+        kv_cache_memory_bytes=NUM_BLOCKS * BLOCK_TOKENS * token_bytes,
         max_num_queued_reqs=MAX_QUEUED,
         speculative_config=speculative if request.config.getoption("--speculative") else None,
     )
