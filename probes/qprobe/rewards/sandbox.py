@@ -1,0 +1,158 @@
+"""Runs code of unknown origin against tests, in processes that can do no harm. Linux only.
+
+What is run stands in ``sandboxed``: ``confinement`` says what the processes may do, ``main`` and
+``exchange`` how the verdict is kept from the code that is judged. In short: the answer's code and
+the tests run in different processes, and the answer's has no way to the verdict but to return the
+right values.
+
+What the answer can still do: return a value that it did not compute, or find by other means (the
+arguments of a call are known to it); change its arguments in place, as in any Python; do as it
+likes with a test that executes what it returned (``eval(f(2))``), asks an object of the answer's
+own (``f(2).startswith("a")``), or compares with a class of ``setup`` that equals many things: such
+tests must not be written.
+What an honest answer cannot do: start threads or processes, write files, import anything but the
+standard library, have the tests see what it prints, or pass by values that are neither of builtin
+types, of ``Counter``, ``OrderedDict``, ``deque``, dates, ``Decimal`` and ``Fraction``, nor of
+classes of ``setup`` without slots (objects of its own may be called and asked for attributes, items
+and length, but not compared or added). So tests with such needs score 0. Values cross by copy:
+``f(a) is a`` is known where ``a`` is an argument, but not whether two parts of a value are one
+object, and what is inside a tuple is not changed in place.
+"""
+
+import ast
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from qprobe.errors import SandboxError
+
+__all__ = ["Limits", "Program", "run_program"]
+
+# -s -S -P: no site-packages and no current folder. Not -I: PYTHONHASHSEED must be heard, or answers
+# that depend on the order of a set would be rewarded by chance.
+_FLAGS = ("-s", "-S", "-P")
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from sandboxed.main import main; "
+    "main(wall_s=float(sys.argv[2]), cpu_s=int(sys.argv[3]), memory_bytes=int(sys.argv[4]))"
+)
+_READY, _PASSED, _REFUSED = b"R", b"P", b"E"
+_MAX_VERDICT_BYTES = 4096
+# The started process ends the others in time by itself; if it does not, it is ended.
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What each of the two processes may use.
+
+    Attributes:
+        cpu_s: CPU time, >= 1.
+        wall_s: Time from the start until they are killed, > 0.
+        memory_bytes: Address space, start-up included: 64 MiB is about the least.
+    """
+
+    cpu_s: int = 6  # MBPP's own solution of task 123 takes 4
+    wall_s: float = 20.0
+    memory_bytes: int = 512 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What is to be run.
+
+    Attributes:
+        setup: Python source of the tests' author, run before the code and before the tests.
+        code: Python source of unknown origin.
+        tests: Python statements of the tests' author.
+        entry_point: Name of the function under test, or None. It alone may bear the name of a
+            builtin or of something in ``setup``.
+    """
+
+    setup: str
+    code: str
+    tests: list[str]
+    entry_point: str | None = None
+
+
+def run_program(program: Program, limits: Limits) -> bool:
+    """Return whether all tests pass. Blocks; may be called from several threads.
+
+    Whatever the code does (ends its process, is killed, says anything) is a failure of the tests.
+
+    Raises:
+        SandboxError: The kernel lacks what the sandbox needs, or it could not be started.
+    """
+    if sys.platform != "linux":
+        raise SandboxError(f"code is run on Linux only, this is {sys.platform!r}")
+    nodes = [node for test in program.tests for node in ast.walk(ast.parse(test))]
+    names = sorted(
+        {node.id for node in nodes if isinstance(node, ast.Name)} | {program.entry_point or ""}
+    )
+    # A file in memory, so that nobody waits for a reader of the tests.
+    descriptor = os.memfd_create("program")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(json.dumps({**asdict(program), "names": names}).encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        verdict = _run(descriptor, limits)
+    except OSError as error:
+        raise SandboxError(f"the sandbox's process could not be started: {error}") from error
+    finally:
+        os.close(descriptor)
+    if verdict.startswith(_REFUSED):
+        reason = verdict.removeprefix(_REFUSED).decode(errors="replace")
+        raise SandboxError(f"this machine cannot run code safely: {reason}")
+    if not verdict.startswith(_READY):
+        raise SandboxError(f"the sandbox was not ready within {limits.wall_s} s, or died before")
+    return verdict == _READY + _PASSED
+
+
+def _run(program: int, limits: Limits) -> bytes:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, *_FLAGS, "-c", _START),
+            str(Path(__file__).parent),
+            *(str(limits.wall_s), str(limits.cpu_s), str(limits.memory_bytes)),
+        ],
+        stdin=program,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={"PYTHONHASHSEED": "0"},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    deadline = time.monotonic() + limits.wall_s + _GRACE_S
+    try:
+        with process.stdout:
+            verdict = _read_until(process.stdout.fileno(), deadline)
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:  # then it is killed
+        return verdict
+    finally:
+        if process.returncode is None:
+            # Not yet waited for, so its number cannot be anyone else's group.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return verdict
+
+
+def _read_until(descriptor: int, deadline: float) -> bytes:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    data = b""
+    while len(data) < _MAX_VERDICT_BYTES:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not poll.poll(left_s * 1000):
+            break
+        more = os.read(descriptor, _MAX_VERDICT_BYTES)
+        if not more:
+            break
+        data += more
+    return data
