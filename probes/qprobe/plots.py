@@ -1,0 +1,293 @@
+"""The plots of an evaluation: each turns figures of ``metrics.json`` into one picture.
+
+Every function takes a theme, for light or dark pages, and returns a new Figure: pyplot and its
+global state are not touched.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from PIL import Image
+
+__all__ = ["BASELINES", "DARK", "LIGHT", "PLOTS", "Theme", "draw_sweep", "to_png"]
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours: of the page, text, secondary text, grid, and of up to three series."""
+
+    page: str
+    ink: str
+    muted: str
+    grid: str
+    first: str
+    second: str
+    third: str
+
+
+LIGHT = Theme("#ffffff", "#1d2630", "#66727f", "#e4e8ec", "#1f63b0", "#c05f22", "#3b8068")
+DARK = Theme("#14181d", "#e7eaed", "#9ba6b2", "#2c343d", "#74b4f5", "#ef9f6b", "#7fcbab")
+
+# Inches; small, so that 10 pt text can still be read where a phone shrinks the picture to 340 px.
+_SIZE = (5.6, 3.7)
+_DPI = 160
+BASELINES = {
+    "greedy": "greedy answer",
+    "best_by_mean_logprob": "best mean log-probability",
+    "best_by_logprob": "best total log-probability",
+    "majority_vote": "majority vote",
+}
+
+
+def to_png(figure: Figure) -> bytes:
+    """Render a figure, 160 dots an inch, in 256 colours: a third of the bytes, and looks alike."""
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=_DPI, facecolor=figure.get_facecolor())
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(256).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+def draw_k(metrics: Json, theme: Theme) -> Figure:
+    """Draw the reward against k: the policy, the ceiling, the base model and the baselines."""
+    figure, axes = _start(theme, "Reward by number of samples", "samples to choose among, k")
+    rows = [row for row in metrics["resampled"] if row["beta"] == metrics["beta"]]
+    rows.sort(key=lambda row: int(row["k"]))
+    ks = [row["k"] for row in rows]
+    ceilings = [row["reward"] for row in metrics["ceilings"]]
+    axes.plot(ks, ceilings, color=theme.third, ls="--", lw=1.4, label="ceiling: best by reward")
+    _plot_band(axes, ks, rows, color=theme.first, label=f"probe, beta = {metrics['beta']:g}")
+    _draw_base(axes, metrics, theme)
+    markers = zip("Ds^v", BASELINES.items(), strict=True)
+    for marker, (name, label) in markers:
+        if name in metrics["baselines"]:
+            row = metrics["baselines"][name]
+            x = 1 if name == "greedy" else metrics["k"]
+            axes.plot([x], [row["reward"]], marker, color=theme.second, ms=5, label=label)
+    _tick(axes, ks, [str(k) for k in ks])
+    return _finish(figure, axes, theme)
+
+
+def draw_beta(metrics: Json, theme: Theme) -> Figure:
+    """Draw the reward against beta at the probe's k, from the best by score to the base model."""
+    figure, axes = _start(
+        theme, f"Reward by temperature, k = {metrics['k']}", "beta, in score units"
+    )
+    rows = [row for row in metrics["resampled"] if row["k"] == metrics["k"]]
+    rows.sort(key=lambda row: float(row["beta"]))
+    betas = [row["beta"] for row in rows]
+    smallest = min(beta for beta in betas if beta > 0)
+    places = [beta or smallest / 2.5 for beta in betas]  # a log axis has no 0
+    _plot_band(axes, places, rows, color=theme.first, label="probe")
+    chosen = betas.index(metrics["beta"])
+    axes.plot(
+        [places[chosen]],
+        [rows[chosen]["reward"]],
+        "o",
+        color=theme.first,
+        mfc=theme.page,
+        ms=9,
+        mew=1.8,
+        label=f"the probe's beta, {metrics['beta']:g}",
+    )
+    _draw_base(axes, metrics, theme)
+    axes.axhline(metrics["ceiling"]["reward"], color=theme.third, ls="--", lw=1.4, label="ceiling")
+    _tick(axes, places, [f"{beta:g}" for beta in betas])
+    return _finish(figure, axes, theme)
+
+
+def draw_kl(metrics: Json, theme: Theme) -> Figure:
+    """Draw the reward against the KL spent, by beta and by k."""
+    figure, axes = _start(
+        theme, "Reward by distance from the base model", "KL(policy || base model), nats"
+    )
+    best, frontier = metrics["kl"]["best_of_k"], metrics["kl"]["frontier"]
+    _plot_line(axes, best, color=theme.second, marker="s", label="best of k, by k")
+    label = f"k = {metrics['k']}, by beta"
+    _plot_line(axes, frontier, color=theme.first, marker="o", label=label)
+    used = next(row for row in frontier if row["beta"] == metrics["beta"])
+    label = f"the probe's beta, {metrics['beta']:g}"
+    axes.plot(
+        [used["kl"]],
+        [used["reward"]],
+        "o",
+        color=theme.first,
+        mfc=theme.page,
+        ms=9,
+        mew=1.8,
+        label=label,
+    )
+    _draw_base(axes, metrics, theme)
+    return _finish(figure, axes, theme)
+
+
+def draw_learning_curve(metrics: Json, theme: Theme) -> Figure:
+    """Draw the reward against the number of training prompts."""
+    figure, axes = _start(theme, "Reward by size of the training set", "training prompts")
+    rows = metrics["learning_curve"]
+    sizes = [row["num_prompts"] for row in rows]
+    for row in rows:
+        runs = row["runs"]
+        axes.plot([row["num_prompts"]] * len(runs), runs, ".", color=theme.first, alpha=0.45, ms=5)
+    _plot_band(axes, sizes, rows, color=theme.first, label="probe: mean of the orders (dots)")
+    _draw_base(axes, metrics, theme)
+    axes.axhline(metrics["ceiling"]["reward"], color=theme.third, ls="--", lw=1.4, label="ceiling")
+    _tick(axes, sizes, [str(size) for size in sizes])
+    return _finish(figure, axes, theme)
+
+
+def draw_calibration(metrics: Json, theme: Theme) -> Figure:
+    """Draw the reward above the prompt's mean against the score above the prompt's mean."""
+    figure, axes = _start(theme, "What a score is worth", "score minus the prompt's mean score")
+    axes.set_ylabel("reward minus the prompt's mean")
+    rows = metrics["calibration"]
+    axes.axhline(0, color=theme.muted, lw=1)
+    axes.axvline(0, color=theme.muted, lw=1)
+    scores = [row["score"] for row in rows]
+    _plot_band(axes, scores, rows, color=theme.first, label="mean of each tenth of the samples")
+    return _finish(figure, axes, theme)
+
+
+def draw_correlation(metrics: Json, theme: Theme) -> Figure:
+    """Draw how the rank correlation of score and reward is spread over prompts."""
+    figure, axes = _start(theme, "Score against reward, by prompt", "Spearman correlation")
+    axes.set_ylabel("prompts")
+    histogram = metrics["correlation"]["histogram"]
+    edges = np.array(histogram["edges"])
+    axes.bar(
+        edges[:-1],
+        histogram["counts"],
+        width=np.diff(edges) * 0.92,
+        align="edge",
+        color=theme.first,
+        alpha=0.75,
+    )
+    axes.axvline(0, color=theme.muted, lw=1)
+    mean = metrics["correlation"]["spearman"]
+    if mean is not None:
+        label = f"mean {mean['mean']:.2f}, band: 95 % interval"
+        axes.axvspan(mean["low"], mean["high"], color=theme.second, alpha=0.25, lw=0)
+        axes.axvline(mean["mean"], color=theme.second, lw=1.8, label=label)
+    axes.set_xlim(-1, 1)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    return _finish(figure, axes, theme)
+
+
+def draw_sweep(cells: Sequence[Json], theme: Theme) -> Figure:
+    """Draw the cross-validated reward of every reading (rows) with every objective (columns)."""
+    readings = list(dict.fromkeys(cell["reading"] for cell in cells))
+    objectives = list(dict.fromkeys(cell["objective"] for cell in cells))
+    values = np.full((len(readings), len(objectives)), np.nan)
+    for cell in cells:
+        if cell["reward"] is not None:
+            place = readings.index(cell["reading"]), objectives.index(cell["objective"])
+            values[place] = cell["reward"]
+    figure, axes = _start(theme, "Cross-validated reward", "objective")
+    figure.set_size_inches(max(3.4, 1.5 + 0.75 * len(objectives)), 1.4 + 0.36 * len(readings))
+    axes.set_ylabel("reading: layer/pooling/window")
+    axes.grid(visible=False)
+    colours = LinearSegmentedColormap.from_list("reward", [theme.page, theme.first])
+    axes.imshow(values, cmap=colours, aspect="auto", vmin=_floor(values))
+    best = np.unravel_index(np.nanargmax(values), values.shape)
+    span = max(np.nanmax(values) - _floor(values), 1e-12)
+    for (row, column), value in np.ndenumerate(values):
+        dark_cell = np.isfinite(value) and (value - _floor(values)) / span > 0.55
+        axes.text(
+            column,
+            row,
+            "n/a" if np.isnan(value) else f"{value:.3f}",
+            ha="center",
+            va="center",
+            color=theme.page if dark_cell else theme.ink,
+            weight="bold" if (row, column) == best else "normal",
+        )
+    axes.set_xticks(range(len(objectives)), objectives)
+    axes.set_yticks(range(len(readings)), readings)
+    return _finish(figure, axes, theme)
+
+
+# What a report shows, by file name, with the key of the metrics that it needs.
+PLOTS: dict[str, tuple[str, Callable[[Json, Theme], Figure]]] = {
+    "reward_by_k": ("resampled", draw_k),
+    "reward_by_beta": ("resampled", draw_beta),
+    "reward_by_kl": ("kl", draw_kl),
+    "learning_curve": ("learning_curve", draw_learning_curve),
+    "calibration": ("calibration", draw_calibration),
+    "correlation": ("correlation", draw_correlation),
+    "sweep": ("sweep", lambda metrics, theme: draw_sweep(metrics["sweep"], theme)),
+}
+
+
+def _floor(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    """Return where the colours start: below the worst, so that its cell is not blank."""
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    return low - 0.15 * (high - low) - 1e-9
+
+
+def _start(theme: Theme, title: str, xlabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained", facecolor=theme.page)
+    axes = figure.add_subplot(facecolor=theme.page)
+    axes.set_title(title, loc="left", color=theme.ink, fontsize=12, fontweight="bold", pad=10)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("expected reward")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(theme.muted)
+    axes.grid(axis="y", color=theme.grid, lw=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Axes, theme: Theme) -> Figure:
+    axes.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=9.5, length=3)
+    axes.tick_params(axis="y", length=0)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=theme.muted, fontsize=10)
+    if axes.get_legend_handles_labels()[1]:
+        figure.legend(
+            loc="outside lower left", ncols=2, frameon=False, labelcolor=theme.ink, fontsize=9
+        )
+    return figure
+
+
+def _plot_band(
+    axes: Axes, places: Sequence[float], rows: Sequence[Json], *, color: str, label: str
+) -> None:
+    lows, highs = [row["low"] for row in rows], [row["high"] for row in rows]
+    axes.fill_between(places, lows, highs, color=color, alpha=0.18, lw=0, label="95 % interval")
+    rewards = [row["reward"] for row in rows]
+    axes.plot(places, rewards, color=color, marker="o", ms=4, lw=1.8, label=label)
+
+
+def _plot_line(axes: Axes, rows: Sequence[Json], *, color: str, marker: str, label: str) -> None:
+    places, rewards = [row["kl"] for row in rows], [row["reward"] for row in rows]
+    axes.plot(places, rewards, color=color, marker=marker, ms=4, lw=1.8, label=label)
+
+
+def _draw_base(axes: Axes, metrics: Json, theme: Theme) -> None:
+    reward = metrics["base"]["reward"]
+    axes.axhline(reward, color=theme.muted, ls=":", lw=1.6, label="base model: one sample")
+
+
+def _tick(axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
+    """Make the axis logarithmic with a tick at each place, unlabelled if the next is too near."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_minor_locator(NullLocator())
+    nearest = (places[-1] / places[0]) ** 0.05 if len(places) > 1 else 1.0
+    texts: list[str] = []
+    right = math.inf
+    for place, label in zip(reversed(places), reversed(labels), strict=True):
+        fits = place * nearest <= right
+        texts.insert(0, label if fits else "")
+        right = place if fits else right
+    axes.set_xticklabels(texts)

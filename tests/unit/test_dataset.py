@@ -1,0 +1,213 @@
+"""A dataset's folder: what is written is read, and nothing half-written is ever taken for whole."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qprobe.dataset import GREEDY, Dataset, DatasetWriter, Reading, Sample
+from qprobe.errors import DatasetError
+
+READINGS = ("15/last", "15/mean", "final/mean/8")
+MANIFEST: dict[str, Any] = {
+    "model": "org/model",
+    "hidden_size": 4,
+    "num_layers": 30,
+    "readings": list(READINGS),
+    "num_prompts": 3,
+    "prompts_per_shard": 2,
+    "reward": "tests",
+    "versions": {"torch": "2"},
+}
+PROMPTS = [{"prompt": f"question {index} ä \u2028"} for index in range(3)]
+
+
+def make_samples(prompts: range) -> list[Sample]:
+    return [
+        Sample(
+            prompt=prompt,
+            index=index,
+            text=f"answer {prompt} {index} \u2028",
+            token_ids=[prompt, index + 1],
+            num_scored=1,
+            logprob=-1.5,
+            finish_reason="stop",
+            seed=None if index == GREEDY else 10_000 * prompt + index,
+            reward=float((prompt + index) % 2),
+        )
+        for prompt in prompts
+        for index in (GREEDY, 0, 1)
+    ]
+
+
+def make_embeddings(prompts: range) -> dict[str, torch.Tensor]:
+    rows = torch.tensor([[prompt, index, 0, 1] for prompt in prompts for index in (0, 1)])
+    return {name: (rows + place).half() for place, name in enumerate(READINGS)}
+
+
+def write(writer: DatasetWriter, shard: int) -> None:
+    prompts = writer.prompts_of(shard)
+    writer.write(shard, make_samples(prompts), make_embeddings(prompts))
+
+
+def write_all(folder: Path) -> None:
+    with DatasetWriter(folder, MANIFEST, PROMPTS) as writer:
+        for shard in writer.missing():
+            write(writer, shard)
+        writer.finish()
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_all(tmp_path / "data")
+    dataset = Dataset.load(tmp_path / "data")
+    assert dataset.prompts == PROMPTS
+    assert dataset.samples == [each for each in make_samples(range(3)) if each.index != GREEDY]
+    assert dataset.groups.tolist() == [0, 0, 1, 1, 2, 2]
+    assert dataset.rewards.tolist() == [each.reward for each in dataset.samples]
+    assert dataset.greedy_rewards.tolist() == [1.0, 0.0, 1.0]
+    assert [str(reading) for reading in dataset.readings] == list(READINGS)
+    expected = make_embeddings(range(3))["final/mean/8"].float()
+    assert torch.equal(dataset.features(Reading("final", "mean", 8)), expected)
+    assert dataset.manifest["model"] == "org/model"
+
+
+def test_a_subset_renumbers_its_prompts(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    dataset = Dataset.load(tmp_path).subset([2, 0])
+    assert dataset.prompts == [PROMPTS[2], PROMPTS[0]]
+    assert dataset.groups.tolist() == [0, 0, 1, 1]
+    assert [each.text[:8] for each in dataset.samples] == ["answer 2"] * 2 + ["answer 0"] * 2
+    assert dataset.features(Reading(15, "last"))[:, 0].tolist() == [2, 2, 0, 0]
+    assert np.array_equal(dataset.greedy_rewards, [1.0, 1.0])
+
+
+def test_an_interrupted_writer_goes_on(tmp_path: Path) -> None:
+    """As after a kill in the second shard: its embeddings are there, its samples are torn."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    write_all(whole)
+    with DatasetWriter(broken, MANIFEST, PROMPTS) as writer:
+        write(writer, 0)
+    (broken / "embeddings" / "00001.safetensors").write_bytes(b"older")
+    (broken / "samples" / ".00001.jsonl.part").write_text('{"prompt": 2, "ind')
+    with pytest.raises(DatasetError, match="not finished"):
+        Dataset.load(broken)
+    with DatasetWriter(broken, {**MANIFEST, "versions": {"torch": "3"}}, PROMPTS) as again:
+        assert again.missing() == [1]
+        write(again, 1)
+        again.finish()
+    names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*"))
+    assert names == sorted(str(path.relative_to(broken)) for path in broken.rglob("*"))
+    for name in names:
+        if (whole / name).is_file():
+            assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["model", "readings", "num_prompts", "reward"])
+def test_a_folder_of_another_collection_is_refused(tmp_path: Path, name: str) -> None:
+    DatasetWriter(tmp_path, MANIFEST, PROMPTS).close()
+    with pytest.raises(DatasetError) as refused:
+        DatasetWriter(tmp_path, {**MANIFEST, name: "other"}, PROMPTS)
+    assert refused.value.field == name
+    assert "'other'" in str(refused.value)
+
+
+def test_foreign_files_are_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(DatasetError, match=r"manifest\.json"):
+        DatasetWriter(tmp_path, MANIFEST, PROMPTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(DatasetError, match="is not a folder"):
+        DatasetWriter(tmp_path / "thesis.tex", MANIFEST, PROMPTS)
+
+
+@pytest.mark.parametrize("left", [".prompts.jsonl.part", "prompts.jsonl", ".manifest.json.part"])
+def test_a_collection_killed_before_its_manifest_goes_on(tmp_path: Path, left: str) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / left).write_text('{"torn')
+    write_all(tmp_path)
+    assert Dataset.load(tmp_path).prompts == PROMPTS
+
+
+def test_a_second_writer_is_refused_while_the_first_is_open(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path, MANIFEST, PROMPTS) as first:
+        with pytest.raises(DatasetError, match="being written"):
+            DatasetWriter(tmp_path, MANIFEST, PROMPTS)
+        write(first, 0)
+    DatasetWriter(tmp_path, MANIFEST, PROMPTS).close()
+
+
+def test_the_digest_is_of_the_dataset_only(tmp_path: Path) -> None:
+    """A report written into the folder, and a collection run again, leave it as it was."""
+    write_all(tmp_path)
+    digest = Dataset.load(tmp_path).digest
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "metrics.json").write_text("{}")
+    (tmp_path / ".complete.json.part").write_text("torn")
+    write_all(tmp_path)
+    (tmp_path / "report" / "metrics.json").unlink()
+    assert Dataset.load(tmp_path).digest == digest
+
+
+def test_what_json_can_say_and_utf8_cannot_is_kept(tmp_path: Path) -> None:
+    prompts = [{**row, "x": "\ud83d"} for row in PROMPTS]
+    DatasetWriter(tmp_path, MANIFEST, prompts).close()
+    write_all(tmp_path)
+    assert Dataset.load(tmp_path).prompts == prompts
+
+
+@pytest.mark.parametrize("name", ["samples/00001.jsonl", "embeddings/00000.safetensors"])
+def test_changed_and_missing_files_are_found(tmp_path: Path, name: str) -> None:
+    write_all(tmp_path)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DatasetError, match=Path(name).name):
+        Dataset.load(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(DatasetError, match=Path(name).name):
+        Dataset.load(tmp_path)
+
+
+def test_an_overflow_of_float16_is_refused(tmp_path: Path) -> None:
+    writer = DatasetWriter(tmp_path, MANIFEST, PROMPTS)
+    prompts = writer.prompts_of(0)
+    embeddings = make_embeddings(prompts)
+    embeddings["15/mean"] = torch.full((4, 4), 70_000.0).half()
+    with pytest.raises(DatasetError, match="15/mean"):
+        writer.write(0, make_samples(prompts), embeddings)
+    assert writer.missing() == [0, 1]
+
+
+@pytest.mark.parametrize("version", [None, 2])
+def test_another_format_is_refused(tmp_path: Path, version: int | None) -> None:
+    write_all(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({**MANIFEST, "format_version": version}))
+    with pytest.raises(DatasetError, match="format_version"):
+        Dataset.load(tmp_path)
+    with pytest.raises(DatasetError, match=r"no manifest\.json"):
+        Dataset.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["15/mean", "final/last", "1/mean/32"])
+def test_readings_are_read_as_written(text: str) -> None:
+    assert str(Reading.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "15", "15/max", "x/mean", "15/last/8", "15/mean/x", "-1/mean", "1/mean/0"]
+)
+def test_bad_readings(text: str) -> None:
+    with pytest.raises(DatasetError) as refused:
+        Reading.parse(text)
+    assert refused.value.field == "reading"
+    assert repr(text) in str(refused.value)
+
+
+def test_an_unknown_reading_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    with pytest.raises(DatasetError, match="15/last, 15/mean, final/mean/8"):
+        Dataset.load(tmp_path).features(replace(Reading(15, "mean"), window=99))

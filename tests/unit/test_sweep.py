@@ -1,0 +1,235 @@
+"""Sweeps of planted data: the right cell wins, and the test prompts stay unseen."""
+
+import csv
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qprobe import sweep
+from qprobe.dataset import Dataset, Reading, Sample
+from qprobe.errors import DatasetError, EvaluationError, TrainingError
+from qprobe.learning_curve import learning_curve
+from qprobe.sweep import Cell, format_table, run_sweep, split_prompts, write_sweep
+from qprobe.training import TrainingSettings, fit_probe
+
+NUM_PROMPTS, N, HIDDEN = 40, 6, 4
+GOOD, BAD = Reading(3, "mean", 8), Reading("final", "last")
+SETTINGS = TrainingSettings(k=N, beta=0.1, weight_decays=(1.0, 0.1), num_folds=2)
+
+
+def make_dataset(*, scale: float = 1.0) -> Dataset:
+    """Return rewards that the first feature of GOOD gives away, and nothing in BAD does."""
+    rng = np.random.default_rng(0)
+    good, bad = rng.normal(size=(2, NUM_PROMPTS * N, HIDDEN))
+    rewards = scale * (good[:, 0] + 0.3 * rng.normal(size=len(good)) > 0.5)
+    samples = [
+        Sample(
+            prompt=i // N,
+            index=i % N,
+            text="",
+            token_ids=[1, 2],
+            num_scored=1,
+            logprob=-1.0,
+            finish_reason="stop",
+            seed=i,
+            reward=float(rewards[i]),
+        )
+        for i in range(len(good))
+    ]
+    manifest = {"model": "org/model", "reward": "tests", "readings": [str(GOOD), str(BAD)]}
+    prompts: list[dict[str, Any]] = [{"prompt": f"p{i}"} for i in range(NUM_PROMPTS)]
+    embeddings = {GOOD: torch.tensor(good).half(), BAD: torch.tensor(bad).half()}
+    return Dataset(manifest, prompts, samples, embeddings, np.full(NUM_PROMPTS, np.nan))
+
+
+DATASET = make_dataset()
+RESULT = run_sweep(DATASET, readings=[BAD, GOOD], objectives=["mse", "pg"], settings=SETTINGS)
+
+
+def test_the_planted_reading_wins() -> None:
+    assert [(cell.reading, cell.objective) for cell in RESULT.cells] == [
+        (BAD, "mse"),
+        (BAD, "pg"),
+        (GOOD, "mse"),
+        (GOOD, "pg"),
+    ]
+    rewards = {(cell.reading, cell.objective): cell.reward or 0.0 for cell in RESULT.cells}
+    assert RESULT.winner.reading == GOOD
+    assert RESULT.winner.reward == max(rewards.values())
+    assert rewards[GOOD, "mse"] > RESULT.base + 0.8 * (RESULT.ceiling - RESULT.base)
+    assert RESULT.metrics["gain"]["low"] > 0
+
+
+def test_test_prompts_meet_nothing_but_the_winner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every array that is trained on holds development rows only; the halves are disjoint."""
+    assert set(RESULT.development).isdisjoint(RESULT.test)
+    assert sorted(RESULT.development + RESULT.test) == list(range(NUM_PROMPTS))
+    assert len(RESULT.test) == NUM_PROMPTS // 4
+    seen: set[bytes] = set()
+
+    def record(features: torch.Tensor, *rest: Any) -> Any:
+        seen.update(row.numpy().tobytes() for row in features)
+        return fit_probe(features, *rest)
+
+    monkeypatch.setattr(sweep, "fit_probe", record)
+    run_sweep(DATASET, readings=[BAD, GOOD], objectives=["mse"], settings=SETTINGS)
+    for reading in (BAD, GOOD):
+        for prompt in range(NUM_PROMPTS):
+            rows = DATASET.features(reading)[DATASET.groups == prompt]
+            found = {row.numpy().tobytes() in seen for row in rows}
+            assert found == {prompt in RESULT.development}
+
+
+def test_other_test_rewards_change_no_choice() -> None:
+    changed = make_dataset()
+    inside = np.isin(changed.groups, RESULT.test)
+    changed.samples = [
+        Sample(**{**vars(each), "reward": 1 - each.reward}) if flip else each
+        for each, flip in zip(changed.samples, inside, strict=True)
+    ]
+    changed.rewards = np.array([each.reward for each in changed.samples])
+    again = run_sweep(changed, readings=[BAD, GOOD], objectives=["mse", "pg"], settings=SETTINGS)
+    assert again.cells == RESULT.cells
+    assert again.winner == RESULT.winner
+    assert again.metrics["policy"] != RESULT.metrics["policy"]
+
+
+def test_the_winner_can_be_trained_again() -> None:
+    known = DATASET.subset(RESULT.development)
+    again = fit_probe(
+        known.features(RESULT.winner.reading), known.rewards, known.groups, RESULT.settings
+    )
+    assert RESULT.settings.objective == RESULT.winner.objective
+    assert again.weight_decay == RESULT.probe.weight_decay == RESULT.winner.weight_decay
+    for mine, theirs in zip(again.layers, RESULT.probe.layers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_an_objective_that_refuses_the_data_leaves_an_empty_cell() -> None:
+    """Also that rewards below 0 can win."""
+    shifted = make_dataset(scale=4.0)
+    shifted.samples = [
+        Sample(**{**vars(each), "reward": each.reward - 5}) for each in shifted.samples
+    ]
+    shifted.rewards = np.array([each.reward for each in shifted.samples])
+    found: list[Cell] = []
+    result = run_sweep(
+        shifted, readings=[GOOD], objectives=["ce", "mse"], settings=SETTINGS, progress=found.append
+    )
+    assert found == result.cells
+    assert result.cells[0].reward is None
+    assert "from 0 to 1" in str(result.cells[0].refusal)
+    assert result.winner.objective == "mse"
+    assert "-" in format_table(result).split()
+    with pytest.raises(TrainingError, match="none can be trained"):
+        run_sweep(shifted, readings=[GOOD], objectives=["ce"], settings=SETTINGS)
+
+
+def test_files_say_what_was_found(tmp_path: Path) -> None:
+    write_sweep(RESULT, tmp_path / "new")
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert names == ["sweep.csv", "sweep.json"]
+    stored = json.loads((tmp_path / "new" / "sweep.json").read_text())
+    assert stored["winner"]["reading"] == "3/mean/8"
+    assert stored["test_prompts"] == RESULT.test
+    assert stored["test"] == RESULT.metrics
+    with (tmp_path / "new" / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["reward"]) for row in rows] == [cell.reward for cell in RESULT.cells]
+
+
+def test_table() -> None:
+    lines = format_table(RESULT).splitlines()
+    assert lines[0].split() == ["reading", "mse", "pg"]
+    assert [line.split()[0] for line in lines[1:]] == ["final/last", "3/mean/8"]
+    assert format_table(RESULT).count("*") == 1
+    starred = next(word for word in format_table(RESULT).split() if "*" in word)
+    assert starred == f"{RESULT.winner.reward:.3f}*"
+
+
+def test_splits() -> None:
+    rows = DATASET.prompts
+    assert split_prompts(rows) == split_prompts(rows)
+    assert split_prompts(rows) != split_prompts(rows, seed=1)
+    assert [len(side) for side in split_prompts(rows[:4], test_fraction=0.99)] == [2, 2]
+    with pytest.raises(EvaluationError, match="at least 4"):
+        split_prompts(DATASET.prompts[:3])
+    with pytest.raises(EvaluationError, match=r"test_fraction.*1\.0"):
+        split_prompts(DATASET.prompts, test_fraction=1.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_that_ask_the_same_are_on_one_side(seed: int) -> None:
+    """As data of preferences have them: many pairs of a prompt, in each form of a row."""
+    rows: list[dict[str, Any]] = []
+    for i in range(20):
+        chat = [{"role": "user", "content": f"q{i % 5}"}]
+        answer = {"role": "assistant", "content": f"a{i}"}
+        forms: list[dict[str, Any]] = [
+            {"prompt": f"q{i % 5}", "chosen": f"a{i}"},
+            {"messages": chat, "completions": [f"a{i}"]},
+            {"chosen": [*chat, answer], "rejected": [*chat, answer]},
+        ]
+        rows.append(forms[i // 7])
+    known, test = split_prompts(rows, test_fraction=0.4, seed=seed)
+    assert sorted(known + test) == list(range(20))
+    for first, other in ((0, 5), (7, 12), (14, 19)):
+        assert (first in test) == (other in test)
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweep, "fit_probe", None)
+    with pytest.raises(EvaluationError, match="k: must be at most 6"):
+        run_sweep(DATASET, readings=[GOOD], objectives=["mse"], settings=replace(SETTINGS, k=N + 1))
+    with pytest.raises(TrainingError, match="'pgg'"):
+        run_sweep(DATASET, readings=[GOOD], objectives=["mse", "pgg"], settings=SETTINGS)
+
+
+def test_what_cannot_be_swept_is_refused() -> None:
+    with pytest.raises(EvaluationError, match="at least one"):
+        run_sweep(DATASET, readings=[], objectives=["mse"], settings=SETTINGS)
+    with pytest.raises(DatasetError, match="7/last"):
+        run_sweep(DATASET, readings=[Reading(7, "last")], objectives=["mse"], settings=SETTINGS)
+
+
+def test_a_learning_curve_climbs_to_the_probe_of_all_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every size trains on that many prompts, on 5 different choices of them."""
+    sets: list[bytes] = []
+
+    def record(features: torch.Tensor, *rest: Any) -> Any:
+        sets.append(features.numpy().tobytes())
+        return fit_probe(features, *rest)
+
+    monkeypatch.setattr(sys.modules[learning_curve.__module__], "fit_probe", record)
+    known, unseen = DATASET.subset(RESULT.development), DATASET.subset(RESULT.test)
+    rows = learning_curve(known, unseen, reading=GOOD, settings=RESULT.settings, sizes=(2, 8, 99))
+    assert [row["num_prompts"] for row in rows] == [2, 8, 30]
+    assert [len(row["runs"]) for row in rows] == [5, 5, 1]
+    assert rows[-1]["reward"] == pytest.approx(RESULT.metrics["policy"]["reward"])
+    assert rows[0]["reward"] < rows[-1]["reward"]
+    assert all(row["low"] <= row["reward"] <= row["high"] for row in rows)
+    assert rows[1]["reward"] == pytest.approx(np.mean(rows[1]["runs"]))
+    sizes = [len(each) // (N * HIDDEN * 4) for each in sets]  # float32
+    assert sizes == [30] + [2] * 5 + [8] * 5
+    assert len(set(sets)) == len(sets)
+
+
+def test_a_training_set_without_a_signal_counts_as_the_base_model() -> None:
+    """With equal rewards in all prompts but 8, some orders begin with 2 equal ones."""
+    known, unseen = DATASET.subset(RESULT.development), DATASET.subset(RESULT.test)
+    known.rewards = np.where(known.groups < 8, known.rewards, 1.0)
+    (first, *_) = learning_curve(known, unseen, reading=GOOD, settings=SETTINGS, sizes=(2,))
+    assert min(first["runs"]) == pytest.approx(unseen.rewards.mean())
+    known.rewards = np.ones(len(known.rewards))
+    with pytest.raises(TrainingError, match="nothing to learn"):
+        learning_curve(known, unseen, reading=GOOD, settings=SETTINGS)

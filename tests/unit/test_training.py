@@ -1,0 +1,341 @@
+"""Fitted probes, against scikit-learn, closed forms and problems with a known answer."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from qprobe.errors import TrainingError
+from qprobe.probe import OBJECTIVES, Probe, ProbeInfo
+from qprobe.training import FittedProbe, TrainingSettings, fit_probe
+
+Vector = NDArray[np.float64]
+Problem = tuple[Tensor, Vector, NDArray[np.int64]]
+
+
+def draw(seed: int, *, num_prompts: int = 40, n: int = 8, hidden: int = 12) -> Problem:
+    """Binary rewards; 2 features matter, one of them by a third; units and means are uneven."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(num_prompts), n)
+    standard = rng.normal(size=(len(groups), hidden))
+    difficulty = rng.normal(size=num_prompts)[groups]
+    odds = np.exp(difficulty + 2 * standard[:, 0] - 0.7 * standard[:, 1])
+    rewards = (rng.random(len(groups)) < odds / (1 + odds)).astype(np.float64)
+    units = np.exp(np.linspace(-2, 2, hidden))
+    features = torch.tensor(standard * units + 5 * np.arange(hidden) / hidden, dtype=torch.float32)
+    return features, rewards, groups
+
+
+def fit(problem: Problem, **fields: Any) -> FittedProbe:
+    return fit_probe(*problem, TrainingSettings(**{"num_folds": 2, **fields}))
+
+
+def standardised(features: Tensor) -> Vector:
+    raw = features.double().numpy()
+    return np.asarray((raw - raw.mean(0)) / raw.std(0))
+
+
+def within_std(scores: Tensor, groups: NDArray[np.int64]) -> float:
+    parts = [scores.double().numpy()[groups == each] for each in np.unique(groups)]
+    return math.sqrt(np.mean([part.var(ddof=1) for part in parts if len(part) > 1]))
+
+
+def expected_reward(scores: Tensor, rewards: Vector, groups: NDArray[np.int64]) -> Vector:
+    """Of softmax(score / 0.1) over each prompt's samples: shape (prompts,)."""
+    found = []
+    for each in np.unique(groups):
+        logits = scores.double().numpy()[groups == each] / 0.1
+        weights = np.exp(logits - logits.max())
+        found.append(weights @ rewards[groups == each] / weights.sum())
+    return np.array(found)
+
+
+def assert_same_direction(scores: Tensor, reference: Vector, *, tolerance: float) -> None:
+    """The scores, centred, are the reference centred, up to a positive factor."""
+    ours, theirs = scores.double().numpy(), np.asarray(reference)
+    ours, theirs = ours - ours.mean(), theirs - theirs.mean()
+    ours, theirs = ours / ours.std(), theirs / theirs.std()
+    assert np.abs(ours - theirs).max() < tolerance
+
+
+# A stop at a relative gain of 1e-7 leaves scores off by about its root, 3e-4 of their standard
+# deviation, times the largest of 320 standardised scores, about 3: 1e-3, doubled for safety.
+TOLERANCE = 2e-3
+
+
+@pytest.mark.parametrize("decay", [10.0, 0.1])
+def test_mse_is_ridge_regression(decay: float) -> None:
+    """Mean of (z.w + b - r)^2 + decay / 2 |w|^2 has w = (Z'Z / n + decay / 2)^-1 Z'r / n."""
+    problem = features, rewards, _ = draw(0)
+    z = standardised(features)
+    covariance = z.T @ z / len(z)
+    weights = np.linalg.solve(covariance + decay / 2 * np.eye(z.shape[1]), z.T @ rewards / len(z))
+    found = fit(problem, objective="mse", weight_decays=(decay,))
+    assert_same_direction(found.score(features), z @ weights, tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.01])
+def test_ce_is_logistic_regression(decay: float) -> None:
+    """scikit-learn minimises C * sum of losses + |w|^2 / 2, so C = 1 / (n * decay)."""
+    problem = features, rewards, groups = draw(1)
+    z = standardised(features)
+    reference = LogisticRegression(C=1 / (len(z) * decay), tol=1e-8, max_iter=1000).fit(z, rewards)
+    found = fit(problem, objective="ce", weight_decays=(decay,))
+    theirs = reference.decision_function(z)
+    assert_same_direction(found.score(features), theirs, tolerance=TOLERANCE)
+    assert found.scale == pytest.approx(within_std(torch.tensor(theirs), groups), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("objective", ["bt", "dpo"])
+def test_bt_and_dpo_are_logistic_regression_on_differences(objective: str) -> None:
+    """Both orders of each pair, with no intercept; a prompt's pairs weigh 1 together."""
+    problem = features, rewards, groups = draw(2, num_prompts=20)
+    z = standardised(features)
+    rows, weights = [], []
+    for each in np.unique(groups):
+        mine = np.flatnonzero(groups == each)
+        pairs = [z[i] - z[j] for i in mine for j in mine if rewards[i] > rewards[j]]
+        rows += pairs
+        weights += [1 / max(len(pairs), 1)] * len(pairs)
+    differences, share = np.array(rows), np.array(weights) / sum(weights)
+    reference = LogisticRegression(C=1 / 0.05, fit_intercept=False, tol=1e-8, max_iter=1000).fit(
+        np.concatenate([differences, -differences]),
+        np.repeat([1, 0], len(rows)),
+        sample_weight=np.concatenate([share, share]) / 2,
+    )
+    found = fit(problem, objective=objective, weight_decays=(0.05,))
+    assert_same_direction(found.score(features), z @ reference.coef_[0], tolerance=TOLERANCE)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_features_in_other_units_give_the_same_scores(objective: str) -> None:
+    """What folding the standardisation into the weights must achieve."""
+    features, rewards, groups = draw(3)
+    moved = features * torch.linspace(0.1, 30, 12) - 7
+    plain = fit((features, rewards, groups), objective=objective, weight_decays=(1.0,))
+    other = fit((moved, rewards, groups), objective=objective, weight_decays=(1.0,))
+    assert torch.allclose(plain.score(features), other.score(moved), atol=2e-2)
+    assert plain.layers[0][0].shape == (1, 12)
+
+
+@pytest.mark.parametrize("hidden", [(), (6,), (6, 4)])
+def test_scores_have_unit_spread_within_prompts_and_suit_a_probe(hidden: tuple[int, ...]) -> None:
+    problem = features, _, groups = draw(4)
+    found = fit(problem, hidden=hidden, weight_decays=(0.01,))
+    assert len(found.layers) == len(hidden) + 1
+    assert within_std(found.score(features), groups) == pytest.approx(1, abs=1e-4)
+    info = ProbeInfo(
+        base_model="m",
+        hidden_size=12,
+        num_layers=4,
+        layer=2,
+        pooling="mean",
+        objective="ce",
+        k=4,
+        beta=0.1,
+    )
+    assert torch.equal(Probe(info, found.layers).score(features), found.score(features))
+
+
+def test_prompts_with_one_sample_do_not_count_in_the_scale() -> None:
+    features, rewards, groups = draw(5)
+    kept = np.flatnonzero((np.arange(len(groups)) % 8 == 0) | (groups > 5))
+    problem = features[torch.from_numpy(kept)], rewards[kept], groups[kept]
+    found = fit(problem, weight_decays=(1.0,))
+    assert within_std(found.score(problem[0]), problem[2]) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("hidden", [(), (8,)])
+@pytest.mark.parametrize("objective", ["ce", "pg", "bt"])
+def test_the_same_seed_gives_the_same_bits(objective: str, hidden: tuple[int, ...]) -> None:
+    problem = draw(6, num_prompts=16)
+    decays = (0.1, 0.03)
+    first = fit(problem, objective=objective, hidden=hidden, weight_decays=decays, seed=3)
+    again = fit(problem, objective=objective, hidden=hidden, weight_decays=decays, seed=3)
+    for one, other in zip(first.layers, again.layers, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+    assert first.cross_validation == again.cross_validation
+
+
+def test_many_pairs_and_threads_give_the_same_bits() -> None:
+    """400 prompts x 24 samples have about 50,000 pairs, where torch would use several threads."""
+    problem = draw(7, num_prompts=400, n=24)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for num in (1, 2):
+            torch.set_num_threads(num)
+            found.append(fit(problem, objective="bt", weight_decays=(1.0,)))
+            assert torch.get_num_threads() == num
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0].layers[0][0], found[1].layers[0][0])
+
+
+def test_another_seed_gives_another_mlp() -> None:
+    problem = draw(6)
+    first, other = (fit(problem, hidden=(8,), weight_decays=(0.01,), seed=seed) for seed in (1, 2))
+    assert not torch.equal(first.layers[0][0], other.layers[0][0])
+
+
+@pytest.mark.parametrize("objective", ["ce", "pg", "bt"])
+def test_the_order_of_prompts_does_not_matter(objective: str) -> None:
+    features, rewards, groups = draw(8)
+    order = np.random.default_rng(0).permutation(40)
+    rows = (order[:, None] * 8 + np.arange(8)).ravel()
+    moved = features[torch.from_numpy(rows)], rewards[rows], groups
+    plain = fit((features, rewards, groups), objective=objective, weight_decays=(1.0,))
+    other = fit(moved, objective=objective, weight_decays=(1.0,))
+    assert torch.allclose(plain.score(features), other.score(features), atol=2e-2)
+
+
+@pytest.mark.parametrize("objective", ["mse", "pg", "ppo", "bt"])
+def test_the_unit_of_the_reward_does_not_matter(objective: str) -> None:
+    features, rewards, groups = draw(9)
+    plain = fit((features, rewards, groups), objective=objective, weight_decays=(1.0,))
+    other = fit((features, 50 * rewards - 8, groups), objective=objective, weight_decays=(1.0,))
+    theirs = other.score(features).numpy()
+    assert_same_direction(plain.score(features), theirs, tolerance=2 * TOLERANCE)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_chosen_decay_finds_the_signal_among_noise(objective: str) -> None:
+    """60 prompts x 8 samples of 300 features, 298 of them noise; 400 fresh prompts.
+
+    The mean gain over base on fresh prompts is near normal; were the true gain 0, it would pass 6
+    of its standard errors with probability 1e-9.
+    """
+    problem = draw(10, num_prompts=60, hidden=300)
+    features, rewards, groups = draw(11, num_prompts=400, hidden=300)
+    found = fit(problem, objective=objective, weight_decays=(100.0, 1.0, 0.1))
+    gained = expected_reward(found.score(features), rewards, groups)
+    base = np.array([rewards[groups == each].mean() for each in range(400)])
+    differences = gained - base
+    assert differences.mean() > 6 * differences.std() / math.sqrt(400)
+
+
+def test_the_decay_is_the_best_of_cross_validation() -> None:
+    found = fit(draw(12, hidden=100), weight_decays=(0.001, 1.0, 100.0, 1.0), num_folds=4)
+    tried = found.cross_validation
+    assert [each["weight_decay"] for each in tried] == [100.0, 1.0, 0.001]
+    best = max(each["reward"] for each in tried)
+    chosen = [each["reward"] for each in tried if each["weight_decay"] == found.weight_decay]
+    assert chosen == [best]
+
+
+def test_ties_go_to_the_stronger_decay() -> None:
+    """One feature: all decays give the same order and, at beta 0, the same rewards."""
+    features, rewards, groups = draw(13)
+    found = fit((features[:, :1], rewards, groups), beta=0.0, weight_decays=(0.1, 5.0, 1.0))
+    assert len({each["reward"] for each in found.cross_validation}) == 1
+    assert found.weight_decay == 5.0
+
+
+def test_held_out_reward_is_that_of_fits_without_those_prompts() -> None:
+    """With 2 folds of 2 prompts, each fold's reward follows from a fit on the other two."""
+    features, rewards, groups = draw(14, num_prompts=4, n=20)
+    for seed in range(3):
+        found = fit((features, rewards, groups), weight_decays=(1.0,), seed=seed)
+        options = []
+        for mate in (1, 2, 3):
+            total = 0.0
+            for train in ([0, mate], [each for each in (1, 2, 3) if each != mate]):
+                mask = np.isin(groups, train)
+                # Standardised by all prompts, as cross-validation is: features carry no rewards.
+                z = standardised(features)
+                model = LogisticRegression(C=1 / mask.sum(), tol=1e-8).fit(z[mask], rewards[mask])
+                scores = model.decision_function(z)
+                spread = within_std(torch.tensor(scores[mask]), groups[mask])
+                scores = torch.tensor(scores[~mask] / spread)
+                total += expected_reward(scores, rewards[~mask], groups[~mask]).sum()
+            options.append(total / 4)
+        reward = found.cross_validation[0]["reward"]
+        assert min(abs(reward - each) for each in options) < TOLERANCE / 0.1
+
+
+def test_an_mlp_learns_what_no_linear_probe_can() -> None:
+    """The reward is whether a feature is far from 0: its sign carries nothing.
+
+    150 fresh prompts; 6 standard errors of the difference, as above.
+    """
+
+    def far(seed: int, num_prompts: int) -> Problem:
+        rng = np.random.default_rng(seed)
+        features = torch.tensor(rng.normal(size=(num_prompts * 8, 4)), dtype=torch.float32)
+        rewards = (features[:, 0].abs() > 0.7).double().numpy()
+        return features, rewards, np.repeat(np.arange(num_prompts), 8)
+
+    features, rewards, groups = far(1, 150)
+    mlp, linear = (
+        expected_reward(fit(far(0, 80), hidden=hidden).score(features), rewards, groups)
+        for hidden in ((16,), ())
+    )
+    assert (mlp - linear).mean() > 6 * (mlp - linear).std() / math.sqrt(150)
+
+
+def test_an_mlp_that_decays_to_nothing_is_an_error() -> None:
+    with pytest.raises(TrainingError, match=r"50\.0") as refused:
+        fit(draw(15), hidden=(4,), weight_decays=(50.0,))
+    assert refused.value.field == "weight_decays"
+
+
+def test_constant_features_do_no_harm() -> None:
+    features, rewards, groups = draw(16)
+    padded = torch.cat([features, torch.full((len(features), 3), 1000.3)], dim=1)
+    plain = fit((features, rewards, groups), weight_decays=(1.0,))
+    other = fit((padded, rewards, groups), weight_decays=(1.0,))
+    assert torch.allclose(plain.score(features), other.score(padded), atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("objective", "magic", "'magic'"),
+        ("beta", -0.1, "-0.1"),
+        ("beta", math.nan, "nan"),
+        ("k", 0, "0"),
+        ("hidden", (3, 3, 3), "(3, 3, 3)"),
+        ("hidden", (0,), "0"),
+        ("weight_decays", (1.0, -2.0), "-2.0"),
+        ("weight_decays", (math.inf,), "inf"),
+        ("num_folds", 1, "1"),
+        ("seed", -1, "-1"),
+        ("seed", True, "True"),
+    ],
+)
+def test_bad_settings_are_named(field: str, value: Any, shown: str) -> None:
+    with pytest.raises(TrainingError) as refused:
+        TrainingSettings(**{field: value})
+    assert refused.value.field == field
+    assert str(refused.value).endswith(f"got {shown}")
+
+
+def test_bad_data_are_named() -> None:
+    features, rewards, groups = draw(17)
+    broken = features.clone()
+    broken[5, 2] = math.nan
+    infinite = rewards.copy()
+    infinite[3] = math.inf
+    flat = (groups % 2).astype(np.float64)
+    one = np.where(groups == 0, rewards, 0.0)
+    one[0], one[1] = 1.0, 0.0
+    for field, message, problem in [
+        ("features", r"row 5", (broken, rewards, groups)),
+        ("features", r"\(320,\)", (features[:, 0], rewards, groups)),
+        ("rewards", "inf", (features, infinite, groups)),
+        ("rewards", r"\(319,\)", (features, rewards[1:], groups)),
+        ("groups", r"\(319,\)", (features, rewards, groups[1:])),
+        ("groups", "sample 8", (features, rewards, groups[::-1])),
+        ("rewards", "differ within no prompt", (features, flat, groups)),
+        ("num_folds", "at most 1", (features, one, groups)),
+        ("rewards", "0 to 1", (features, 3 * rewards, groups)),
+    ]:
+        with pytest.raises(TrainingError, match=message) as refused:
+            fit(problem)
+        assert refused.value.field == field
