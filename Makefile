@@ -34,7 +34,7 @@ type: install  ## static types
 	$(BIN)/mypy
 
 # Three runs, so that only one engine is alive at a time.
-unit: install  ## tests without an engine, in seconds
+unit: install  ## tests without an engine, in a minute
 	$(BIN)/pytest tests/unit
 
 engine: install  ## tests of one real vLLM engine

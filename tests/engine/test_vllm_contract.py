@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import vllm
+from vllm import LLM, SamplingParams
+from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
@@ -20,6 +22,7 @@ from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
+from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import ExecuteModelState, GPUModelRunner
@@ -149,3 +152,35 @@ def test_how_the_app_is_built_and_served() -> None:
     assert options == set(re.findall(r'"(\w+)": ', source(_uvicorn_options))), changed(
         "the options of serve_http"
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "collective_rpc",
+        "enqueue",
+        "_preprocess_chat_one",
+        "_preprocess_cmpl_one",
+        "get_default_sampling_params",
+        "get_tokenizer",
+        "reset_prefix_cache",
+    ],
+)
+def test_methods_of_the_offline_engine(name: str) -> None:
+    assert callable(getattr(LLM, name, None)), changed(f"LLM.{name}")
+
+
+def test_the_offline_engine_runs_step_by_step_in_this_process() -> None:
+    """With VLLM_ENABLE_V1_MULTIPROCESSING=0, so that equal requests meet in equal batches."""
+    assert callable(LLMEngine.step), changed("LLMEngine.step")
+    assert callable(LLMEngine.has_unfinished_requests), changed("LLMEngine")
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" in source(LLMEngine.from_engine_args), changed(
+        "LLMEngine.from_engine_args"
+    )
+    assert callable(EngineArgs.add_cli_args), changed("EngineArgs.add_cli_args")
+
+
+def test_prompt_logprobs_keep_every_prompt_token_from_the_prefix_cache() -> None:
+    """Or a completion that is read as part of a prompt would lack states."""
+    assert SamplingParams(prompt_logprobs=0).skip_reading_prefix_cache, changed("SamplingParams")
+    assert not SamplingParams().skip_reading_prefix_cache

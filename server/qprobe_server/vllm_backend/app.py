@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     registry = load_registry(args)
     settings = read_settings(args)
     settings.check(registry)
-    prepare_engine_args(args, registry, find_worker_cls())
+    prepare_engine_args(args, registry, find_worker_cls("ScoringWorker"))
     if args.headless:
         args.api_server_count = 0
         run_headless(args)

@@ -1,26 +1,42 @@
-"""The command line of ``qprobe serve``: vLLM's own, and ours beside it.
+"""The command lines of ``qprobe serve`` and ``qprobe collect``: vLLM's flags, and ours beside them.
 
-Relies on vLLM 0.32.0: ``ServeSubcommand.subparser_init`` (entrypoints/cli/serve.py).
+Relies on vLLM 0.32.0: ``ServeSubcommand.subparser_init`` (entrypoints/cli/serve.py) and
+``EngineArgs.add_cli_args`` (engine/arg_utils.py).
 """
 
 import argparse
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
+from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from qprobe.probe import Layer
 from qprobe_server.errors import StartupError
 from qprobe_server.registry import ProbeRegistry
 from qprobe_server.settings import Settings
 from qprobe_server.vllm_backend.scoring import ADDITIONAL_CONFIG
 
-__all__ = ["load_registry", "parse", "prepare_engine_args", "read_settings"]
+__all__ = ["claim_worker", "load_registry", "parse", "prepare_engine_args", "read_settings"]
 
 _DESCRIPTION = """vLLM's OpenAI-compatible server, with answers reranked by probes. Takes every flag
 of `vllm serve` and those of the group `qprobe`. Without a model it serves SmolLM2-135M-Instruct
-with the probe `python`."""
+with the probes `python` and `concise`."""
+
+_COLLECT_DESCRIPTION = """Samples prompts, rewards the answers and keeps their embeddings, for
+training probes. Takes vLLM's engine flags and those of the group `qprobe`; `--seed` is the
+collection's. Started again with the same arguments it goes on where it was stopped. Without --model
+it samples SmolLM2-135M-Instruct."""
+
+DEFAULT_WINDOWS = (8, 16, 24, 32, 48, 64, 96)
+_SAMPLING_FLAGS = {
+    "--temperature": float,
+    "--top-p": float,
+    "--top-k": int,
+    "--min-p": float,
+    "--max-tokens": int,
+}
 
 # Ways to run vLLM's server in which its requests would pass us by: (flag, what to do instead).
 _REFUSED_MODES = (
@@ -33,11 +49,22 @@ _KEEP_ALIVE_S = 10.0
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse ``serve`` with vLLM's flags and ours; exits on a usage error, as argparse does."""
-    main = FlexibleArgumentParser(prog="qprobe", description="Serve answers reranked by probes.")
-    main.add_argument("--version", action="version", version=version("qprobe"))
+    """Parse ``serve`` or ``collect``; exits on a usage error, as argparse does."""
+    main = FlexibleArgumentParser(prog="qprobe")
     subparsers = main.add_subparsers(dest="subparser", required=True)
-    parser: argparse.ArgumentParser = ServeSubcommand().subparser_init(subparsers)
+    _add_serve(ServeSubcommand().subparser_init(subparsers))
+    collect = subparsers.add_parser(
+        "collect",
+        description=_COLLECT_DESCRIPTION,
+        usage="qprobe collect PROMPTS --reward REWARD -o FOLDER [options]",
+    )
+    EngineArgs.add_cli_args(collect)
+    collect.set_defaults(model=None)
+    _add_collect(collect)
+    return main.parse_args(list(argv))
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.usage = "qprobe serve [model] [options]"
     parser.epilog = None
@@ -70,7 +97,74 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="Serve probes that were trained on a model of another name.",
     )
-    return main.parse_args(list(argv))
+
+
+def _add_collect(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("qprobe")
+    group.add_argument("prompts", type=Path, metavar="PROMPTS", help="File of prompts.")
+    group.add_argument("-o", "--output", type=Path, required=True, help="The dataset's folder.")
+    group.add_argument(
+        "--layout",
+        choices=["rows", "mbpp", "humaneval"],
+        default="rows",
+        help="How the file is laid out: JSON lines, or as MBPP or HumanEval is published.",
+    )
+    group.add_argument(
+        "--reward",
+        help="tests, numeric, regex, python:MODULE_OR_FILE:FUNCTION, or an http(s) URL.",
+    )
+    group.add_argument(
+        "--reward-workers",
+        type=_count,
+        help="Rewards at a time. Default: as many as there are cores, 8 of a service.",
+    )
+    group.add_argument(
+        "--completions",
+        action="store_true",
+        help="Embed the completions that the rows bring instead of sampling.",
+    )
+    group.add_argument("--n", type=_count, help="Samples per prompt. Default: 16.")
+    group.add_argument("--limit", type=_count, help="Take the first so many prompts only.")
+    for flag, kind in _SAMPLING_FLAGS.items():
+        group.add_argument(flag, type=kind, help="Default: the model's, as when it is served.")
+    group.add_argument("--stop", action="append", help="Stop string. May be given several times.")
+    group.add_argument(
+        "--no-greedy", action="store_true", help="Leave out the greedy answer of each prompt."
+    )
+    group.add_argument(
+        "--layers",
+        type=_layers,
+        metavar="15,20,final",
+        help="Layers to embed. Default: at a third, a half, two thirds and five sixths, and final.",
+    )
+    group.add_argument(
+        "--windows",
+        type=_windows,
+        default=DEFAULT_WINDOWS,
+        metavar="8,16,32",
+        help="Also the means of the first so many tokens. Default: 8,16,24,32,48,64,96.",
+    )
+    group.add_argument(
+        "--prompts-per-shard",
+        type=_count,
+        help="Prompts sampled in one go and written together. Default: 256 samples' worth.",
+    )
+    group.add_argument("--adapter", metavar="FOLDER", help="LoRA adapter to sample with.")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def _layers(text: str) -> list[Layer]:
+    return ["final" if each == "final" else _count(each) for each in text.split(",")]
+
+
+def _windows(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_count(each) for each in text.split(",") if each}))
 
 
 def read_settings(args: argparse.Namespace) -> Settings:
@@ -113,10 +207,19 @@ def prepare_engine_args(args: argparse.Namespace, registry: ProbeRegistry, worke
             f"--api-server-count must be 1 with qprobe, got {args.api_server_count}: run more "
             "servers behind a load balancer"
         )
-    if args.worker_cls != "auto":
+    claim_worker(args, worker_cls, registry.inner_layers())
+
+
+def claim_worker(args: argparse.Namespace, worker_cls: str, layers: Sequence[int]) -> None:
+    """Have vLLM use our worker, with some inner layers exposed.
+
+    Raises:
+        StartupError: Another worker class was asked for.
+    """
+    if args.worker_cls not in ("auto", worker_cls):
         raise StartupError(f"--worker-cls is qprobe's own, got {args.worker_cls!r}")
     args.worker_cls = worker_cls
     args.additional_config = {
         **(args.additional_config or {}),
-        ADDITIONAL_CONFIG: {"layers": list(registry.inner_layers())},
+        ADDITIONAL_CONFIG: {"layers": list(layers)},
     }

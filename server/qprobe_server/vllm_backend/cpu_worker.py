@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from qprobe_server.vllm_backend.embedding import EmbeddingMixin
 from qprobe_server.vllm_backend.scoring import ScoringMixin
 
-__all__ = ["ScoringWorker"]
+__all__ = ["EmbeddingWorker", "ScoringWorker"]
 
 
 class ScoringWorker(ScoringMixin, CPUWorker):
@@ -35,3 +36,7 @@ class ScoringWorker(ScoringMixin, CPUWorker):
             return super().sample_tokens(grammar_output)
         finally:
             generators.update(spared)
+
+
+class EmbeddingWorker(EmbeddingMixin, ScoringWorker):
+    """vLLM's CPU worker that embeds completions."""

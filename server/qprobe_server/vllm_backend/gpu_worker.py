@@ -2,10 +2,15 @@
 
 from vllm.v1.worker.gpu_worker import Worker
 
+from qprobe_server.vllm_backend.embedding import EmbeddingMixin
 from qprobe_server.vllm_backend.scoring import ScoringMixin
 
-__all__ = ["ScoringWorker"]
+__all__ = ["EmbeddingWorker", "ScoringWorker"]
 
 
 class ScoringWorker(ScoringMixin, Worker):
     """vLLM's GPU worker that scores candidates."""
+
+
+class EmbeddingWorker(EmbeddingMixin, ScoringWorker):
+    """vLLM's GPU worker that embeds completions."""

@@ -26,7 +26,8 @@ __all__ = ["ADDITIONAL_CONFIG", "EXTRA_ARG", "ScoringMixin"]
 # Key in vLLM's additional_config: {"layers": [inner layers to expose]}. It enters the hash of the
 # compile cache, so that a graph compiled without these outputs is never loaded.
 ADDITIONAL_CONFIG = "qprobe"
-# Key in SamplingParams.extra_args: [candidate key, probe index].
+# Key in SamplingParams.extra_args: [candidate key, probe index]; and, if the completion is part of
+# the prompt, the position of the last token before it.
 EXTRA_ARG = "qprobe"
 
 # Place of the state after the last norm, beside the places of the exposed inner layers.
@@ -42,6 +43,7 @@ class _Candidate:
     key: str
     slot: int  # in the table of scores
     probe: int
+    prompt_end: int | None  # position of the last prompt token, where vLLM's count does not say
 
 
 @dataclass
@@ -133,9 +135,9 @@ class ScoringMixin:
             params = request.sampling_params
             asked = params.extra_args.get(EXTRA_ARG) if params and params.extra_args else None
             if asked is not None:
-                key, probe = asked
+                key, probe, *prompt_end = asked
                 slot = self._scores.start(key, probe)
-                self._running[request.req_id] = _Candidate(key, slot, probe)
+                self._running[request.req_id] = _Candidate(key, slot, probe, *prompt_end or [None])
                 self._request_ids[key] = request.req_id
         self._store_copied(wait=False)
 
@@ -146,15 +148,22 @@ class ScoringMixin:
             return
         batch = self.model_runner.input_batch
         known = [
-            (index, candidate.slot, candidate.probe)
+            (
+                index,
+                candidate.slot,
+                candidate.probe,
+                int(batch.num_prompt_tokens[index]) - 1
+                if candidate.prompt_end is None
+                else candidate.prompt_end,
+            )
             for index, request_id in enumerate(batch.req_ids)
             if (candidate := self._running.get(request_id)) is not None
         ]
         if not known:
             return
-        indices, slots, probes = np.array(known, dtype=np.int64).T  # (candidates,) each
+        # (candidates,) each
+        indices, slots, probes, prompt_ends = np.array(known, dtype=np.int64).T
         starts = self.model_runner.query_start_loc.np
-        prompt_ends = batch.num_prompt_tokens[indices].astype(np.int64) - 1
         # Of a prompt only the last token's state counts. While the prompt is read, the host's
         # count of computed tokens is exact; later it only has to be past the prompt.
         skipped = np.maximum(prompt_ends - batch.num_computed_tokens_cpu[indices], 0)
@@ -222,8 +231,11 @@ class ScoringMixin:
                         return
                     step.copied.synchronize()
                 offsets = step.positions.numpy() - step.prompt_ends
-                self._scores.write(step.slots, offsets, step.values.numpy())
+                self._write(step.slots, offsets, step.values)
             self._steps.popleft()
+
+    def _write(self, slots: NDArray[np.int64], offsets: NDArray[np.int64], values: Tensor) -> None:
+        self._scores.write(slots, offsets, values.numpy())
 
     def qprobe_load(self, probes: list[tuple[int | str, str, int | None, bytes]]) -> None:
         """Set the probes that requests name by their index.

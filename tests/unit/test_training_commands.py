@@ -1,0 +1,159 @@
+"""sweep, train and eval as commands: which prompts they use, and how they refuse."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qprobe import load_probe
+from qprobe.dataset import DatasetWriter, Sample
+from qprobe_server import cli
+
+NUM_PROMPTS, N, HIDDEN = 20, 4, 3
+MANIFEST: dict[str, Any] = {
+    "model": "org/model",
+    "hidden_size": HIDDEN,
+    "num_layers": 6,
+    "readings": ["3/mean"],
+    "sampling": None,
+    "reward": "tests",
+    "prompts": {"name": "p.jsonl", "sha256": "f00"},
+    "num_prompts": NUM_PROMPTS,
+    "prompts_per_shard": NUM_PROMPTS,
+}
+SMALL = ("--k", str(N), "--folds", "2", "--test-fraction", "0.25")
+
+
+def write_dataset(folder: Path, *, seed: int = 0, num_prompts: int = NUM_PROMPTS) -> Path:
+    """Rewards are the sign of the first feature."""
+    features = np.random.default_rng(seed).normal(size=(num_prompts * N, HIDDEN))
+    samples = [
+        Sample(
+            prompt=i // N,
+            index=i % N,
+            text="",
+            token_ids=[1],
+            num_scored=1,
+            logprob=-1.0,
+            finish_reason="stop",
+            seed=i,
+            reward=float(features[i, 0] > 0),
+        )
+        for i in range(num_prompts * N)
+    ]
+    rows = [{"prompt": f"p{i}"} for i in range(num_prompts)]
+    with DatasetWriter(folder, {**MANIFEST, "num_prompts": num_prompts}, rows) as writer:
+        for shard in writer.missing():
+            prompts = writer.prompts_of(shard)
+            inside = [each for each in samples if each.prompt in prompts]
+            rows_of = [i for i, each in enumerate(samples) if each.prompt in prompts]
+            writer.write(shard, inside, {"3/mean": torch.tensor(features[rows_of]).half()})
+        writer.finish()
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["qprobe", *map(str, arguments)])
+    cli.main()
+
+
+def train(monkeypatch: pytest.MonkeyPatch, data: Path, output: Path) -> Path:
+    run(monkeypatch, "train", data, "--layer", 3, "--objective", "mse", *SMALL, "-o", output)
+    return output
+
+
+def count_prompts(monkeypatch: pytest.MonkeyPatch, probe: Path, data: Path, report: Path) -> int:
+    run(monkeypatch, "eval", probe, data, "-o", report, "--no-learning-curve")
+    return int(json.loads((report / "metrics.json").read_text())["num_prompts"])
+
+
+def test_eval_takes_the_prompts_set_aside_also_of_a_new_collection(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the same file, sampled with another seed: no prompt that was trained on is measured."""
+    data = write_dataset(tmp_path / "data")
+    probe = train(monkeypatch, data, tmp_path / "p.safetensors")
+    assert len(load_probe(probe).info.training["test_prompts"]) == 5
+    assert count_prompts(monkeypatch, probe, data, data / "report") == 5
+    write_dataset(data)  # a collection that is started again, with a report in its folder
+    assert count_prompts(monkeypatch, probe, data, tmp_path / "r") == 5
+    anew = write_dataset(tmp_path / "anew", seed=1)
+    assert count_prompts(monkeypatch, probe, anew, tmp_path / "r") == 5
+
+
+def test_eval_takes_all_prompts_of_another_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    probe = train(monkeypatch, write_dataset(tmp_path / "data"), tmp_path / "p.safetensors")
+    monkeypatch.setitem(MANIFEST, "prompts", {"name": "q.jsonl", "sha256": "ba5"})
+    other = write_dataset(tmp_path / "other", num_prompts=7)
+    assert count_prompts(monkeypatch, probe, other, tmp_path / "r") == 7
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("model", "org/other"), ("hidden_size", 4), ("num_layers", 7)]
+)
+def test_eval_refuses_what_another_model_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str, value: object
+) -> None:
+    probe = train(monkeypatch, write_dataset(tmp_path / "data"), tmp_path / "p.safetensors")
+    monkeypatch.setitem(MANIFEST, field, value)
+    other = write_dataset(tmp_path / "other")
+    with pytest.raises(SystemExit, match=f"{field}: is .*{value}.* in the dataset"):
+        run(monkeypatch, "eval", probe, other, "-o", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_eval_refuses_more_prompts_of_the_same_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    probe = train(monkeypatch, write_dataset(tmp_path / "data"), tmp_path / "p.safetensors")
+    more = write_dataset(tmp_path / "more", num_prompts=NUM_PROMPTS + 1)
+    with pytest.raises(SystemExit, match="num_prompts: is 21"):
+        run(monkeypatch, "eval", probe, more, "-o", tmp_path / "r")
+
+
+def test_outputs_that_cannot_be_are_refused_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nowhere, file = tmp_path / "no" / "p.safetensors", tmp_path / "file"
+    file.write_text("mine")
+    for command, output in (("train", nowhere), ("train", tmp_path), ("sweep", file)):
+        flags = ["--layer", "3"] if command == "train" else []
+        with pytest.raises(SystemExit, match=r"--output .* must be a"):
+            run(monkeypatch, command, tmp_path / "not read", *flags, "-o", output)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--layer", "abc"],
+        ["--layer", "0"],
+        ["--layer", "3", "--window", "0"],
+        ["--layer", "3", "--objective", "best"],
+    ],
+)
+def test_bad_flags_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "train", tmp_path, *flags, "-o", tmp_path / "p.safetensors")
+    assert f"argument {flags[-2]}:" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "sweep", tmp_path, "--readings", "3/max", "-o", tmp_path / "s")
+    assert "argument --readings:" in capsys.readouterr().err
+
+
+def test_a_sweep_wants_k_samples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data")
+    with pytest.raises(SystemExit, match="k: must be at most 4"):
+        run(monkeypatch, "sweep", data, "-o", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
