@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from tqdm import tqdm
 
-from qprobe.dataset import DatasetWriter, check_output
+from qprobe.dataset_writer import DatasetWriter, check_output
 from qprobe.errors import PromptFileError, RowError
 from qprobe.prompts import PromptRow, read_prompts
 from qprobe.rewards import Reward, make_reward

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qprobe.dataset import GREEDY, DatasetWriter, Reading, Sample
+from qprobe.dataset import GREEDY, Reading, Sample
+from qprobe.dataset_writer import DatasetWriter
 from qprobe.errors import RewardError
 from qprobe.prompts import PromptRow
 from qprobe.rewards import Reward

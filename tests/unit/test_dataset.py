@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe.dataset import GREEDY, Dataset, DatasetWriter, Reading, Sample
+from qprobe.dataset import GREEDY, Dataset, Reading, Sample
+from qprobe.dataset_writer import DatasetWriter
 from qprobe.errors import DatasetError
 
 READINGS = ("15/last", "15/mean", "final/mean/8")

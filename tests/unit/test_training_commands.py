@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from qprobe import load_probe
-from qprobe.dataset import DatasetWriter, Sample
+from qprobe.dataset import Sample
+from qprobe.dataset_writer import DatasetWriter
 from qprobe_server import cli
 
 NUM_PROMPTS, N, HIDDEN = 20, 4, 3
