@@ -31,9 +31,13 @@ WEATHER: Any = {
         },
     },
 }
+# All is bounded: so small a model may write digits until it is cut off.
 SCHEMA: Any = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
     "required": ["name", "age"],
     "additionalProperties": False,
 }
@@ -192,6 +196,7 @@ def test_json_schema(client: openai.OpenAI) -> None:
     )
     person = json.loads(answer.choices[0].message.content or "")
     assert set(person) == {"name", "age"}
+    assert 0 <= person["age"] <= 150
 
 
 async def test_async_client(server: Any) -> None:
