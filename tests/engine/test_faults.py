@@ -47,7 +47,8 @@ async def test_clients_that_leave_at_random_moments(
 async def test_leaving_aborts_every_candidate(
     ask: Any, engine: RerankingLLM, chat_ids: ChatIds
 ) -> None:
-    request = asyncio.create_task(ask(chat_ids("Tell me a story."), k=16, max_tokens=1500))
+    prompt = chat_ids("Tell me a story.")
+    request = asyncio.create_task(ask(prompt, k=16, max_tokens=1500, ignore_eos=True))
     await asyncio.sleep(1.5)
     assert engine.get_num_unfinished_requests() == 16
     assert await engine.num_held_candidates() == 16
