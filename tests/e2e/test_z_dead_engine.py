@@ -16,6 +16,7 @@ def test_a_dead_engine_ends_every_request_and_turns_health_red(server: Any) -> N
     def ask(model: str, *, stream: bool) -> None:
         messages = [{"role": "user", "content": "Tell me a long story."}]
         body = {"model": model, "messages": messages, "max_tokens": 1500, "stream": stream}
+        body["ignore_eos"] = True
         try:
             reply = server.client().post("/v1/chat/completions", json=body, timeout=60)
             ended.append((stream, f"{reply.status_code} {reply.text}"))
