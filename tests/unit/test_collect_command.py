@@ -1,0 +1,33 @@
+"""What ``qprobe collect`` records of a reward, and what it sends to a reward service."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from qprobe_server import collect_command
+from qprobe_server.reward_service import HttpReward
+
+URL = "https://user:hunter2@host:8443/score?token=hunter2#x"
+
+
+def test_a_services_secrets_are_not_recorded() -> None:
+    assert collect_command._name_reward(URL) == {"reward": "https://host:8443/score"}
+
+
+def test_a_changed_reward_is_another_reward(tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text("def score(fields, completion): return 1")
+    before = collect_command._name_reward(f"python:{file}:score")
+    file.write_text("def score(fields, completion): return 0")
+    assert collect_command._name_reward(f"python:{file}:score") != before
+
+
+def test_a_service_gets_the_authorization_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("QPROBE_REWARD_AUTHORIZATION", "Bearer t")
+    made = collect_command._find_reward(argparse.Namespace(reward=URL, reward_workers=None))
+    assert isinstance(made, HttpReward)
+    with made:
+        assert made._client.headers["authorization"] == "Bearer t"

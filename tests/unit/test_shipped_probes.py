@@ -1,0 +1,26 @@
+"""The probes that ship fit the default model, and say what they are."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from qprobe import load_probe
+from qprobe_server.default_model import MODEL_NAME
+
+SHIPPED = sorted(Path(str(resources.files("qprobe") / "shipped")).iterdir())
+
+
+def test_there_are_two() -> None:
+    assert [path.name for path in SHIPPED] == ["concise.safetensors", "python.safetensors"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_probe(path: Path) -> None:
+    probe = load_probe(path)
+    info = probe.info
+    assert (info.base_model, info.hidden_size, info.num_layers) == (MODEL_NAME, 576, 30)
+    assert info.licence == "Apache-2.0"
+    assert probe.is_linear
+    assert info.training["test_prompts"]
+    assert info.training["cross_validated_reward"] > info.training["train_base"] > 0
