@@ -1,55 +1,83 @@
-"""What the server answers, as objects."""
+"""What the server answers, as objects. Knows no JSON and no HTTP."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-from qprobe_client.errors import ClientError
 
 __all__ = [
     "Answer",
     "Candidate",
     "Completion",
     "Probe",
+    "PromptResult",
     "Rerank",
-    "parse_completion",
-    "parse_probes",
+    "TextDelta",
+    "ToolCall",
+    "Usage",
 ]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One sampled completion, shown if the request asked for candidates."""
+    """One sampled completion, shown if the request asked for candidates.
+
+    Attributes:
+        text: What the model wrote, before tool calls or reasoning are taken out of it.
+        num_tokens: Its length.
+        finish_reason: ``stop``, ``length`` ...
+        stop_reason: The stop string or token that ended it, if one did.
+        tokens: The scored tokens, if the request asked for their scores.
+        token_scores: One per scored token, likewise.
+    """
 
     text: str
     num_tokens: int
     finish_reason: str | None
+    stop_reason: int | str | None = None
+    tokens: list[str] | None = None
+    token_scores: list[float] | None = None
 
 
 @dataclass(frozen=True)
 class Rerank:
-    """How the answers were chosen.
+    """How the answers to one prompt were chosen.
 
     Attributes:
-        probe: The probe's name.
+        probe: The probe's name, or a mix: the weight of each probe.
+        version: SHA-256 of the probe's file; for a mix, of each.
         k: Candidates sampled.
-        beta: Temperature of the choice, in units of score.
+        beta: Temperature of the choice, in units of score; solved for this prompt if the request
+            gave a target_kl. ``inf`` draws evenly.
+        target_kl: The KL that beta was solved for, in nats, or None.
         selected: Index of the candidate behind each answer.
         scores: One per candidate; they compare with each other only.
         weights: Probability of each candidate to be drawn first.
         kl: Estimate of the divergence from the base model, in nats.
         sampled_tokens: Tokens generated for all candidates.
         candidates: All candidates, or None if the request did not ask for them.
+        notice: Present when the request was read in a way that its sender may not expect.
     """
 
-    probe: str
+    probe: str | dict[str, float]
+    version: str | dict[str, str]
     k: int
     beta: float
+    target_kl: float | None
     selected: list[int]
     scores: list[float]
     weights: list[float]
     kl: float
     sampled_tokens: int
     candidates: list[Candidate] | None
+    notice: str | None
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a function that the model asks for; ``arguments`` is what it wrote as JSON."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True)
@@ -58,23 +86,28 @@ class Answer:
 
     text: str
     finish_reason: str | None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Completion:
-    """The answers to a chat.
+class Usage:
+    """Tokens of the whole request; only returned answers count."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class PromptResult:
+    """What came of one prompt.
 
     Attributes:
-        answers: n of them, best first as drawn.
+        answers: n of them, in the order in which they were drawn.
         rerank: None if the server sampled as the base model does.
-        prompt_tokens: Length of the prompt.
-        completion_tokens: Length of the answers.
     """
 
     answers: list[Answer]
     rerank: Rerank | None
-    prompt_tokens: int
-    completion_tokens: int
 
     @property
     def text(self) -> str:
@@ -83,74 +116,74 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Completion:
+    """What came of one request.
+
+    Attributes:
+        results: One per prompt, in order; a chat has one.
+        usage: Tokens of the whole request.
+        raw: The reply as the server sent it, for what is not shown here, such as logprobs. None if
+            it was streamed.
+    """
+
+    results: list[PromptResult]
+    usage: Usage
+    raw: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The first prompt's answers."""
+        return self.results[0].answers
+
+    @property
+    def rerank(self) -> Rerank | None:
+        """How the first prompt's answers were chosen."""
+        return self.results[0].rerank
+
+    @property
+    def text(self) -> str:
+        """The first prompt's first answer."""
+        return self.results[0].text
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """The next piece of an answer in a stream; ``index`` counts the n answers."""
+
+    text: str
+    index: int
+
+
+@dataclass(frozen=True)
 class Probe:
     """A probe that the server has loaded.
 
     Attributes:
         name: What requests call it.
+        version: SHA-256 of its file.
+        created: When it was made or uploaded, in seconds since 1970.
         base_model: Id of the model that it was trained on.
         layer: Index of the layer that it reads, or ``final``.
         pooling: ``last`` or ``mean``.
+        window: With ``mean``, how many tokens are averaged; None for all.
+        objective: What it was trained for: ``mse``, ``ce`` ...
         k: Recommended number of candidates.
         beta: Recommended temperature of the choice.
+        training: Summary of its training.
+        licence: Of its data and weights, if it names one.
+        num_requests: Requests that have used it since the server started.
     """
 
     name: str
+    version: str
+    created: int
     base_model: str
     layer: int | str
     pooling: str
+    window: int | None
+    objective: str
     k: int
     beta: float
-
-
-def parse_completion(reply: Any) -> Completion:
-    """Read the reply to a chat completion.
-
-    Raises:
-        ClientError: It is not one.
-    """
-    try:
-        return Completion(
-            answers=[
-                Answer(choice["message"]["content"] or "", choice["finish_reason"])
-                for choice in reply["choices"]
-            ],
-            rerank=_parse_rerank(reply["q_probe"]) if "q_probe" in reply else None,
-            prompt_tokens=reply["usage"]["prompt_tokens"],
-            completion_tokens=reply["usage"]["completion_tokens"],
-        )
-    except (KeyError, TypeError, IndexError) as error:
-        raise ClientError(f"the server's reply is not a chat completion: {error!r}") from error
-
-
-def _parse_rerank(reply: dict[str, Any]) -> Rerank:
-    result = reply["results"][0]
-    shown = result.get("candidates")
-    return Rerank(
-        probe=reply["probe"],
-        k=reply["k"],
-        beta=reply["beta"],
-        selected=result["selected"],
-        scores=result["scores"],
-        weights=result["weights"],
-        kl=result["kl"],
-        sampled_tokens=result["sampled_tokens"],
-        candidates=None
-        if shown is None
-        else [Candidate(one["text"], one["num_tokens"], one["finish_reason"]) for one in shown],
-    )
-
-
-def parse_probes(reply: Any) -> list[Probe]:
-    """Read the reply to ``GET /v1/probes``.
-
-    Raises:
-        ClientError: It is not one.
-    """
-    names = ("base_model", "layer", "pooling", "k", "beta")
-    try:
-        return [
-            Probe(name=card["id"], **{name: card[name] for name in names}) for card in reply["data"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise ClientError(f"the server's reply is not a list of probes: {error!r}") from error
+    training: dict[str, Any]
+    licence: str | None
+    num_requests: int

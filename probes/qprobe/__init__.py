@@ -3,10 +3,10 @@
 Owns probes, their files and the resampling rule. Knows nothing of HTTP, vLLM or the server.
 """
 
-from qprobe.artefact import load_probe, save_probe
+from qprobe.artefact import load_probe, parse_probe, save_probe
 from qprobe.errors import ProbeFileError, QProbeError, ScoreError
 from qprobe.probe import Pooling, Probe, ProbeInfo
-from qprobe.resampling import Draw, softmax_resample
+from qprobe.resampling import Draw, beta_for_kl, softmax_resample
 
 __all__ = [
     "Draw",
@@ -16,7 +16,9 @@ __all__ = [
     "ProbeInfo",
     "QProbeError",
     "ScoreError",
+    "beta_for_kl",
     "load_probe",
+    "parse_probe",
     "save_probe",
     "softmax_resample",
 ]

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from qprobe.errors import ProbeFileError
 from qprobe.probe import Probe, ProbeInfo
 
-__all__ = ["load_probe", "save_probe"]
+__all__ = ["load_probe", "parse_probe", "save_probe"]
 
 FORMAT_VERSION = 1
 _HEADER_KEY = "qprobe"
@@ -46,19 +46,36 @@ def save_probe(probe: Probe, path: Path) -> None:
 
 
 def load_probe(path: Path) -> Probe:
-    """Read a probe and check every field of it.
+    """Read a probe's file and check every field of it.
 
     Raises:
         ProbeFileError: The file is missing, torn or not a probe, or a field is not valid.
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
-    except (SafetensorError, OSError) as error:
-        raise ProbeFileError("file", f"{str(path)!r} is not a readable probe: {error}") from error
-    info = _read_header(metadata)
-    return Probe(info, _read_layers(tensors))
+        data = path.read_bytes()
+    except OSError as error:
+        raise ProbeFileError("file", f"{str(path)!r} is not readable: {error}") from error
+    return parse_probe(data)
+
+
+def parse_probe(data: bytes) -> Probe:
+    """Read a probe from the bytes of its file and check every field of it.
+
+    Memory and time are bounded by the length of the data, whatever it declares.
+
+    Raises:
+        ProbeFileError: The data is torn or not a probe, or a field is not valid.
+    """
+    try:
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        # The last four: dtypes that torch does not have, and shapes that it does not take.
+        raise ProbeFileError("file", f"is not a readable probe: {error}") from error
+    # safetensors gives the metadata of files only. It has just read this header: a length of 8
+    # bytes, then JSON.
+    length = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    return Probe(_read_header(metadata), _read_layers(tensors))
 
 
 def _read_header(metadata: dict[str, str]) -> ProbeInfo:
@@ -66,7 +83,7 @@ def _read_header(metadata: dict[str, str]) -> ProbeInfo:
         raise ProbeFileError("file", "holds tensors but no probe header")
     try:
         header: Any = json.loads(metadata[_HEADER_KEY])
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ProbeFileError("header", f"is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ProbeFileError("header", f"must be a JSON object, got {type(header).__name__}")
@@ -78,7 +95,13 @@ def _read_header(metadata: dict[str, str]) -> ProbeInfo:
         raise ProbeFileError(name, "is not a field of a probe's header")
     for name in sorted(known - header.keys()):
         raise ProbeFileError(name, "is missing from the probe's header")
-    return ProbeInfo(**header)
+    info = ProbeInfo(**header)
+    try:
+        # As a server lists it: no NaN in free fields, no half of a surrogate pair.
+        json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise ProbeFileError("header", f"cannot be written as JSON: {error}") from error
+    return info
 
 
 def _read_layers(tensors: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qprobe.errors import ScoreError
 
-__all__ = ["Draw", "softmax_resample"]
+__all__ = ["Draw", "beta_for_kl", "softmax_resample"]
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,7 @@ def softmax_resample(
     Raises:
         ScoreError: There is no score, one is not finite, or beta or n is out of range.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ScoreError(f"scores must be a non-empty list of numbers, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        index = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ScoreError(f"scores[{index}] is {values[index]!r}, which is not finite")
+    values = _check(scores)
     if not beta >= 0:
         raise ScoreError(f"beta must be at least 0, got {beta!r}")
     k = values.size
@@ -59,24 +54,68 @@ def softmax_resample(
         raise ScoreError(f"n must be from 1 to the {k} candidates, got {n!r}")
 
     noise = rng.gumbel(size=k)
-    if beta == 0:
-        best = values == values.max()
-        weights = best / best.sum()
-        order = np.lexsort((noise, values))[::-1]
-    else:
-        # A tiny beta may overflow the quotient: -inf is a weight of 0, and the best is always 0.
-        with np.errstate(over="ignore"):
-            logits = (values - values.max()) / beta
-        weights = np.exp(logits)
-        weights /= weights.sum()
-        order = np.lexsort((noise, logits + noise))[::-1]
-    return Draw(
-        selected=[int(i) for i in order[:n]],
-        weights=weights,
-        kl=min(max(math.log(k) - _entropy(weights), 0.0), math.log(k)),
-    )
+    weights = _softmax(values, beta)
+    logits = values if beta == 0 else _quotients(values, beta) + noise
+    order = np.lexsort((noise, logits))[::-1]
+    return Draw(selected=[int(i) for i in order[:n]], weights=weights, kl=_kl(weights))
 
 
-def _entropy(weights: NDArray[np.float64]) -> float:
+def beta_for_kl(scores: Sequence[float] | NDArray[np.floating], target_kl: float) -> float:
+    """Solve for the beta at which resampling these scores spends so much KL.
+
+    log k - H(softmax(scores / beta)) falls from log k - log(number of best scores) at beta 0 to 0
+    at infinity, so that bisection finds the only solution, to the last bit of beta.
+
+    Args:
+        scores: Shape (k,), finite.
+        target_kl: In nats, >= 0.
+
+    Returns:
+        In units of score: infinity for a target of 0, and 0 for one that is out of reach: at least
+        what taking the best spends.
+
+    Raises:
+        ScoreError: There is no score, one is not finite, or the target is negative.
+    """
+    values = _check(scores)
+    if not target_kl >= 0:
+        raise ScoreError(f"target_kl must be at least 0, got {target_kl!r}")
+    if target_kl == 0:
+        return math.inf
+    if target_kl >= _kl(_softmax(values, 0.0)):
+        return 0.0
+    # Exponents of 2: floats have no more.
+    low, high = -1074.0, 1023.0
+    while low < (middle := (low + high) / 2) < high:
+        if _kl(_softmax(values, math.exp2(middle))) > target_kl:
+            low = middle
+        else:
+            high = middle
+    return math.exp2(low)
+
+
+def _check(scores: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ScoreError(f"scores must be a non-empty list of numbers, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        index = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ScoreError(f"scores[{index}] is {values[index]!r}, which is not finite")
+    return values
+
+
+def _quotients(values: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
+    # A tiny beta may overflow the quotient: -inf is a weight of 0, and the best is always 0.
+    with np.errstate(over="ignore"):
+        return np.asarray((values - values.max()) / beta)
+
+
+def _softmax(values: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
+    weights = np.exp(_quotients(values, beta)) if beta else (values == values.max()).astype(float)
+    return np.asarray(weights / weights.sum())
+
+
+def _kl(weights: NDArray[np.float64]) -> float:
     positive = weights[weights > 0]
-    return float(-(positive * np.log(positive)).sum())
+    most = math.log(weights.size)
+    return min(max(most + float((positive * np.log(positive)).sum()), 0.0), most)

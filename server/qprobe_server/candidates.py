@@ -9,8 +9,17 @@ import numpy as np
 
 from qprobe import Draw, softmax_resample
 from qprobe_server.errors import ScoringError
+from qprobe_server.schemas import CandidateReply, ResultReply
 
-__all__ = ["Candidate", "choose", "count_scored_tokens", "make_result"]
+__all__ = [
+    "Candidate",
+    "check_finite",
+    "choose",
+    "combine",
+    "count_scored_tokens",
+    "make_result",
+    "show_candidates",
+]
 
 
 @dataclass(frozen=True)
@@ -57,17 +66,37 @@ def count_scored_tokens(candidate: Candidate, decode: Callable[[Sequence[int]], 
     return low
 
 
+def combine(scores: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    """Return the weighted sums of several probes' scores.
+
+    Args:
+        scores: Of each thing scored, one by each probe.
+        weights: Of the probes.
+    """
+    return [
+        math.fsum(weight * score for weight, score in zip(weights, each, strict=True))
+        for each in scores
+    ]
+
+
 def choose(
     scores: Sequence[float], *, beta: float, n: int, seed: int | None, prompt_index: int
 ) -> Draw:
     """Draw n of the candidates; the same seed and prompt index draw the same way.
 
     Args:
-        scores: One per candidate.
-        beta: Temperature, in units of score, >= 0.
+        scores: One per candidate, finite.
+        beta: Temperature, in units of score, >= 0; infinity draws as the base model does.
         n: How many, from 1 to the number of candidates.
         seed: The request's; None draws afresh.
         prompt_index: Index of the prompt in its request, so that prompts draw independently.
+    """
+    entropy = None if seed is None else [seed % 2**64, prompt_index]
+    return softmax_resample(scores, beta, n, np.random.default_rng(entropy))
+
+
+def check_finite(scores: Sequence[float]) -> None:
+    """Check that a choice can be made from scores.
 
     Raises:
         ScoringError: A score is not finite.
@@ -75,8 +104,6 @@ def choose(
     for index, score in enumerate(scores):
         if not math.isfinite(score):
             raise ScoringError(f"the score of candidate {index} of {len(scores)} is {score!r}")
-    entropy = None if seed is None else [seed % 2**64, prompt_index]
-    return softmax_resample(scores, beta, n, np.random.default_rng(entropy))
 
 
 def make_result(
@@ -84,24 +111,50 @@ def make_result(
     scores: Sequence[float],
     draw: Draw,
     *,
-    return_candidates: bool,
-) -> dict[str, Any]:
-    """Return the reply object of one prompt."""
-    result: dict[str, Any] = {
-        "selected": draw.selected,
-        "scores": list(scores),
-        "weights": draw.weights.tolist(),
-        "kl": draw.kl,
-        "sampled_tokens": sum(len(each.token_ids) for each in candidates),
-    }
-    if return_candidates:
-        result["candidates"] = [
-            {
-                "text": each.text,
-                "num_tokens": len(each.token_ids),
-                "finish_reason": each.finish_reason,
-                "stop_reason": each.stop_reason,
-            }
-            for each in candidates
-        ]
-    return result
+    beta: float,
+    shown: list[CandidateReply] | None,
+) -> ResultReply:
+    """Return the reply object of one prompt; ``shown`` are the candidates if they are wanted."""
+    given: dict[str, Any] = {} if shown is None else {"candidates": shown}
+    return ResultReply(
+        selected=draw.selected,
+        scores=list(scores),
+        weights=draw.weights.tolist(),
+        kl=draw.kl,
+        beta=None if math.isinf(beta) else beta,
+        sampled_tokens=sum(len(each.token_ids) for each in candidates),
+        **given,
+    )
+
+
+def show_candidates(
+    candidates: Sequence[Candidate],
+    *,
+    token_scores: Sequence[Sequence[float]] | None,
+    decode: Callable[[Sequence[int]], str],
+) -> list[CandidateReply]:
+    """Return candidates for the reply.
+
+    Args:
+        candidates: All of them.
+        token_scores: Of each candidate, one score for each of its scored tokens; None shows none.
+        decode: Token ids to text. Tokens are decoded one by one: a character that takes several
+            shows as U+FFFD in each.
+    """
+    shown = []
+    for index, each in enumerate(candidates):
+        given: dict[str, Any] = {}
+        if token_scores is not None:
+            scores = token_scores[index]
+            tokens = [decode([token]) for token in each.token_ids[: len(scores)]]
+            given = {"tokens": tokens, "token_scores": list(scores)}
+        shown.append(
+            CandidateReply(
+                text=each.text,
+                num_tokens=len(each.token_ids),
+                finish_reason=each.finish_reason,
+                stop_reason=each.stop_reason,
+                **given,
+            )
+        )
+    return shown

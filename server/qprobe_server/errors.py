@@ -6,6 +6,7 @@ ServerError
 └── ScoringError   the engine gave no usable scores; the request fails with status 500
 """
 
+from http import HTTPStatus
 from typing import Any
 
 __all__ = ["RequestError", "ScoringError", "ServerError", "StartupError"]
@@ -27,7 +28,7 @@ class RequestError(ServerError):
     """A request is refused before anything is sampled.
 
     Attributes:
-        status: HTTP status, 400 or 404.
+        status: HTTP status, from 400 to 499.
         param: Path of the offending field, such as ``q_probe.k``.
     """
 
@@ -38,6 +39,7 @@ class RequestError(ServerError):
 
     def body(self) -> dict[str, Any]:
         """Return the reply: OpenAI's error object, with what Anthropic's clients read beside it."""
-        kind = "NotFoundError" if self.status == 404 else "BadRequestError"
+        # vLLM's way: the status's phrase without spaces.
+        kind = f"{HTTPStatus(self.status).phrase.replace(' ', '')}Error"
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.status}
         return {"type": "error", "error": error}

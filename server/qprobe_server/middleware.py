@@ -20,11 +20,11 @@ from qprobe_server.registry import ProbeRegistry
 from qprobe_server.rerank import Rerank, current_rerank, resolve, resolve_alias
 from qprobe_server.settings import Settings
 
-__all__ = ["AppState", "RerankMiddleware"]
+__all__ = ["RERANKED", "AppState", "RerankMiddleware"]
 
 # Routes whose answers are reranked.
 _COMPLETIONS = "/v1/completions"
-_RERANKED = (
+RERANKED = (
     "/v1/chat/completions",
     "/v1/chat/completions/batch",
     _COMPLETIONS,
@@ -88,6 +88,17 @@ class RerankMiddleware:
         finally:
             reply.close()
             current_rerank.reset(token)
+            # For the access log, where there is one.
+            scope.get("qprobe_log", {}).update(_summarize(rerank))
+
+
+def _summarize(rerank: Rerank) -> dict[str, Any]:
+    weights = {probe.name: weight for probe, weight in rerank.probes}
+    return {
+        "probe": weights if rerank.is_mix else next(iter(weights)),
+        "k": rerank.k,
+        "sampled_tokens": sum(each.sampled_tokens for each in rerank.results.values()),
+    }
 
 
 def _is_json_post(scope: Scope) -> bool:
@@ -119,7 +130,7 @@ def _replay(raw: bytes, receive: Receive) -> Receive:
 
 def _prepare(path: str, raw: bytes, state: AppState) -> tuple[bytes, Rerank | None]:
     """Return the body for vLLM, and how the request is reranked, if it is."""
-    if path not in _RERANKED and path not in _ALIASED and b'"q_probe"' not in raw:
+    if path not in RERANKED and path not in _ALIASED and b'"q_probe"' not in raw:
         return raw, None
     try:
         body = json.loads(raw)
@@ -127,7 +138,7 @@ def _prepare(path: str, raw: bytes, state: AppState) -> tuple[bytes, Rerank | No
         return raw, None  # vLLM's own error says what is wrong with it
     if not isinstance(body, dict):
         return raw, None
-    if path in _RERANKED:
+    if path in RERANKED:
         rerank = resolve(
             body,
             settings=state.settings,

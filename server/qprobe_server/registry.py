@@ -1,140 +1,153 @@
-"""The probes that a server has loaded, by name."""
+"""The probes that a server answers with, by name. In memory only; no files, no engine."""
 
+import hashlib
 import re
+import time
+import weakref
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from qprobe import Probe, ProbeFileError, load_probe
-from qprobe.probe import Layer
-from qprobe_server.errors import StartupError
+from qprobe import Probe, ProbeFileError, ProbeInfo, parse_probe
 
-__all__ = ["ModelFacts", "ProbeRegistry", "ServedProbe"]
+__all__ = ["LoadedProbe", "ProbeRegistry", "ServedProbe", "check_name", "read_probe"]
 
+# Names that an error message lists.
+_MAX_SHOWN = 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
-class ServedProbe:
-    """A probe under the name that requests use; ``index`` is what workers call it."""
-
-    name: str
-    index: int
-    probe: Probe
-
-    def card(self) -> dict[str, Any]:
-        """Return the probe's metadata as ``GET /v1/probes`` lists it."""
-        info = self.probe.info
-        return {
-            "id": self.name,
-            "object": "probe",
-            "base_model": info.base_model,
-            "layer": info.layer,
-            "pooling": info.pooling,
-            "window": info.window,
-            "objective": info.objective,
-            "k": info.k,
-            "beta": info.beta,
-            "training": info.training,
-            "licence": info.licence,
-        }
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What the loaded model is, as far as a probe cares.
+class LoadedProbe:
+    """A probe that was read and checked, under the name that it is to be served by.
 
     Attributes:
-        name: The model argument: a hub id or a folder.
-        architecture: Class name, for messages.
-        hidden_size: Width of its states.
-        num_layers: Number of blocks.
-        has_inner_layers: Whether its vLLM class can give states of inner layers.
+        name: As ``check_name`` allows.
+        version: SHA-256 of the file, in hexadecimal.
+        created: When it was first given to this server, in seconds since 1970.
+        probe: Linear.
     """
 
     name: str
-    architecture: str
-    hidden_size: int
-    num_layers: int
-    has_inner_layers: bool
+    version: str
+    created: int
+    probe: Probe
+
+
+@dataclass(frozen=True, eq=False)
+class ServedProbe:
+    """One version of a probe, as requests hold it from their first to their last moment.
+
+    Attributes:
+        name: What requests call it.
+        version: SHA-256 of its file, in hexadecimal.
+        created: When it was first given to this server, in seconds since 1970.
+        info: Its metadata. The weights are in the workers.
+        index: What the workers call it; belongs to this version while anything refers to it.
+    """
+
+    name: str
+    version: str
+    created: int
+    info: ProbeInfo
+    index: int
+
+
+def check_name(name: str) -> None:
+    """Check the name of a probe.
+
+    Raises:
+        ProbeFileError: It is not usable; its field is ``name``.
+    """
+    if not _NAME.fullmatch(name):
+        raise ProbeFileError(
+            "name",
+            "a name is 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or "
+            f"digit, got {name[:80]!r}",
+        )
+
+
+def read_probe(name: str, data: bytes, *, created: int | None = None) -> LoadedProbe:
+    """Read a probe that is to be served.
+
+    Args:
+        name: What requests will call it.
+        data: The bytes of its file.
+        created: When it was first given to this server; None: now.
+
+    Raises:
+        ProbeFileError: The name is not usable, or the data is not a probe that can be scored.
+    """
+    check_name(name)
+    probe = parse_probe(data)
+    if not probe.is_linear:
+        raise ProbeFileError(
+            "tensors", f"has {len(probe.layers)} layers; this server scores linear probes"
+        )
+    version = hashlib.sha256(data).hexdigest()
+    return LoadedProbe(name, version, int(time.time()) if created is None else created, probe)
 
 
 class ProbeRegistry:
-    """The loaded probes. Fixed once the server has started."""
+    """The probes by name; used from one thread.
+
+    A version that is replaced or removed lives on for the requests that hold it. Its index is given
+    to another one only when the last of them is gone, which Python's own counting of references
+    tells: a request may go on after its HTTP reply, as Responses in the background do.
+    """
 
     def __init__(self) -> None:
         self._probes: dict[str, ServedProbe] = {}
+        self._num_requests: Counter[str] = Counter()
+        self._num_indices = 0
+        self._free: list[int] = []
 
-    def load(self, name: str, path: Path) -> None:
-        """Read a probe's file and serve it under a name.
+    def __len__(self) -> int:
+        """Return the number of names."""
+        return len(self._probes)
+
+    def reserve(self, loaded: LoadedProbe) -> ServedProbe:
+        """Give a probe an index of its own, which is free again once nothing refers to it."""
+        if self._free:
+            index = self._free.pop()
+        else:
+            index = self._num_indices
+            self._num_indices += 1
+        served = ServedProbe(loaded.name, loaded.version, loaded.created, loaded.probe.info, index)
+        weakref.finalize(served, self._free.append, index)
+        return served
+
+    def publish(self, probe: ServedProbe) -> None:
+        """Answer new requests for its name with this version. The workers know it already."""
+        self._probes[probe.name] = probe
+
+    def remove(self, name: str) -> None:
+        """Answer no new request for the name.
 
         Raises:
-            StartupError: The name is taken or not usable, or the file is not a probe that this
-                server can score.
+            KeyError: There is no such probe.
         """
-        if not _NAME.fullmatch(name):
-            raise StartupError(
-                f"--probe {name!r}: a name is 1 to 64 letters, digits, '.', '_' or '-', and starts "
-                "with a letter or digit"
-            )
-        if name in self._probes:
-            raise StartupError(f"--probe {name!r}: the name is given twice")
-        try:
-            probe = load_probe(path)
-        except ProbeFileError as error:
-            raise StartupError(f"--probe {name!r}: {error}") from error
-        if not probe.is_linear:
-            raise StartupError(
-                f"--probe {name!r}: it has {len(probe.layers)} layers; this server scores linear "
-                "probes"
-            )
-        self._probes[name] = ServedProbe(name, len(self._probes), probe)
+        del self._probes[name]
+        del self._num_requests[name]
 
     def get(self, name: str) -> ServedProbe | None:
-        """Return the probe of that name, or None."""
+        """Return the current version of a probe, or None."""
         return self._probes.get(name)
 
-    def names(self) -> list[str]:
-        """Return the names in the order of loading."""
-        return list(self._probes)
+    def describe_names(self) -> str:
+        """Return the names for an error message: all of a few, else how many there are."""
+        names = list(self._probes)
+        shown = ", ".join(names[:_MAX_SHOWN]) or "none"
+        return shown if len(names) <= _MAX_SHOWN else f"{shown}, and {len(names) - _MAX_SHOWN} more"
 
-    def probes(self) -> list[ServedProbe]:
-        """Return the probes in the order of loading."""
+    def probes(self) -> Sequence[ServedProbe]:
+        """Return the probes in the order of their names' first loading."""
         return list(self._probes.values())
 
-    def inner_layers(self) -> tuple[int, ...]:
-        """Return the inner layers that the probes read, each once, in rising order."""
-        layers: set[Layer] = {each.probe.info.layer for each in self._probes.values()}
-        return tuple(sorted(layer for layer in layers if layer != "final"))
+    def count_request(self, probe: ServedProbe) -> None:
+        """Note that a request uses a probe."""
+        self._num_requests[probe.name] += 1
 
-    def check_fit(self, model: ModelFacts, *, allow_model_mismatch: bool) -> None:
-        """Check every probe against the model.
-
-        Raises:
-            StartupError: A probe does not fit; the message names the probe and the field.
-        """
-        for served in self._probes.values():
-            _check_fit(served, model, allow_model_mismatch=allow_model_mismatch)
-
-
-def _check_fit(served: ServedProbe, model: ModelFacts, *, allow_model_mismatch: bool) -> None:
-    info = served.probe.info
-    who = f"probe {served.name!r} does not fit model {model.name!r}"
-    if info.hidden_size != model.hidden_size:
-        raise StartupError(
-            f"{who}: hidden_size is {info.hidden_size}, the model's is {model.hidden_size}"
-        )
-    if info.num_layers != model.num_layers:
-        raise StartupError(
-            f"{who}: num_layers is {info.num_layers}, the model's is {model.num_layers}"
-        )
-    if info.layer != "final" and not model.has_inner_layers:
-        raise StartupError(
-            f"{who}: it reads layer {info.layer}, and vLLM's class {model.architecture} gives the "
-            "'final' layer only"
-        )
-    # The last part of the name, so that a copy of a hub's model in a folder of its name will do.
-    if not allow_model_mismatch and Path(info.base_model).name != Path(model.name).name:
-        raise StartupError(
-            f"{who}: it was trained on {info.base_model!r}; --allow-model-mismatch serves it anyway"
-        )
+    def num_requests(self, name: str) -> int:
+        """Return how many requests have used the probe of that name, all its versions together."""
+        return self._num_requests[name]

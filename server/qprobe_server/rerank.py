@@ -5,18 +5,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from qprobe.probe import is_beta
 from qprobe_server.errors import RequestError
 from qprobe_server.registry import ProbeRegistry, ServedProbe
+from qprobe_server.schemas import QProbeReply, QProbeRequest, ResultReply, read_request, show
 from qprobe_server.settings import Settings
 
 __all__ = ["Rerank", "current_rerank", "resolve", "resolve_alias"]
 
 Body = dict[str, Any]
-
-# Characters of a value that an error message repeats.
-_SHOWN = 60
-_FIELDS = ("probe", "k", "beta", "return_candidates")
 
 
 @dataclass(kw_only=True)
@@ -24,22 +20,29 @@ class Rerank:
     """How one HTTP request is reranked, and what came of it.
 
     Attributes:
-        probe: Scores the candidates.
+        probes: Each with its weight in the candidates' scores; at least one. Held until the request
+            is forgotten, so that the versions it began with stay in the workers.
+        is_mix: Whether the request named weights.
         k: Candidates per prompt; set to 1 by the engine when the request samples greedily.
-        beta: Temperature of the choice, in units of score.
+        beta: Temperature of the choice, in units of score; None with ``target_kl``.
+        target_kl: The KL that the choice may spend, in nats, >= 0; None with ``beta``.
         return_candidates: Whether the reply shows every candidate.
+        return_token_scores: Whether it also shows the score of every token.
         explicit: Whether the request carried a ``q_probe`` object.
-        results: One reply object per prompt, by the prompt's index in the request; none for a
-            prompt that the engine gave up on.
+        results: One per prompt, by the prompt's index in the request; none for a prompt that the
+            engine gave up on.
         notice: Something that the client should know of how the request was read, or None.
     """
 
-    probe: ServedProbe
+    probes: tuple[tuple[ServedProbe, float], ...]
+    is_mix: bool = False
     k: int
-    beta: float
-    return_candidates: bool
-    explicit: bool
-    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    beta: float | None = None
+    target_kl: float | None = None
+    return_candidates: bool = False
+    return_token_scores: bool = False
+    explicit: bool = True
+    results: dict[int, ResultReply] = field(default_factory=dict)
     notice: str | None = None
     num_prompts: int = 0
 
@@ -50,11 +53,21 @@ class Rerank:
 
     def reply(self) -> dict[str, Any]:
         """Return the reply's ``q_probe`` object."""
-        reply: dict[str, Any] = {"probe": self.probe.name, "k": self.k, "beta": self.beta}
-        if self.notice is not None:
-            reply["notice"] = self.notice
-        reply["results"] = [self.results.get(index) for index in range(self.num_prompts)]
-        return reply
+        (first, _), *_ = self.probes
+        names = {probe.name: weight for probe, weight in self.probes}
+        versions = {probe.name: probe.version for probe, _ in self.probes}
+        given: dict[str, Any] = {
+            "beta": self.beta,
+            "target_kl": self.target_kl,
+            "notice": self.notice,
+        }
+        return QProbeReply(
+            probe=names if self.is_mix else first.name,
+            version=versions if self.is_mix else first.version,
+            k=self.k,
+            results=[self.results.get(index) for index in range(self.num_prompts)],
+            **{name: value for name, value in given.items() if value is not None},
+        ).model_dump(exclude_unset=True)
 
 
 # Set around a request by the middleware; the engine reads it in the same task context.
@@ -92,7 +105,8 @@ def resolve(
 ) -> Rerank | None:
     """Settle how a request is reranked, and take what is ours out of its body.
 
-    Precedence: the request, then the server's flags, then the probe's recommendation.
+    Precedence: the request, then the server's flags, then the probe's recommendation; of a mix the
+    largest that one of its probes recommends.
 
     Args:
         body: The request. Loses ``q_probe``, and ``best_of`` where a probe reads it; an alias in
@@ -108,24 +122,24 @@ def resolve(
     Raises:
         RequestError: 400 or 404; names the field.
     """
-    asked = _read_fields(body)
+    given = body.pop("q_probe", None)
+    asked = read_request({} if given is None else given)
     aliased = resolve_alias(body, registry, is_model)
-    probe = _choose_probe(asked, aliased, settings, registry)
-    if probe is None:
-        if asked is not None:
-            loaded = ", ".join(registry.names()) or "none"
+    probes = _choose_probes(asked, aliased, settings, registry)
+    if not probes:
+        if given is not None:
             raise RequestError(
                 "q_probe.probe: the request names no probe and the server has no default; "
-                f"loaded: {loaded}",
+                f"loaded: {registry.describe_names()}",
                 param="q_probe.probe",
             )
         return None
-    fields = asked or {}
-    k = _choose_k(body, fields, probe, settings, reads_best_of=reads_best_of)
-    beta = _choose_beta(fields, probe, settings)
-    return_candidates = fields.get("return_candidates", False)
-    if not isinstance(return_candidates, bool):
-        raise _refuse("return_candidates", "true or false", return_candidates)
+    if asked.beta is not None and asked.target_kl is not None:
+        raise RequestError(
+            "q_probe.target_kl: takes the place of beta, which is given too",
+            param="q_probe.target_kl",
+        )
+    k = _choose_k(body, asked, probes, settings, reads_best_of=reads_best_of)
     if body.get("use_beam_search"):
         raise RequestError(
             "use_beam_search: beam search cannot be reranked by a probe", param="use_beam_search"
@@ -133,56 +147,70 @@ def resolve(
     n = body.get("n")
     if isinstance(n, int) and n > k:
         raise RequestError(f"n: {n} answers cannot be drawn from k={k} candidates", param="n")
+    for probe, _ in probes:
+        registry.count_request(probe)
     return Rerank(
-        probe=probe,
+        probes=probes,
+        is_mix=isinstance(asked.probe, dict),
         k=k,
-        beta=beta,
-        return_candidates=return_candidates,
-        explicit=asked is not None,
+        beta=None if asked.target_kl is not None else _choose_beta(asked, probes, settings),
+        target_kl=asked.target_kl,
+        return_candidates=bool(asked.return_candidates or asked.return_token_scores),
+        return_token_scores=bool(asked.return_token_scores),
+        explicit=given is not None,
     )
 
 
-def _read_fields(body: Body) -> Body | None:
-    asked = body.pop("q_probe", None)
-    if asked is None:
-        return None
-    if not isinstance(asked, dict):
-        raise RequestError(f"q_probe: must be an object, got {_show(asked)}", param="q_probe")
-    for name in asked:
-        if name not in _FIELDS:
-            allowed = ", ".join(_FIELDS)
-            path = f"q_probe.{name[:_SHOWN]}"
-            raise RequestError(f"{path}: is not a field; the fields are {allowed}", param=path)
-    return {name: value for name, value in asked.items() if value is not None}
+_Probes = tuple[tuple[ServedProbe, float], ...]
 
 
-def _choose_probe(
-    asked: Body | None, aliased: ServedProbe | None, settings: Settings, registry: ProbeRegistry
-) -> ServedProbe | None:
-    name = (asked or {}).get("probe")
-    if name is not None:
-        if not isinstance(name, str):
-            raise _refuse("probe", "a probe's name", name)
-        probe = _find(registry, name, param="q_probe.probe")
+def _choose_probes(
+    asked: QProbeRequest,
+    aliased: ServedProbe | None,
+    settings: Settings,
+    registry: ProbeRegistry,
+) -> _Probes:
+    """Return the probes with their weights; none if the request is not to be reranked."""
+    if isinstance(asked.probe, dict):
+        return _choose_mix(asked.probe, aliased, registry)
+    if asked.probe is not None:
+        probe = _find(registry, asked.probe, param="q_probe.probe")
         if aliased is not None and aliased is not probe:
-            raise RequestError(
-                f"q_probe.probe: is {_show(name)}, but the model's alias names {aliased.name!r}",
-                param="q_probe.probe",
-            )
-        return probe
+            raise _contradict(asked.probe, aliased)
+        return ((probe, 1.0),)
     if aliased is not None:
-        return aliased
+        return ((aliased, 1.0),)
     if settings.default_probe is not None:
-        return _find(registry, settings.default_probe, param="q_probe.probe")
-    return None
+        return ((_find(registry, settings.default_probe, param="q_probe.probe"), 1.0),)
+    return ()
+
+
+def _choose_mix(
+    mix: dict[str, float], aliased: ServedProbe | None, registry: ProbeRegistry
+) -> _Probes:
+    if aliased is not None:
+        raise _contradict(mix, aliased)
+    if not any(mix.values()):
+        raise RequestError(
+            f"q_probe.probe: a weight must be other than 0, got {show(mix)}", param="q_probe.probe"
+        )
+    return tuple(
+        (_find(registry, name, param="q_probe.probe"), weight) for name, weight in mix.items()
+    )
+
+
+def _contradict(asked: object, aliased: ServedProbe) -> RequestError:
+    return RequestError(
+        f"q_probe.probe: is {show(asked)}, but the model's alias names {aliased.name!r}",
+        param="q_probe.probe",
+    )
 
 
 def _find(registry: ProbeRegistry, name: str, *, param: str) -> ServedProbe:
     probe = registry.get(name)
     if probe is None:
-        loaded = ", ".join(registry.names()) or "none"
         raise RequestError(
-            f"{param}: the probe {_show(name)} does not exist; loaded: {loaded}",
+            f"{param}: the probe {show(name)} does not exist; loaded: {registry.describe_names()}",
             param=param,
             status=404,
         )
@@ -190,43 +218,29 @@ def _find(registry: ProbeRegistry, name: str, *, param: str) -> ServedProbe:
 
 
 def _choose_k(
-    body: Body, fields: Body, probe: ServedProbe, settings: Settings, *, reads_best_of: bool
+    body: Body, asked: QProbeRequest, probes: _Probes, settings: Settings, *, reads_best_of: bool
 ) -> int:
     best_of = body.pop("best_of", None) if reads_best_of else None
-    k = fields.get("k")
-    for name, value in (("q_probe.k", k), ("best_of", best_of)):
+    for name, value in (("q_probe.k", asked.k), ("best_of", best_of)):
         if value is not None and not _is_count(value, settings.max_k):
             raise RequestError(
-                f"{name}: must be an integer from 1 to {settings.max_k}, got {_show(value)}",
+                f"{name}: must be an integer from 1 to {settings.max_k}, got {show(value)}",
                 param=name,
             )
-    if k is not None and best_of is not None and k != best_of:
-        raise RequestError(f"best_of: is {best_of}, but q_probe.k is {k}", param="best_of")
-    for value in (k, best_of, settings.k):
+    if asked.k is not None and best_of is not None and asked.k != best_of:
+        raise RequestError(f"best_of: is {best_of}, but q_probe.k is {asked.k}", param="best_of")
+    for value in (asked.k, best_of, settings.k):
         if value is not None:
             return int(value)
-    return probe.probe.info.k
+    return max(probe.info.k for probe, _ in probes)
 
 
 def _is_count(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
-def _choose_beta(fields: Body, probe: ServedProbe, settings: Settings) -> float:
-    beta = fields.get("beta")
-    if beta is None:
-        return float(probe.probe.info.beta if settings.beta is None else settings.beta)
-    if not is_beta(beta):
-        raise _refuse("beta", "a finite number >= 0", beta)
-    return float(beta)
-
-
-def _refuse(name: str, expected: str, value: object) -> RequestError:
-    path = f"q_probe.{name}"
-    return RequestError(f"{path}: must be {expected}, got {_show(value)}", param=path)
-
-
-def _show(value: object) -> str:
-    """Return a value of the request for an error message, cut short: it may be a misplaced text."""
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+def _choose_beta(asked: QProbeRequest, probes: _Probes, settings: Settings) -> float:
+    for value in (asked.beta, settings.beta):
+        if value is not None:
+            return float(value)
+    return float(max(probe.info.beta for probe, _ in probes))

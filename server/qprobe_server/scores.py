@@ -5,6 +5,7 @@ again (preemption, a rejected draft token) overwrites itself and nothing is coun
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,9 @@ _FIRST_WIDTH = 256
 
 @dataclass
 class _Record:
-    probe: int
-    slot: int | None  # row of the table while the engine runs the candidate
-    scores: NDArray[np.float32] | None  # its own copy once the engine has finished it
+    probes: Sequence[int]
+    slots: list[int] | None  # a row of the table for each probe while the engine runs it
+    scores: list[NDArray[np.float32]] | None  # copies of its own once the engine has finished it
 
 
 class TokenScores:
@@ -45,23 +46,23 @@ class TokenScores:
         """Return the number of candidates held, running and finished."""
         return len(self._records)
 
-    def start(self, key: str, probe: int) -> int:
-        """Begin a candidate scored by the probe of that index; return the slot of its scores.
+    def start(self, key: str, probes: Sequence[int]) -> list[int]:
+        """Begin a candidate scored by the probes of these indices; return a slot for each.
 
         Raises:
             KeyError: There is a candidate of this key.
         """
         if key in self._records:
             raise KeyError(key)
-        if not self._free:
+        while len(self._free) < len(probes):
             slots, width = self._table.shape
             grown = max(16, slots)
-            self._free = list(range(slots + grown - 1, slots - 1, -1))
+            self._free = [*range(slots + grown - 1, slots - 1, -1), *self._free]
             self._table = np.vstack([self._table, np.full((grown, width), np.nan, np.float32)])
             self._written = np.concatenate([self._written, np.zeros(grown, np.int64)])
-        slot = self._free.pop()
-        self._records[key] = _Record(probe, slot, None)
-        return slot
+        given = [self._free.pop() for _ in probes]
+        self._records[key] = _Record(probes, given, None)
+        return given
 
     def write(
         self,
@@ -82,43 +83,44 @@ class TokenScores:
     def finish(self, key: str) -> None:
         """Move a candidate out of the table; no more is written to it. Unknown keys are ignored."""
         record = self._records.get(key)
-        if record is None or record.slot is None:
+        if record is None or record.slots is None:
             return
-        record.scores = self._release(record.slot)
-        record.slot = None
+        record.scores = [self._release(slot) for slot in record.slots]
+        record.slots = None
         self._records.move_to_end(key)
-        self._num_finished += record.scores.size
+        self._num_finished += _count(record)
         while self._num_finished > self._max_finished:
             oldest = next(key for key, each in self._records.items() if each.scores is not None)
             self.drop(oldest)
 
-    def take(self, key: str, length: int) -> tuple[int, NDArray[np.float32]] | None:
-        """Remove a candidate; return its probe and its scores at offsets 0 to length.
+    def take(self, key: str, length: int) -> tuple[Sequence[int], NDArray[np.float32]] | None:
+        """Remove a candidate; return its probes and its scores at offsets 0 to length.
 
         Returns:
-            The probe's index and shape (length + 1,), NaN where the engine has not computed a
-            position; None if the candidate is unknown.
+            The probes' indices and shape (probes, length + 1), NaN where the engine has not
+            computed a position; None if the candidate is unknown.
         """
         record = self._records.get(key)
         if record is None:
             return None
-        held = record.scores if record.slot is None else self._table[record.slot]
-        assert held is not None
-        scores = np.full(length + 1, np.nan, dtype=np.float32)
-        count = min(held.size, length + 1)
-        scores[:count] = held[:count]
+        held = record.scores
+        if held is None:
+            held = [self._table[slot] for slot in record.slots or ()]
+        scores = np.full((len(record.probes), length + 1), np.nan, dtype=np.float32)
+        for row, each in zip(scores, held, strict=True):
+            count = min(each.size, length + 1)
+            row[:count] = each[:count]
         self.drop(key)
-        return record.probe, scores
+        return record.probes, scores
 
     def drop(self, key: str) -> None:
         """Forget a candidate, running or finished. Unknown keys are ignored."""
         record = self._records.pop(key, None)
         if record is None:
             return
-        if record.slot is not None:
-            self._release(record.slot)
-        elif record.scores is not None:
-            self._num_finished -= record.scores.size
+        for slot in record.slots or ():
+            self._release(slot)
+        self._num_finished -= _count(record)
 
     def _release(self, slot: int) -> NDArray[np.float32]:
         used = int(self._written[slot])
@@ -127,6 +129,10 @@ class TokenScores:
         self._written[slot] = 0
         self._free.append(slot)
         return scores
+
+
+def _count(record: _Record) -> int:
+    return sum(each.size for each in record.scores or ())
 
 
 def pool(scores: NDArray[np.float32], *, pooling: str, window: int | None) -> float:

@@ -1,10 +1,11 @@
 """What the command line settles once, before the server starts."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from qprobe import ProbeFileError, ProbeInfo
 from qprobe.probe import is_beta
 from qprobe_server.errors import StartupError
-from qprobe_server.registry import ProbeRegistry
 
 __all__ = ["Settings"]
 
@@ -19,16 +20,20 @@ class Settings:
         beta: Temperature of the choice likewise, in units of score, >= 0.
         max_k: The largest k that a request may ask for.
         keep_alive_s: A reranked stream that is silent for so many seconds gets an SSE comment, > 0.
+        admin_api_key: Opens the routes that change probes; None: there are none.
+        json_access_log: One JSON object a request, instead of uvicorn's lines.
     """
 
-    default_probe: str | None
-    k: int | None
-    beta: float | None
-    max_k: int
-    keep_alive_s: float
+    default_probe: str | None = None
+    k: int | None = None
+    beta: float | None = None
+    max_k: int = 64
+    keep_alive_s: float = 10.0
+    admin_api_key: str | None = field(default=None, repr=False)
+    json_access_log: bool = False
 
-    def check(self, registry: ProbeRegistry) -> None:
-        """Check the settings, with each other and with the loaded probes.
+    def check(self, names: Sequence[str]) -> None:
+        """Check the settings, with each other and with the names of the probes.
 
         Raises:
             StartupError: One is out of range; the message names the flag and the value.
@@ -39,15 +44,20 @@ class Settings:
             raise StartupError(f"--k must be from 1 to --max-k ({self.max_k}), got {self.k}")
         if self.beta is not None and not is_beta(self.beta):
             raise StartupError(f"--beta must be a finite number >= 0, got {self.beta}")
-        if self.default_probe is not None and registry.get(self.default_probe) is None:
-            loaded = ", ".join(registry.names()) or "none"
+        if self.default_probe is not None and self.default_probe not in names:
+            loaded = ", ".join(names) or "none"
             raise StartupError(
                 f"--default-probe {self.default_probe!r} is not loaded; loaded: {loaded}"
             )
-        for served in registry.probes():
-            recommended = served.probe.info.k
-            if self.k is None and recommended > self.max_k:
-                raise StartupError(
-                    f"probe {served.name!r} recommends k={recommended}, more than --max-k "
-                    f"{self.max_k}: raise --max-k or set --k"
-                )
+
+    def check_probe(self, info: ProbeInfo) -> None:
+        """Check what a probe recommends.
+
+        Raises:
+            ProbeFileError: Its k is more than a request may ask for, and would be taken.
+        """
+        if self.k is None and info.k > self.max_k:
+            raise ProbeFileError(
+                "k",
+                f"recommends k={info.k}, more than --max-k {self.max_k}: raise --max-k or set --k",
+            )

@@ -34,9 +34,8 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 
-from qprobe import load_probe
 from qprobe_server.default_model import prepare_default_model
-from qprobe_server.registry import ServedProbe
+from qprobe_server.registry import ProbeRegistry, ServedProbe, read_probe
 from qprobe_server.rerank import Rerank, current_rerank
 from qprobe_server.vllm_backend.checks import choose_dtype, find_worker_cls
 from qprobe_server.vllm_backend.engine import RerankingLLM
@@ -67,13 +66,13 @@ class Bench:
 
     async def reranked(self, k: int, seed: int) -> list[list[int]]:
         """Sample k, score them and answer with one."""
-        rerank = Rerank(probe=self._probe, k=k, beta=0.1, return_candidates=False, explicit=True)
+        rerank = Rerank(probes=((self._probe, 1.0),), k=k, beta=0.1)
         token = current_rerank.set(rerank)
         try:
             answer = await self._generate(n=1, seed=seed)
         finally:
             current_rerank.reset(token)
-        assert rerank.results[0]["sampled_tokens"] == k * NUM_TOKENS
+        assert rerank.results[0].sampled_tokens == k * NUM_TOKENS
         return answer
 
     async def two_pass(self, k: int, seed: int) -> None:
@@ -153,8 +152,9 @@ def compare(times: dict[str, list[float]], name: str) -> dict[str, Any]:
 async def run(rounds: int) -> dict[str, Any]:
     """Start the engine and measure everything."""
     model_path = prepare_default_model()
-    probe = ServedProbe("python", 0, load_probe(PROBE))
-    layer = probe.probe.info.layer
+    loaded = read_probe("python", PROBE.read_bytes())
+    probe = ProbeRegistry().reserve(loaded)
+    layer = probe.info.layer
     args = AsyncEngineArgs(
         model=str(model_path),
         enforce_eager=True,
@@ -166,7 +166,7 @@ async def run(rounds: int) -> dict[str, Any]:
     engine = RerankingLLM.from_vllm_config(args.create_engine_config())
     results: dict[str, Any] = {"reranked": {}, "two_pass": {}, "transformers": {}}
     try:
-        await engine.load_probes([probe.probe])
+        await engine.load_probes([(probe.index, loaded.probe)])
         bench = Bench(engine, probe, model_path)
         for k in KS:
             quick = {"bare": bench.bare, "reranked": bench.reranked}

@@ -35,12 +35,14 @@ class Server:
     Attributes:
         url: Where it listens.
         key: The API key that it wants.
+        admin_key: Opens the routes that change probes.
         process: Its main process.
         log: What it has printed.
     """
 
     url: str
     key: str
+    admin_key: str
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -61,6 +63,7 @@ def free_port() -> int:
 def running(log: Path, *flags: str) -> Iterator[Server]:
     """Start ``qprobe serve`` with flags, wait until it is healthy, and stop it afterwards."""
     port, key = free_port(), "secret-key-of-the-tests"
+    admin_key = "secret-admin-key-of-the-tests"
     command = [
         str(Path(sys.executable).with_name("qprobe")),
         "serve",
@@ -69,9 +72,13 @@ def running(log: Path, *flags: str) -> Iterator[Server]:
     ]
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "QPROBE_ADMIN_API_KEY": admin_key},
         )
-    server = Server(f"http://127.0.0.1:{port}", key, process, log)
+    server = Server(f"http://127.0.0.1:{port}", key, admin_key, process, log)
     try:
         wait_until_healthy(server)
         yield server
@@ -129,7 +136,7 @@ def make_probe(tmp_path_factory: pytest.TempPathFactory) -> MakeProbe:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, make_probe: MakeProbe) -> Iterator[Server]:
-    """Serve the default model with the shipped probe and two random ones."""
+    """Serve the default model with the shipped probe and two random ones; uploads are kept."""
     from importlib import resources
 
     shipped = resources.files("qprobe") / "shipped" / "python.safetensors"
@@ -137,6 +144,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, make_probe: MakeProbe) -> I
         *("--probe", f"python={shipped}"),
         *("--probe", f"end={make_probe('end', layer='final', pooling='last')}"),
         *("--probe", f"early={make_probe('early', layer=5, window=8)}"),
+        *("--probe-layers", "5,20,final", "--probe-dir", str(tmp_path_factory.mktemp("kept"))),
+        "--json-access-log",
         "--enable-auto-tool-choice",
         *("--tool-call-parser", "hermes"),
         *("--sse-keep-alive-interval", "1"),

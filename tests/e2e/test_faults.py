@@ -76,3 +76,4 @@ def test_no_texts_in_the_log(server: Any) -> None:
     assert CHAT in log
     assert secret not in log
     assert server.key not in log
+    assert server.admin_key not in log

@@ -27,7 +27,7 @@ from vllm.sampling_params import RequestOutputKind
 from qprobe import Probe, ProbeInfo
 from qprobe.probe import Layer, Pooling
 from qprobe_server.default_model import prepare_default_model
-from qprobe_server.registry import ServedProbe
+from qprobe_server.registry import LoadedProbe, ProbeRegistry, ServedProbe
 from qprobe_server.rerank import Rerank, current_rerank
 from qprobe_server.vllm_backend.checks import choose_dtype
 from qprobe_server.vllm_backend.engine import RerankingLLM
@@ -63,10 +63,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.engine)
 
 
-def make_probes() -> list[ServedProbe]:
+def make_probes() -> list[LoadedProbe]:
     """Return random directions of every reading: index = reading * DIRECTIONS + direction."""
     torch.manual_seed(0)
-    probes: list[ServedProbe] = []
+    probes: list[LoadedProbe] = []
     for layer, pooling, window in READINGS:
         for direction in range(DIRECTIONS):
             info = ProbeInfo(
@@ -82,7 +82,7 @@ def make_probes() -> list[ServedProbe]:
             )
             head = (torch.randn(1, HIDDEN) / HIDDEN**0.5, torch.randn(1))
             name = f"{layer}-{pooling}-{window}-{direction}"
-            probes.append(ServedProbe(name, len(probes), Probe(info, [head])))
+            probes.append(LoadedProbe(name, f"version of {name}", 0, Probe(info, [head])))
     return probes
 
 
@@ -93,14 +93,23 @@ def model_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def probes() -> list[ServedProbe]:
+def probes() -> list[LoadedProbe]:
     """Return the probes that the engine has loaded."""
     return make_probes()
 
 
+@pytest.fixture(scope="session")
+def served(probes: list[LoadedProbe]) -> list[ServedProbe]:
+    """Return them as requests hold them; probe i has index i."""
+    registry = ProbeRegistry()
+    made = [registry.reserve(each) for each in probes]
+    assert [each.index for each in made] == list(range(len(probes)))
+    return made
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def engine(
-    model_path: Path, probes: list[ServedProbe], request: pytest.FixtureRequest
+    model_path: Path, probes: list[LoadedProbe], request: pytest.FixtureRequest
 ) -> AsyncIterator[RerankingLLM]:
     """Start the engine."""
     speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}
@@ -124,7 +133,7 @@ async def engine(
     )
     started = RerankingLLM.from_vllm_config(args.create_engine_config())
     try:
-        await started.load_probes([each.probe for each in probes])
+        await started.load_probes([(index, each.probe) for index, each in enumerate(probes)])
         yield started
     finally:
         started.shutdown(timeout=5)
@@ -172,24 +181,30 @@ def chat_ids(engine: RerankingLLM) -> Callable[[str], list[int]]:
 
 
 @pytest.fixture(scope="session")
-def ask(engine: RerankingLLM, probes: list[ServedProbe]) -> Ask:
+def ask(engine: RerankingLLM, served: list[ServedProbe]) -> Ask:
     """Return a function that reranks one prompt as a request's handler does."""
 
     async def run(
         prompt_ids: list[int],
         *,
-        probe: int = 0,
+        probe: int | dict[int, float] = 0,
         k: int = 4,
-        beta: float = 0.1,
+        beta: float | None = 0.1,
+        target_kl: float | None = None,
         stream: bool = False,
         return_candidates: bool = False,
+        return_token_scores: bool = False,
         **params: Any,
     ) -> Answer:
+        mix = probe if isinstance(probe, dict) else {probe: 1.0}
         rerank = Rerank(
-            probe=probes[probe],
+            probes=tuple((served[index], weight) for index, weight in mix.items()),
+            is_mix=isinstance(probe, dict),
             k=k,
-            beta=beta,
-            return_candidates=return_candidates,
+            beta=beta if target_kl is None else None,
+            target_kl=target_kl,
+            return_candidates=return_candidates or return_token_scores,
+            return_token_scores=return_token_scores,
             explicit=True,
         )
         kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
@@ -202,6 +217,8 @@ def ask(engine: RerankingLLM, probes: list[ServedProbe]) -> Ask:
             outputs = [output async for output in stream_of]
         finally:
             current_rerank.reset(token)
-        return Answer(prompt_ids, outputs, rerank, rerank.results.get(0, {}))
+        result = rerank.results.get(0)
+        shown = {} if result is None else result.model_dump(exclude_unset=True)
+        return Answer(prompt_ids, outputs, rerank, shown)
 
     return run

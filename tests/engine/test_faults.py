@@ -59,9 +59,9 @@ async def test_leaving_aborts_every_candidate(
     assert await settle(engine) == (0, 0)
 
 
-async def test_admission_counts_candidates(engine: RerankingLLM, probes: list[ServedProbe]) -> None:
+async def test_admission_counts_candidates(engine: RerankingLLM, served: list[ServedProbe]) -> None:
     def make(k: int) -> Rerank:
-        return Rerank(probe=probes[0], k=k, beta=0.1, return_candidates=False, explicit=True)
+        return Rerank(probes=((served[0], 1.0),), k=k, beta=0.1)
 
     token = current_rerank.set(make(MAX_QUEUED))
     try:

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from vllm.outputs import CompletionOutput
 
-from qprobe_server.registry import ServedProbe
+from qprobe_server.registry import LoadedProbe
 from qprobe_server.vllm_backend.engine import RerankingLLM
 
 ChatIds = Callable[[str], list[int]]
@@ -37,7 +37,7 @@ class Reference:
 
     @torch.inference_mode()
     def embed(
-        self, prompt_ids: Sequence[int], kept_ids: Sequence[int], probe: ServedProbe
+        self, prompt_ids: Sequence[int], kept_ids: Sequence[int], probe: LoadedProbe
     ) -> tuple[Tensor, Tensor]:
         """Return the embedding that a probe scores, and what it were one position too early."""
         info = probe.probe.info
@@ -84,7 +84,7 @@ class Comparison:
     embedding from the one of a position earlier: by a factor of 2 in the root mean square.
     """
 
-    def __init__(self, probes: list[ServedProbe]) -> None:
+    def __init__(self, probes: list[LoadedProbe]) -> None:
         self._probes = probes
         self._rows: dict[int, list[tuple[float, float]]] = {}
 
@@ -107,7 +107,7 @@ class Comparison:
 
 async def compare(
     ask: Any,
-    probes: list[ServedProbe],
+    probes: list[LoadedProbe],
     reference: Reference,
     prompts: Sequence[list[int]],
     *,
@@ -137,7 +137,7 @@ QUESTIONS = (
 
 
 async def test_short_prompts_in_one_batch(
-    ask: Any, probes: list[ServedProbe], reference: Reference, chat_ids: ChatIds
+    ask: Any, probes: list[LoadedProbe], reference: Reference, chat_ids: ChatIds
 ) -> None:
     """80 requests at once, each with its own probe: 5 readings of 3 layers in one batch."""
     prompts = [chat_ids(question) for question in QUESTIONS]
@@ -145,7 +145,7 @@ async def test_short_prompts_in_one_batch(
 
 
 async def test_prompts_read_in_chunks_and_from_the_cache(
-    ask: Any, probes: list[ServedProbe], reference: Reference, chat_ids: ChatIds
+    ask: Any, probes: list[LoadedProbe], reference: Reference, chat_ids: ChatIds
 ) -> None:
     """A prompt of over twice the 256 tokens of a step, by 80 requests that share its prefix."""
     prompt = chat_ids("Summarise: " + "The quick brown fox jumps over the lazy dog. " * 60)
@@ -155,7 +155,7 @@ async def test_prompts_read_in_chunks_and_from_the_cache(
 
 async def test_text_that_repeats_itself(
     ask: Any,
-    probes: list[ServedProbe],
+    probes: list[LoadedProbe],
     reference: Reference,
     chat_ids: ChatIds,
     request: pytest.FixtureRequest,
@@ -174,7 +174,7 @@ async def test_text_that_repeats_itself(
 async def test_stop_strings_score_the_kept_text(
     ask: Any,
     engine: RerankingLLM,
-    probes: list[ServedProbe],
+    probes: list[LoadedProbe],
     reference: Reference,
     chat_ids: ChatIds,
 ) -> None:
@@ -200,7 +200,7 @@ async def test_stop_strings_score_the_kept_text(
 
 
 async def test_length_cuts_and_empty_completions(
-    ask: Any, probes: list[ServedProbe], reference: Reference, chat_ids: ChatIds
+    ask: Any, probes: list[LoadedProbe], reference: Reference, chat_ids: ChatIds
 ) -> None:
     """One token: its state is never computed, so the prompt's last token is what is scored."""
     prompts = [chat_ids(question) for question in QUESTIONS]
@@ -211,7 +211,7 @@ async def test_length_cuts_and_empty_completions(
 async def test_preempted_candidates(
     ask: Any,
     engine: RerankingLLM,
-    probes: list[ServedProbe],
+    probes: list[LoadedProbe],
     reference: Reference,
     chat_ids: ChatIds,
 ) -> None:
@@ -239,7 +239,7 @@ def read_counter(name: str) -> float:
 
 @pytest.mark.parametrize("reading", range(READINGS))
 async def test_rank_correlation_within_prompts(
-    ask: Any, probes: list[ServedProbe], reference: Reference, chat_ids: ChatIds, reading: int
+    ask: Any, probes: list[LoadedProbe], reference: Reference, chat_ids: ChatIds, reading: int
 ) -> None:
     """16 concurrent candidates of each of 3 prompts, all of them returned, by one probe."""
     probe = reading * DIRECTIONS

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineGenerateError
 
+from qprobe_server.registry import LoadedProbe
 from qprobe_server.rerank import current_rerank
 from qprobe_server.vllm_backend.engine import RerankingLLM
 
@@ -129,7 +131,7 @@ async def test_more_answers_than_candidates_are_refused(ask: Any, prompt: list[i
 
 async def test_the_workers_argument_is_reserved(engine: RerankingLLM, prompt: list[int]) -> None:
     with pytest.raises(VLLMValidationError, match="reserved"):
-        await sample_bare(engine, prompt, extra_args={"qprobe": ["x", 99]})
+        await sample_bare(engine, prompt, extra_args={"qprobe": ["x", [99]]})
 
 
 async def test_bare_requests_are_not_scored(engine: RerankingLLM, prompt: list[int]) -> None:
@@ -149,3 +151,77 @@ async def test_a_failing_candidate_fails_the_request_and_leaves_nothing(
         await ask([1] * 5000)  # longer than the model's context
     await asyncio.sleep(0.5)
     assert await engine.num_held_candidates() == 0
+
+
+async def test_a_mix_is_the_weighted_sum_of_its_probes(ask: Any, prompt: list[int]) -> None:
+    """Of other layers and poolings, from the same samples: rounding apart, which fp32 bounds.
+
+    Batches are alike, so the states are: the scores differ by the order of a sum of two floats.
+    """
+    mix = {3: 0.5, 20: -2.0, 40: 1.0, 70: 1.0}
+    whole = await ask(prompt, probe=mix, k=4, seed=5)
+    parts = {index: (await ask(prompt, probe=index, k=4, seed=5)).result["scores"] for index in mix}
+    for candidate, score in enumerate(whole.result["scores"]):
+        expected = sum(weight * parts[index][candidate] for index, weight in mix.items())
+        assert score == pytest.approx(expected, abs=1e-4)
+    assert len({round(score, 3) for score in whole.result["scores"]}) > 1
+
+
+async def test_a_target_kl_is_spent(ask: Any, prompt: list[int]) -> None:
+    for target in (0.2, 1.0):
+        result = (await ask(prompt, k=8, seed=6, temperature=1.2, target_kl=target)).result
+        assert result["kl"] == pytest.approx(target, abs=1e-9)
+        logits = [score / result["beta"] for score in result["scores"]]
+        weights = [math.exp(logit - max(logits)) for logit in logits]
+        assert [each / sum(weights) for each in weights] == pytest.approx(result["weights"])
+    result = (await ask(prompt, k=4, seed=6, target_kl=0.0)).result
+    assert (result["beta"], result["kl"]) == (None, pytest.approx(0))
+
+
+async def test_token_scores_make_the_score(ask: Any, prompt: list[int]) -> None:
+    """By pooling: the mean, that of the first 8, the last."""
+    for probe, pick in ((0, slice(None)), (40, slice(8)), (20, slice(-1, None))):
+        answer = await ask(prompt, probe=probe, k=3, seed=4, return_token_scores=True)
+        for score, shown in zip(answer.result["scores"], answer.result["candidates"], strict=True):
+            each = shown["token_scores"][pick]
+            assert score == pytest.approx(sum(each) / len(each), abs=1e-5)
+            assert len(shown["token_scores"]) == len(shown["tokens"]) == shown["num_tokens"] - 1
+            assert shown["text"].startswith("".join(shown["tokens"]).strip()[:5])
+
+
+async def test_a_probe_can_be_loaded_while_others_are_used(
+    ask: Any, engine: RerankingLLM, probes: list[LoadedProbe], prompt: list[int]
+) -> None:
+    """A thousand more, one by one and in bulk: scores of running requests stay what they were."""
+    before = await ask(prompt, k=4, seed=9, max_tokens=60)
+    running = asyncio.create_task(ask(prompt, k=4, seed=9, max_tokens=60))
+    first = len(probes)
+    for index in range(first, first + 8):
+        await engine.load_probes([(index, probes[1].probe)])
+    await engine.load_probes([(first + 8 + i, probes[2].probe) for i in range(1000)])
+    assert (await running).result == before.result
+
+
+async def test_the_metrics_count_what_was_done(
+    ask: Any, engine: RerankingLLM, prompt: list[int], probes: list[LoadedProbe]
+) -> None:
+    label = engine.metrics.label([probes[7].name])  # may be "other" by now
+
+    def read(name: str, **labels: str) -> float:
+        return REGISTRY.get_sample_value(name, {"probe": label, **labels}) or 0.0
+
+    names = ("qprobe_sampled_tokens_total", "qprobe_rejected_tokens_total")
+    before = [read(name) for name in names]
+    ok = read("qprobe_prompts_total", outcome="ok")
+    answer = await ask(prompt, probe=7, k=4, n=2, max_tokens=8)
+    returned = sum(len(each.token_ids) for each in answer.answers)
+    sampled = answer.result["sampled_tokens"]
+    assert [read(name) for name in names] == [before[0] + sampled, before[1] + sampled - returned]
+    assert read("qprobe_prompts_total", outcome="ok") == ok + 1
+    assert read("qprobe_candidates_bucket", le="4.0") >= 1
+    cancelled = read("qprobe_prompts_total", outcome="cancelled")
+    request = asyncio.create_task(ask(prompt, probe=7, k=2, max_tokens=500, ignore_eos=True))
+    await asyncio.sleep(0.5)
+    request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+    assert read("qprobe_prompts_total", outcome="cancelled") == cancelled + 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qprobe import Probe, ProbeInfo, save_probe
-from qprobe_server.registry import ProbeRegistry
+from qprobe_server.registry import ProbeRegistry, ServedProbe, read_probe
 
 MakeProbe = Callable[..., Path]
 
@@ -38,10 +38,26 @@ def make_probe(tmp_path: Path) -> MakeProbe:
     return make
 
 
+Serve = Callable[[ProbeRegistry, str, Path], ServedProbe]
+
+
+def serve_probe(registry: ProbeRegistry, name: str, path: Path) -> ServedProbe:
+    """Serve a file as a server does, but for the workers."""
+    served = registry.reserve(read_probe(name, path.read_bytes()))
+    registry.publish(served)
+    return served
+
+
+@pytest.fixture
+def serve() -> Serve:
+    """Return the function above."""
+    return serve_probe
+
+
 @pytest.fixture
 def registry(make_probe: MakeProbe) -> ProbeRegistry:
     """Return a registry of ``good`` (k 16, beta 0.1) and ``kind`` (k 8, beta 0.5)."""
     loaded = ProbeRegistry()
-    loaded.load("good", make_probe("good"))
-    loaded.load("kind", make_probe("kind", k=8, beta=0.5, layer="final"))
+    serve_probe(loaded, "good", make_probe("good"))
+    serve_probe(loaded, "kind", make_probe("kind", k=8, beta=0.5, layer="final"))
     return loaded

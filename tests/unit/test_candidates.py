@@ -5,7 +5,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from qprobe_server.candidates import Candidate, choose, count_scored_tokens, make_result
+from qprobe_server.candidates import (
+    Candidate,
+    check_finite,
+    choose,
+    combine,
+    count_scored_tokens,
+    make_result,
+    show_candidates,
+)
 from qprobe_server.errors import ScoringError
 
 # A vocabulary of bytes: token i decodes as byte i, so that UTF-8 is split between tokens.
@@ -86,23 +94,41 @@ def test_a_seed_repeats_the_choice_and_prompts_differ() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_scores_that_are_not_finite_fail(bad: float) -> None:
+    check_finite([0.0, 1.0])
     with pytest.raises(ScoringError, match="candidate 1 of 2"):
-        choose([0.0, bad], beta=1.0, n=1, seed=1, prompt_index=0)
+        check_finite([0.0, bad])
+
+
+def test_a_mix_is_the_weighted_sum() -> None:
+    assert combine([[1.0, 10.0], [2.0, -4.0]], [2.0, 0.5]) == [7.0, 2.0]
+    # A sum in floats loses the 1.
+    assert combine([[1e16, 1.0, -1e16]], [1.0, 1.0, 1.0]) == [1.0]
 
 
 def test_the_result_counts_every_sampled_token() -> None:
     candidates = [candidate([1, 2, 3], "stop", text="a"), candidate([4], "length", text="b")]
     draw = choose([1.0, 2.0], beta=0.0, n=1, seed=0, prompt_index=0)
-    plain = make_result(candidates, [1.0, 2.0], draw, return_candidates=False)
-    assert plain == {
+    plain = make_result(candidates, [1.0, 2.0], draw, beta=0.0, shown=None)
+    assert plain.model_dump(exclude_unset=True) == {
         "selected": [1],
         "scores": [1.0, 2.0],
         "weights": [0.0, 1.0],
         "kl": pytest.approx(math.log(2)),
+        "beta": 0.0,
         "sampled_tokens": 4,
     }
-    full = make_result(candidates, [1.0, 2.0], draw, return_candidates=True)
-    assert full["candidates"] == [
+    shown = show_candidates(candidates, token_scores=None, decode=decode)
+    full = make_result(candidates, [1.0, 2.0], draw, beta=math.inf, shown=shown)
+    dumped = full.model_dump(exclude_unset=True)
+    assert dumped["beta"] is None
+    assert dumped["candidates"] == [
         {"text": "a", "num_tokens": 3, "finish_reason": "stop", "stop_reason": None},
         {"text": "b", "num_tokens": 1, "finish_reason": "length", "stop_reason": None},
     ]
+
+
+def test_token_scores_stand_beside_their_tokens() -> None:
+    candidates = [candidate(list(b"abc"), "stop", text="ab"), candidate([], "stop")]
+    first, second = show_candidates(candidates, token_scores=[[0.5, -1.0], []], decode=decode)
+    assert (first.tokens, first.token_scores) == (["a", "b"], [0.5, -1.0])
+    assert (second.tokens, second.token_scores) == ([], [])

@@ -13,10 +13,11 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from qprobe_server.middleware import AppState, RerankMiddleware
 from qprobe_server.registry import ProbeRegistry
 from qprobe_server.rerank import current_rerank
+from qprobe_server.schemas import ResultReply
 from qprobe_server.settings import Settings
 
 Handler = Callable[[Request], Awaitable[Any]]
-RESULT = {"selected": [0], "scores": [1.0], "weights": [1.0], "kl": 0.0, "sampled_tokens": 3}
+RESULT = ResultReply(selected=[0], scores=[1.0], weights=[1.0], kl=0.0, beta=0.1, sampled_tokens=3)
 CHUNK = {"id": "c", "object": "chunk", "created": 1, "model": "base", "choices": [{"x": 1}]}
 
 
@@ -27,9 +28,7 @@ def serve(
     for path, handler in handlers.items():
         app.add_route(path, handler, methods=["POST"])
     app.state.qprobe = AppState(
-        settings=Settings(
-            default_probe=None, k=None, beta=None, max_k=64, keep_alive_s=keep_alive_s
-        ),
+        settings=Settings(keep_alive_s=keep_alive_s),
         registry=registry,
         is_model="base".__eq__,
     )
@@ -66,7 +65,18 @@ def data(fields: dict[str, Any]) -> str:
 
 
 CHAT = "/v1/chat/completions"
-REPLY = {"probe": "good", "k": 16, "beta": 0.1, "results": [RESULT]}
+
+
+def make_reply(registry: ProbeRegistry) -> dict[str, Any]:
+    good = registry.get("good")
+    assert good is not None
+    return {
+        "probe": "good",
+        "version": good.version,
+        "k": 16,
+        "beta": 0.1,
+        "results": [RESULT.model_dump(exclude_unset=True)],
+    }
 
 
 async def test_a_json_reply_carries_the_result(registry: ProbeRegistry) -> None:
@@ -75,7 +85,7 @@ async def test_a_json_reply_carries_the_result(registry: ProbeRegistry) -> None:
     assert reply.json() == {
         "body": {"model": "base", "text": "é"},
         "reranked": True,
-        "q_probe": REPLY,
+        "q_probe": make_reply(registry),
     }
     assert int(reply.headers["content-length"]) == len(reply.content)
 
@@ -140,7 +150,7 @@ async def test_a_chat_stream_ends_with_the_result_if_asked(registry: ProbeRegist
     async with serve(registry, {CHAT: handler}) as client:
         asked = await client.post(CHAT, json={"model": "base", "q_probe": {"probe": "good"}})
         silent = await client.post(CHAT, json={"model": "base:good"})
-    last = {**CHUNK, "choices": [], "q_probe": REPLY}
+    last = {**CHUNK, "choices": [], "q_probe": make_reply(registry)}
     assert asked.text == data(CHUNK) + data(last) + "data: [DONE]\n\n"
     assert silent.text == data(CHUNK) + "data: [DONE]\n\n"
 
@@ -158,9 +168,9 @@ async def test_other_streams_carry_the_result_on_their_last_event(registry: Prob
     async with serve(registry, handlers) as client:
         messages = (await client.post("/v1/messages", json=body)).text
         responses = (await client.post("/v1/responses", json=body)).text
-    with_reply = {**delta, "q_probe": REPLY}
+    with_reply = {**delta, "q_probe": make_reply(registry)}
     assert messages == f"event: ping\ndata: {{}}\n\nevent: message_delta\n{data(with_reply)}"
-    completed = {**done, "response": {"id": "r", "q_probe": REPLY}}
+    completed = {**done, "response": {"id": "r", "q_probe": make_reply(registry)}}
     assert responses == f"event: response.completed\n{data(completed)}"
 
 
@@ -181,7 +191,7 @@ async def test_requests_do_not_see_each_other(registry: ProbeRegistry) -> None:
         await asyncio.sleep(0.01)
         rerank = current_rerank.get()
         await request.json()
-        return JSONResponse(rerank.probe.name if rerank else "none")
+        return JSONResponse(rerank.probes[0][0].name if rerank else "none")
 
     async with serve(registry, {CHAT: slow}) as client:
         models = ["base:good", "base", "base:kind"] * 10

@@ -1,6 +1,8 @@
 """Probes and their files."""
 
+import gzip
 import json
+import pickle
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qprobe import Probe, ProbeFileError, ProbeInfo, load_probe, save_probe
+from qprobe import Probe, ProbeFileError, ProbeInfo, load_probe, parse_probe, save_probe
 
 INFO = ProbeInfo(
     base_model="some/model",
@@ -197,3 +199,53 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProbeFileError, match=r"nowhere\.safetensors"):
         load_probe(tmp_path / "nowhere.safetensors")
+
+
+def torn(header: bytes, rest: bytes = b"") -> bytes:
+    return len(header).to_bytes(8, "little") + header + rest
+
+
+def tensor(dtype: str, shape: list[int], size: int) -> bytes:
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}
+    return torn(json.dumps({"0.weight": entry}).encode(), bytes(size))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"1234",
+        pickle.dumps({"0.weight": [1.0]}),
+        b"PK\x03\x04" + bytes(1000),
+        gzip.compress(bytes(10**6)),
+        (10**15).to_bytes(8, "little") + b"{}",
+        torn(b"[" * 100_000),
+        torn(b'{"a":' * 100_000),
+        torn(b'{"__metadata__": {"qprobe": 5}}'),
+        tensor("F32", [2**62, 4], 16),
+        tensor("F32", [4], 8),
+        tensor("F4", [2], 1),
+        tensor("F8_E8M0", [2], 2),
+        tensor("NONE", [2], 2),
+    ],
+)
+def test_bytes_that_are_no_probe(data: bytes) -> None:
+    with pytest.raises(ProbeFileError) as refused:
+        parse_probe(data)
+    assert refused.value.field == "file"
+
+
+def test_every_torn_prefix_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    save_probe(Probe(INFO, LINEAR), path)
+    data = path.read_bytes()
+    assert parse_probe(data).info == INFO
+    for length in range(len(data)):
+        with pytest.raises(ProbeFileError):
+            parse_probe(data[:length])
+
+
+@pytest.mark.parametrize("training", [{"loss": float("nan")}, {"note": "\ud800"}])
+def test_a_header_that_a_server_could_not_list(tmp_path: Path, training: dict[str, Any]) -> None:
+    header = {"format_version": 1, **asdict(INFO), "training": training}
+    assert_refused(tmp_path, {"qprobe": json.dumps(header)}, "header")

@@ -14,7 +14,9 @@ def test_public_names() -> None:
         "ProbeInfo",
         "QProbeError",
         "ScoreError",
+        "beta_for_kl",
         "load_probe",
+        "parse_probe",
         "save_probe",
         "softmax_resample",
     ]

@@ -1,5 +1,6 @@
-"""Loading probes at start-up, and whether they fit the model and the flags."""
+"""Probes by name, whether they fit the model, and the flags."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from qprobe import ProbeFileError, load_probe
 from qprobe_server.errors import StartupError
-from qprobe_server.registry import ModelFacts, ProbeRegistry
+from qprobe_server.fit import ModelFacts, check_exposed, check_fit, check_layers, find_inner_layers
+from qprobe_server.registry import ProbeRegistry, ServedProbe, read_probe
 from qprobe_server.settings import Settings
 
 MakeProbe = Callable[..., Path]
+Serve = Callable[[ProbeRegistry, str, Path], ServedProbe]
 MODEL = ModelFacts(
     name="org/model",
     architecture="ModelForCausalLM",
@@ -21,52 +25,107 @@ MODEL = ModelFacts(
 )
 
 
-def test_layers_are_those_of_the_probes(registry: ProbeRegistry, make_probe: MakeProbe) -> None:
-    registry.load("early", make_probe("early", layer=1))
-    registry.load("same", make_probe("same", layer=3))
-    assert registry.inner_layers() == (1, 3)
-    assert [each.index for each in registry.probes()] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("name", ["", "a b", "-a", "a/b", "../a", "a" * 65, "é", "a:b", "a\n"])
-def test_bad_names_are_refused(registry: ProbeRegistry, make_probe: MakeProbe, name: str) -> None:
-    with pytest.raises(StartupError, match="a name is"):
-        registry.load(name, make_probe("x"))
-
-
-def test_bad_probes_are_refused(registry: ProbeRegistry, make_probe: MakeProbe) -> None:
-    with pytest.raises(StartupError, match="given twice"):
-        registry.load("good", make_probe("x"))
-    with pytest.raises(StartupError, match=r"'far'.*nowhere"):
-        registry.load("far", Path("nowhere"))
-    with pytest.raises(StartupError, match=r"'deep'.*2 layers"):
-        registry.load("deep", make_probe("deep", num_layers_of_probe=2))
+def test_layers_are_those_of_the_probes(make_probe: MakeProbe) -> None:
+    layers = (3, "final", 1, 3)
+    infos = [load_probe(make_probe(f"p{i}", layer=layer)).info for i, layer in enumerate(layers)]
+    assert find_inner_layers(infos) == (1, 3)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "name", ["", "a b", "-a", "a/b", "../a", "..", "a" * 65, "é", "a:b", "a\n", "a\0", "%2e%2e"]
+)
+def test_bad_names_are_refused(make_probe: MakeProbe, name: str) -> None:
+    data = make_probe("x").read_bytes()
+    with pytest.raises(ProbeFileError, match="a name is") as refused:
+        read_probe(name, data)
+    assert refused.value.field == "name"
+
+
+def test_probes_that_cannot_be_scored_are_refused(make_probe: MakeProbe) -> None:
+    with pytest.raises(ProbeFileError, match="2 layers"):
+        read_probe("deep", make_probe("deep", num_layers_of_probe=2).read_bytes())
+
+
+def test_an_index_is_used_again_only_when_nothing_holds_its_version(
+    make_probe: MakeProbe, serve: Serve
+) -> None:
+    registry = ProbeRegistry()
+    serve(registry, "a", make_probe("a"))
+    running = registry.get("a")  # as a request holds it
+    assert running is not None
+    second = serve(registry, "a", make_probe("a", beta=0.2))
+    assert registry.get("a") is second
+    third = serve(registry, "b", make_probe("b"))
+    assert len({running.index, second.index, third.index}) == 3
+    freed = running.index
+    del running
+    gc.collect()
+    assert serve(registry, "c", make_probe("c")).index == freed
+    registry.remove("b")
+    freed = third.index
+    del third
+    gc.collect()
+    assert serve(registry, "d", make_probe("d")).index == freed
+    assert [each.name for each in registry.probes()] == ["a", "c", "d"]
+
+
+def test_requests_are_counted_by_name(registry: ProbeRegistry) -> None:
+    good = registry.get("good")
+    assert good is not None
+    for _ in range(3):
+        registry.count_request(good)
+    assert (registry.num_requests("good"), registry.num_requests("kind")) == (3, 0)
+
+
+def test_ten_thousand_names_make_a_short_message(make_probe: MakeProbe) -> None:
+    registry = ProbeRegistry()
+    loaded = read_probe("x", make_probe("x").read_bytes())
+    for number in range(10_000):
+        registry.publish(registry.reserve(replace(loaded, name=f"p{number}")))
+    assert len(registry) == 10_000
+    assert len(registry.describe_names()) < 300
+    assert "9980 more" in registry.describe_names()
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "message"),
     [
-        ({"hidden_size": 8}, "'good'.*hidden_size is 4, the model's is 8"),
-        ({"num_layers": 7}, "'good'.*num_layers is 6, the model's is 7"),
-        ({"has_inner_layers": False}, "'good'.*layer 3.*ModelForCausalLM gives the 'final'"),
-        ({"name": "org/other"}, "'good'.*trained on 'org/model'.*--allow-model-mismatch"),
+        ({"hidden_size": 8}, "hidden_size", "is 4, that of 'org/model' is 8"),
+        ({"num_layers": 7}, "num_layers", "is 6, that of 'org/model' is 7"),
+        ({"has_inner_layers": False}, "layer", "is 3.*ModelForCausalLM gives the 'final'"),
+        ({"name": "org/other"}, "base_model", "is 'org/model'.*--allow-model-mismatch"),
     ],
 )
-def test_probes_that_do_not_fit_stop_the_start(
-    registry: ProbeRegistry, change: dict[str, Any], message: str
+def test_probes_that_do_not_fit(
+    make_probe: MakeProbe, change: dict[str, Any], field: str, message: str
 ) -> None:
-    with pytest.raises(StartupError, match=message) as refused:
-        registry.check_fit(replace(MODEL, **change), allow_model_mismatch=False)
+    info = load_probe(make_probe("good")).info
+    with pytest.raises(ProbeFileError, match=message) as refused:
+        check_fit(info, replace(MODEL, **change), allow_model_mismatch=False)
+    assert refused.value.field == field
     assert "\n" not in str(refused.value)
 
 
 def test_probes_that_fit_pass(make_probe: MakeProbe) -> None:
-    registry = ProbeRegistry()
-    registry.load("end", make_probe("end", layer="final"))
-    registry.check_fit(MODEL, allow_model_mismatch=False)
-    registry.check_fit(replace(MODEL, has_inner_layers=False), allow_model_mismatch=False)
-    registry.check_fit(replace(MODEL, name="/models/model"), allow_model_mismatch=False)
-    registry.check_fit(replace(MODEL, name="other"), allow_model_mismatch=True)
+    info = load_probe(make_probe("end", layer="final")).info
+    for model in (MODEL, replace(MODEL, has_inner_layers=False)):
+        check_fit(info, model, allow_model_mismatch=False)
+    check_fit(info, replace(MODEL, name="/models/model"), allow_model_mismatch=False)
+    check_fit(info, replace(MODEL, name="other"), allow_model_mismatch=True)
+
+
+def test_layers_that_are_not_exposed(make_probe: MakeProbe) -> None:
+    info = load_probe(make_probe("good")).info
+    check_exposed(info, (1, 3))
+    check_exposed(replace(info, layer="final"), ())
+    with pytest.raises(ProbeFileError, match="--probe-layers 1,3,5,final"):
+        check_exposed(info, (1, 5))
+    check_layers((1, 5), MODEL)
+    check_layers((), replace(MODEL, has_inner_layers=False))
+    with pytest.raises(StartupError, match=r"--probe-layers: must be from 1 to 5.*got 6"):
+        check_layers((1, 6), MODEL)
+    with pytest.raises(StartupError, match=r"--probe-layers.*'final' layer only"):
+        check_layers((1,), replace(MODEL, has_inner_layers=False))
 
 
 @pytest.mark.parametrize(
@@ -78,19 +137,19 @@ def test_probes_that_fit_pass(make_probe: MakeProbe) -> None:
         ({"beta": -1.0}, "--beta"),
         ({"beta": float("nan")}, "--beta"),
         ({"default_probe": "nobody"}, "--default-probe 'nobody'.*good, kind"),
-        ({"max_k": 8}, "'good' recommends k=16"),
     ],
 )
-def test_bad_settings_name_the_flag(
-    registry: ProbeRegistry, change: dict[str, Any], message: str
-) -> None:
-    fields = {"default_probe": None, "k": None, "beta": None, "max_k": 64, "keep_alive_s": 10.0}
+def test_bad_settings_name_the_flag(change: dict[str, Any], message: str) -> None:
     with pytest.raises(StartupError, match=message):
-        Settings(**{**fields, **change}).check(registry)
+        Settings(**change).check(["good", "kind"])
 
 
-def test_a_set_k_overrules_what_a_probe_recommends(registry: ProbeRegistry) -> None:
-    settings = Settings(default_probe="good", k=8, beta=0.0, max_k=8, keep_alive_s=10)
-    settings.check(registry)
-    with pytest.raises(StartupError, match="recommends k=16"):
-        replace(settings, k=None).check(registry)
+def test_a_set_k_overrules_what_a_probe_recommends(make_probe: MakeProbe) -> None:
+    info = load_probe(make_probe("good")).info
+    Settings(k=8, max_k=8).check_probe(info)
+    with pytest.raises(ProbeFileError, match="recommends k=16, more than --max-k 8"):
+        Settings(max_k=8).check_probe(info)
+
+
+def test_the_admin_key_is_not_shown() -> None:
+    assert "secret" not in repr(Settings(admin_api_key="secret"))

@@ -1,5 +1,7 @@
 """How a request's body is read."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,9 +9,11 @@ import pytest
 from qprobe_server.errors import RequestError
 from qprobe_server.registry import ProbeRegistry
 from qprobe_server.rerank import Rerank, resolve
+from qprobe_server.schemas import ResultReply
 from qprobe_server.settings import Settings
 
-SETTINGS = Settings(default_probe=None, k=None, beta=None, max_k=64, keep_alive_s=10)
+RESULT = ResultReply(selected=[0], scores=[1.0], weights=[1.0], kl=0.0, beta=0.1, sampled_tokens=3)
+SETTINGS = Settings()
 MODELS = ("base", "lora", "odd:name")
 
 
@@ -29,9 +33,9 @@ def read(
     )
 
 
-def with_settings(**changes: Any) -> Settings:
-    fields = {"default_probe": None, "k": None, "beta": None, "max_k": 64, "keep_alive_s": 10}
-    return Settings(**{**fields, **changes})
+def names(rerank: Rerank | None) -> list[tuple[str, float]]:
+    assert rerank is not None
+    return [(probe.name, weight) for probe, weight in rerank.probes]
 
 
 def test_a_plain_request_is_left_alone(registry: ProbeRegistry) -> None:
@@ -45,7 +49,7 @@ def test_an_alias_names_the_probe(registry: ProbeRegistry, model: str) -> None:
     body = {"model": f"{model}:kind"}
     rerank = read(registry, body)
     assert rerank is not None
-    assert (rerank.probe.name, rerank.k, rerank.beta) == ("kind", 8, 0.5)
+    assert (names(rerank), rerank.k, rerank.beta) == ([("kind", 1.0)], 8, 0.5)
     assert not rerank.explicit
     assert body == {"model": model}
 
@@ -58,7 +62,7 @@ def test_other_model_names_stay(registry: ProbeRegistry, model: Any) -> None:
 
 
 def test_precedence_is_request_then_flags_then_probe(registry: ProbeRegistry) -> None:
-    flags = with_settings(k=4, beta=0.25)
+    flags = Settings(k=4, beta=0.25)
     by_probe = read(registry, {"model": "base", "q_probe": {"probe": "good"}})
     by_flag = read(registry, {"model": "base", "q_probe": {"probe": "good"}}, settings=flags)
     asked = {"probe": "good", "k": 2, "beta": 0}
@@ -68,12 +72,10 @@ def test_precedence_is_request_then_flags_then_probe(registry: ProbeRegistry) ->
 
 
 def test_the_default_probe_serves_the_base_name(registry: ProbeRegistry) -> None:
-    rerank = read(registry, {"model": "base"}, settings=with_settings(default_probe="kind"))
-    assert rerank is not None
-    assert rerank.probe.name == "kind"
-    named = read(registry, {"model": "base:good"}, settings=with_settings(default_probe="kind"))
-    assert named is not None
-    assert named.probe.name == "good"
+    rerank = read(registry, {"model": "base"}, settings=Settings(default_probe="kind"))
+    assert names(rerank) == [("kind", 1.0)]
+    named = read(registry, {"model": "base:good"}, settings=Settings(default_probe="kind"))
+    assert names(named) == [("good", 1.0)]
 
 
 def test_best_of_is_k_where_openai_has_it(registry: ProbeRegistry) -> None:
@@ -106,6 +108,20 @@ def test_our_object_is_taken_out(registry: ProbeRegistry) -> None:
         ({"q_probe": {"k": 4}}, "q_probe.probe", 400),
         ({"q_probe": {"probe": "nobody"}}, "q_probe.probe", 404),
         ({"q_probe": {"probe": 5}}, "q_probe.probe", 400),
+        ({"q_probe": {"probe": {}}}, "q_probe.probe", 400),
+        ({"q_probe": {"probe": {"good": "1"}}}, "q_probe.probe.good", 400),
+        ({"q_probe": {"probe": {"good": float("nan")}}}, "q_probe.probe.good", 400),
+        ({"q_probe": {"probe": {"good": 0, "kind": 0.0}}}, "q_probe.probe", 400),
+        ({"q_probe": {"probe": {"good": 1, "nobody": 1}}}, "q_probe.probe", 404),
+        ({"q_probe": {"probe": {f"p{i}": 1 for i in range(17)}}}, "q_probe.probe", 400),
+        ({"model": "base:good", "q_probe": {"probe": {"good": 1}}}, "q_probe.probe", 400),
+        ({"q_probe": {"probe": "good", "target_kl": -1}}, "q_probe.target_kl", 400),
+        ({"q_probe": {"probe": "good", "target_kl": 1, "beta": 1}}, "q_probe.target_kl", 400),
+        (
+            {"q_probe": {"probe": "good", "return_token_scores": 1}},
+            "q_probe.return_token_scores",
+            400,
+        ),
         ({"q_probe": {"probe": "good", "temperature": 1}}, "q_probe.temperature", 400),
         ({"q_probe": {"probe": "good", "k": 0}}, "q_probe.k", 400),
         ({"q_probe": {"probe": "good", "k": 65}}, "q_probe.k", 400),
@@ -159,5 +175,37 @@ def test_a_prompt_without_a_result_keeps_its_place(registry: ProbeRegistry) -> N
     rerank = read(registry, {"model": "base:good"})
     assert rerank is not None
     assert [rerank.next_prompt() for _ in range(3)] == [0, 1, 2]
-    rerank.results[2] = {"selected": [0]}
-    assert rerank.reply()["results"] == [None, None, {"selected": [0]}]
+    rerank.results[2] = RESULT
+    assert rerank.reply()["results"] == [None, None, RESULT.model_dump(exclude_unset=True)]
+
+
+def test_a_mix_takes_the_largest_recommendations(registry: ProbeRegistry) -> None:
+    rerank = read(registry, {"model": "base", "q_probe": {"probe": {"kind": -1, "good": 0.5}}})
+    assert rerank is not None
+    assert (names(rerank), rerank.k, rerank.beta) == ([("kind", -1.0), ("good", 0.5)], 16, 0.5)
+    reply = rerank.reply()
+    assert reply["probe"] == {"kind": -1.0, "good": 0.5}
+    assert set(reply["version"]) == {"kind", "good"}
+
+
+def test_a_target_kl_stands_instead_of_beta(registry: ProbeRegistry) -> None:
+    asked = {"probe": "good", "target_kl": 1}
+    rerank = read(registry, {"model": "base", "q_probe": asked}, settings=Settings(beta=2.0))
+    assert rerank is not None
+    assert (rerank.beta, rerank.target_kl) == (None, 1.0)
+    assert "beta" not in rerank.reply()
+    assert rerank.reply()["target_kl"] == 1.0
+
+
+def test_the_reply_names_the_version_that_the_request_began_with(
+    registry: ProbeRegistry, make_probe: Callable[..., Path], serve: Callable[..., Any]
+) -> None:
+    rerank = read(registry, {"model": "base:good"})
+    assert rerank is not None
+    (held, _) = rerank.probes[0]
+    serve(registry, "good", make_probe("other", beta=0.2))
+    assert rerank.reply()["version"] == held.version
+    later = read(registry, {"model": "base:good"})
+    assert later is not None
+    assert later.reply()["version"] != held.version
+    assert registry.num_requests("good") == 2

@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qprobe import ScoreError, softmax_resample
+from qprobe import ScoreError, beta_for_kl, softmax_resample
 
 SCORES = [0.3, -0.2, 0.9, 0.55, 0.0, -1.0, 0.7, 0.72]
 DRAWS = 20_000
@@ -152,3 +152,50 @@ def test_impossible_draws_are_refused(
 ) -> None:
     with pytest.raises(ScoreError, match=message):
         softmax_resample(scores, beta, n, np.random.default_rng(0))
+
+
+def kl_at(scores: list[float], beta: float) -> float:
+    return softmax_resample(scores, beta, 1, np.random.default_rng(0)).kl
+
+
+@given(
+    scores=st.lists(st.floats(-50, 50), min_size=2, max_size=48),
+    share=st.floats(0.001, 0.999),
+)
+def test_a_target_kl_is_met(scores: list[float], share: float) -> None:
+    """Where the best score spends more. Scores closer than 1e-3 would need betas that round."""
+    assume(min(np.diff(np.unique(scores)), default=0) > 1e-3)
+    target = share * kl_at(scores, 0.0)
+    beta = beta_for_kl(scores, target)
+    assert 0 < beta < math.inf
+    assert kl_at(scores, beta) == pytest.approx(target, abs=1e-9)
+
+
+@given(
+    scores=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=16),
+    targets=st.tuples(st.floats(0, 5), st.floats(0, 5)),
+)
+def test_more_kl_is_less_beta(scores: list[float], targets: tuple[float, float]) -> None:
+    low, high = sorted(targets)
+    assert beta_for_kl(scores, low) >= beta_for_kl(scores, high)
+
+
+def test_targets_at_the_ends() -> None:
+    assert beta_for_kl([1.0, 2.0, 3.0], 0.0) == math.inf
+    assert beta_for_kl([1.0, 2.0, 3.0], math.log(3)) == 0
+    assert beta_for_kl([1.0, 2.0, 3.0], 99.0) == 0
+    # Two best ones: the argmax spends log 3 - log 2 and no choice spends more.
+    assert beta_for_kl([1.0, 3.0, 3.0], math.log(3 / 2) + 1e-9) == 0
+    assert beta_for_kl([5.0, 5.0], 0.1) == 0
+    assert beta_for_kl([5.0], 0.1) == 0
+    with pytest.raises(ScoreError, match="target_kl"):
+        beta_for_kl([1.0], -1.0)
+    with pytest.raises(ScoreError, match="target_kl"):
+        beta_for_kl([1.0], math.nan)
+
+
+def test_a_target_kl_by_hand() -> None:
+    """Two candidates 1 apart, weights 3/4 and 1/4: the odds are 3, so beta is 1 / log 3."""
+    weights = np.array([0.25, 0.75])
+    target = math.log(2) + float((weights * np.log(weights)).sum())
+    assert beta_for_kl([0.0, 1.0], target) == pytest.approx(1 / math.log(3), rel=1e-7)

@@ -15,7 +15,7 @@ def write(store: TokenScores, slot: int, offsets: list[int], values: list[float]
 def take(store: TokenScores, key: str, length: int) -> list[float]:
     taken = store.take(key, length)
     assert taken is not None
-    return [float(value) for value in taken[1]]
+    return [float(value) for value in taken[1][0]]
 
 
 def test_any_order_of_writes_reads_like_a_dictionary() -> None:
@@ -27,7 +27,7 @@ def test_any_order_of_writes_reads_like_a_dictionary() -> None:
     for step in range(4000):
         if len(slots) < 40 and rng.random() < 0.2:
             key = f"c{step}"
-            slots[key] = store.start(key, 0)
+            (slots[key],) = store.start(key, [0])
             expected[key] = {}
         elif slots:
             key = rng.choice(list(slots))
@@ -50,27 +50,45 @@ def test_any_order_of_writes_reads_like_a_dictionary() -> None:
 def test_a_slot_is_clean_when_it_is_used_again() -> None:
     store = TokenScores(max_finished=100)
     for _ in range(50):
-        slot = store.start("a", 0)
+        (slot,) = store.start("a", [0])
         write(store, slot, [5], [1.0])
         assert np.isnan(take(store, "a", 4)).all()
 
 
 def test_a_running_candidate_can_be_taken_with_its_probe() -> None:
     store = TokenScores(max_finished=100)
-    slot = store.start("a", 7)
+    (slot,) = store.start("a", [7])
     write(store, slot, [0, 1, 2], [1.0, 2.0, 3.0])
     taken = store.take("a", 1)
     assert taken is not None
-    assert taken[0] == 7
-    assert taken[1].tolist() == [1.0, 2.0]
+    assert taken[0] == [7]
+    assert taken[1].tolist() == [[1.0, 2.0]]
     assert store.take("a", 1) is None
+
+
+def test_a_mix_has_a_row_for_each_of_its_probes() -> None:
+    """Of 40 candidates by 3 probes each, more than the table's first rows."""
+    store = TokenScores(max_finished=10**6)
+    slots = {number: store.start(f"c{number}", [5, 6, 7]) for number in range(40)}
+    assert len({slot for given in slots.values() for slot in given}) == 120
+    for number, given in slots.items():
+        for row, slot in enumerate(given):
+            write(store, slot, [0, 1], [number, row])
+    for number in range(0, 40, 2):
+        store.finish(f"c{number}")
+    for number in range(40):
+        taken = store.take(f"c{number}", 1)
+        assert taken is not None
+        assert taken[0] == [5, 6, 7]
+        assert taken[1].tolist() == [[number, row] for row in range(3)]
+    assert len(store) == 0
 
 
 def test_finished_scores_are_bounded_and_the_oldest_go_first() -> None:
     store = TokenScores(max_finished=30)
-    running = store.start("running", 0)
+    (running,) = store.start("running", [0])
     for number in range(10):
-        slot = store.start(f"c{number}", 0)
+        (slot,) = store.start(f"c{number}", [0])
         write(store, slot, list(range(10)), [float(number)] * 10)
         store.finish(f"c{number}")
     assert len(store) == 4
@@ -83,11 +101,11 @@ def test_finished_scores_are_bounded_and_the_oldest_go_first() -> None:
 def test_dropping_frees_and_unknown_keys_are_ignored() -> None:
     store = TokenScores(max_finished=30)
     for _ in range(1000):
-        slot = store.start("a", 0)
+        (slot,) = store.start("a", [0])
         write(store, slot, [1], [1.0])
         store.finish("a")
         store.drop("a")
-        store.start("b", 0)
+        store.start("b", [0])
         store.drop("b")
     store.drop("nobody")
     store.finish("nobody")
@@ -96,9 +114,9 @@ def test_dropping_frees_and_unknown_keys_are_ignored() -> None:
 
 def test_a_key_is_started_once() -> None:
     store = TokenScores(max_finished=30)
-    store.start("a", 0)
+    store.start("a", [0])
     with pytest.raises(KeyError):
-        store.start("a", 0)
+        store.start("a", [0])
 
 
 @pytest.mark.parametrize(

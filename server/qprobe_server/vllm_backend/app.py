@@ -8,6 +8,7 @@ building the app and serving it.
 
 import argparse
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import uvloop
@@ -25,13 +26,21 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
 from vllm.usage.usage_lib import UsageContext
 
-from qprobe_server import routes
+from qprobe import ProbeFileError, ProbeInfo
+from qprobe_server import playground_routes, routes
+from qprobe_server.access_log import AccessLogMiddleware, start_access_log
+from qprobe_server.errors import RequestError, StartupError
+from qprobe_server.fit import check_exposed, check_fit, check_layers
+from qprobe_server.lifecycle import ProbeLifecycle
 from qprobe_server.middleware import AppState, RerankMiddleware
-from qprobe_server.registry import ProbeRegistry
+from qprobe_server.openapi import document
+from qprobe_server.probe_store import ProbeStore
+from qprobe_server.registry import LoadedProbe, ProbeRegistry
 from qprobe_server.settings import Settings
 from qprobe_server.vllm_backend.arguments import (
-    load_registry,
+    choose_layers,
     prepare_engine_args,
+    read_probes,
     read_settings,
 )
 from qprobe_server.vllm_backend.checks import (
@@ -54,10 +63,14 @@ def run(args: argparse.Namespace) -> None:
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
     check_installation()
-    registry = load_registry(args)
     settings = read_settings(args)
-    settings.check(registry)
-    prepare_engine_args(args, registry, find_worker_cls("ScoringWorker"))
+    if settings.json_access_log:
+        start_access_log()
+    store = None if args.probe_dir is None else ProbeStore(args.probe_dir)
+    probes = read_probes(args, store)
+    settings.check([each.name for each in probes])
+    layers = choose_layers(args, probes)
+    prepare_engine_args(args, layers, find_worker_cls("ScoringWorker"))
     if args.headless:
         args.api_server_count = 0
         run_headless(args)
@@ -65,8 +78,19 @@ def run(args: argparse.Namespace) -> None:
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     facts = describe_model(config)
-    registry.check_fit(facts, allow_model_mismatch=args.allow_model_mismatch)
-    uvloop.run(_serve(args, engine_args, config, settings, registry))
+    check_layers(layers, facts)
+
+    def check(info: ProbeInfo) -> None:
+        check_fit(info, facts, allow_model_mismatch=args.allow_model_mismatch)
+        check_exposed(info, layers)
+        settings.check_probe(info)
+
+    for each in probes:
+        try:
+            check(each.probe.info)
+        except ProbeFileError as error:
+            raise StartupError(f"probe {each.name!r}: {error}") from error
+    uvloop.run(_serve(args, engine_args, config, settings, probes, check, store))
 
 
 async def _serve(
@@ -74,7 +98,9 @@ async def _serve(
     engine_args: AsyncEngineArgs,
     config: Any,
     settings: Settings,
-    registry: ProbeRegistry,
+    probes: list[LoadedProbe],
+    check: Callable[[ProbeInfo], None],
+    store: ProbeStore | None,
 ) -> None:
     # Until uvicorn runs and takes the signal over.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -88,8 +114,19 @@ async def _serve(
     )
     try:
         await engine.reset_mm_cache()
-        await engine.load_probes([each.probe for each in registry.probes()])
-        app = await _build(args, engine, settings, registry)
+        registry = ProbeRegistry()
+        lifecycle = ProbeLifecycle(
+            registry,
+            load=engine.load_probes,
+            check=check,
+            store=store,
+            default_probe=settings.default_probe,
+        )
+        await lifecycle.start(probes)
+        probes.clear()  # the workers have the weights
+        engine.metrics.watch(registry)
+        app = await _build(args, engine)
+        attach(app, settings, registry, lifecycle)
         shutdown = await serve_http(app, sock=sock, **_uvicorn_options(args))
     finally:
         engine.shutdown(timeout=config.shutdown_timeout)
@@ -99,17 +136,16 @@ async def _serve(
         sock.close()
 
 
-async def _build(
-    args: argparse.Namespace, engine: RerankingLLM, settings: Settings, registry: ProbeRegistry
-) -> FastAPI:
+async def _build(args: argparse.Namespace, engine: RerankingLLM) -> FastAPI:
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
-    attach(app, settings, registry)
     return app
 
 
-def attach(app: FastAPI, settings: Settings, registry: ProbeRegistry) -> None:
+def attach(
+    app: FastAPI, settings: Settings, registry: ProbeRegistry, lifecycle: ProbeLifecycle
+) -> None:
     """Add our middleware, routes and state to vLLM's app."""
     models = app.state.openai_serving_models
 
@@ -117,14 +153,21 @@ def attach(app: FastAPI, settings: Settings, registry: ProbeRegistry) -> None:
         return models.is_base_model(name) or name in models.lora_requests
 
     app.state.qprobe = AppState(settings=settings, registry=registry, is_model=is_model)
-    # Appended is innermost: behind vLLM's check of API keys.
+    app.add_exception_handler(RequestError, routes.refuse)
+    # The first is outermost: it gives every request its id, also a refused one. Appended is
+    # innermost: behind vLLM's check of API keys.
+    app.user_middleware.insert(0, Middleware(AccessLogMiddleware))
     app.user_middleware.append(Middleware(RerankMiddleware))
     app.middleware_stack = None  # vLLM has built it already; Starlette builds it again
     before = len(app.router.routes)
     app.include_router(routes.router)
+    app.include_router(playground_routes.router)
+    if settings.admin_api_key is not None:
+        app.include_router(routes.make_admin_router(lifecycle, settings.admin_api_key))
     app.include_router(_models_router)
     # The first route that matches answers: ours to /v1/models is before vLLM's.
     app.router.routes[:] = app.router.routes[before:] + app.router.routes[:before]
+    document(app)
 
 
 _models_router = APIRouter()
@@ -136,8 +179,8 @@ async def list_models(request: Request) -> dict[str, Any]:
     state = request.app.state
     reply: dict[str, Any] = (await state.openai_serving_models.show_available_models()).model_dump()
     base = reply["data"][0]
-    for name in state.qprobe.registry.names():
-        reply["data"].append({**base, "id": f"{base['id']}:{name}", "parent": base["id"]})
+    for probe in state.qprobe.registry.probes():
+        reply["data"].append({**base, "id": f"{base['id']}:{probe.name}", "parent": base["id"]})
     return reply
 
 
@@ -147,7 +190,7 @@ def _uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
         "host": args.host,
         "port": args.port,
         "log_level": args.uvicorn_log_level,
-        "access_log": not args.disable_uvicorn_access_log,
+        "access_log": not (args.disable_uvicorn_access_log or args.json_access_log),
         "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
         "ssl_keyfile": args.ssl_keyfile,
         "ssl_certfile": args.ssl_certfile,

@@ -5,20 +5,35 @@ Relies on vLLM 0.32.0: ``ServeSubcommand.subparser_init`` (entrypoints/cli/serve
 """
 
 import argparse
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vllm import envs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from qprobe import ProbeFileError
 from qprobe.probe import Layer
 from qprobe_server.errors import StartupError
-from qprobe_server.registry import ProbeRegistry
+from qprobe_server.fit import find_inner_layers
+from qprobe_server.probe_store import ProbeStore
+from qprobe_server.registry import LoadedProbe, read_probe
 from qprobe_server.settings import Settings
 from qprobe_server.vllm_backend.scoring import ADDITIONAL_CONFIG
 
-__all__ = ["claim_worker", "load_registry", "parse", "prepare_engine_args", "read_settings"]
+__all__ = [
+    "choose_layers",
+    "claim_worker",
+    "parse",
+    "prepare_engine_args",
+    "read_probes",
+    "read_settings",
+]
+
+_logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """vLLM's OpenAI-compatible server, with answers reranked by probes. Takes every flag
 of `vllm serve` and those of the group `qprobe`. Without a model it serves SmolLM2-135M-Instruct
@@ -46,6 +61,7 @@ _REFUSED_MODES = (
 )
 
 _KEEP_ALIVE_S = 10.0
+_ADMIN_KEY_VARIABLE = "QPROBE_ADMIN_API_KEY"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -96,6 +112,33 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--allow-model-mismatch",
         action="store_true",
         help="Serve probes that were trained on a model of another name.",
+    )
+    group.add_argument(
+        "--admin-api-key",
+        metavar="KEY",
+        default=os.environ.get(_ADMIN_KEY_VARIABLE),
+        help="Opens PUT and DELETE /v1/probes/NAME to requests with this key, which is also an API "
+        f"key. Default: {_ADMIN_KEY_VARIABLE} in the environment; without one the routes are not "
+        "there.",
+    )
+    group.add_argument(
+        "--probe-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="Keep uploaded probes there, and serve them again after a restart; one of the name of "
+        "a --probe takes its place.",
+    )
+    group.add_argument(
+        "--probe-layers",
+        type=_layers,
+        metavar="15,20,final",
+        help="Layers that uploaded probes may read; each costs an addition a step. Default: those "
+        "of the probes that the server starts with, and final.",
+    )
+    group.add_argument(
+        "--json-access-log",
+        action="store_true",
+        help="Log requests as JSON, one a line, instead of uvicorn's lines.",
     )
 
 
@@ -168,32 +211,72 @@ def _windows(text: str) -> tuple[int, ...]:
 
 
 def read_settings(args: argparse.Namespace) -> Settings:
-    """Return our settings from the parsed flags."""
+    """Return our settings from the parsed flags.
+
+    Raises:
+        StartupError: The admin key is empty, or everyone's.
+    """
+    if args.admin_api_key is not None:
+        # vLLM takes --api-key, else its environment.
+        keys = args.api_key or [envs.VLLM_API_KEY]
+        if not args.admin_api_key.strip():
+            raise StartupError("--admin-api-key must not be empty")
+        if args.admin_api_key in keys:
+            raise StartupError("--admin-api-key must differ from --api-key")
     return Settings(
         default_probe=args.default_probe,
         k=args.k,
         beta=args.beta,
         max_k=args.max_k,
         keep_alive_s=float(args.sse_keep_alive_interval) or _KEEP_ALIVE_S,
+        admin_api_key=args.admin_api_key,
+        json_access_log=args.json_access_log,
     )
 
 
-def load_registry(args: argparse.Namespace) -> ProbeRegistry:
-    """Load the probes of the ``--probe`` flags.
+def read_probes(args: argparse.Namespace, store: ProbeStore | None) -> list[LoadedProbe]:
+    """Read the probes of the ``--probe`` flags, then those that were uploaded before.
 
     Raises:
         StartupError: A flag or a file is not valid.
     """
-    registry = ProbeRegistry()
+    loaded: dict[str, LoadedProbe] = {}
     for given in args.probe:
         name, equals, path = given.partition("=")
         if not equals or not path:
             raise StartupError(f"--probe {given!r}: must be NAME=FILE")
-        registry.load(name, Path(path))
-    return registry
+        if name in loaded:
+            raise StartupError(f"--probe {name!r}: the name is given twice")
+        try:
+            loaded[name] = read_probe(name, Path(path).read_bytes())
+        except (ProbeFileError, OSError) as error:
+            raise StartupError(f"--probe {given!r}: {error}") from error
+    for each in store.restore() if store is not None else ():
+        if each.name in loaded:
+            _logger.info("probe %s: the uploaded one takes the place of --probe", each.name)
+        loaded[each.name] = each
+    return list(loaded.values())
 
 
-def prepare_engine_args(args: argparse.Namespace, registry: ProbeRegistry, worker_cls: str) -> None:
+def choose_layers(args: argparse.Namespace, probes: Sequence[LoadedProbe]) -> tuple[int, ...]:
+    """Return the inner layers to expose.
+
+    Raises:
+        StartupError: A probe reads one that ``--probe-layers`` leaves out.
+    """
+    if args.probe_layers is None:
+        return find_inner_layers([each.probe.info for each in probes])
+    asked = tuple(sorted({layer for layer in args.probe_layers if layer != "final"}))
+    for each in probes:
+        layer = each.probe.info.layer
+        if layer != "final" and layer not in asked:
+            raise StartupError(
+                f"probe {each.name!r} reads layer {layer}, which --probe-layers leaves out"
+            )
+    return asked
+
+
+def prepare_engine_args(args: argparse.Namespace, layers: Sequence[int], worker_cls: str) -> None:
     """Put into vLLM's arguments what scoring needs.
 
     Raises:
@@ -207,7 +290,10 @@ def prepare_engine_args(args: argparse.Namespace, registry: ProbeRegistry, worke
             f"--api-server-count must be 1 with qprobe, got {args.api_server_count}: run more "
             "servers behind a load balancer"
         )
-    claim_worker(args, worker_cls, registry.inner_layers())
+    if args.admin_api_key is not None and (keys := args.api_key or [envs.VLLM_API_KEY]) != [None]:
+        # Where an API key is wanted the admin key is one.
+        args.api_key = [*keys, args.admin_api_key]
+    claim_worker(args, worker_cls, layers)
 
 
 def claim_worker(args: argparse.Namespace, worker_cls: str, layers: Sequence[int]) -> None:

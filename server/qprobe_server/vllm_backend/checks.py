@@ -15,7 +15,7 @@ from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.platforms import current_platform
 
 from qprobe_server.errors import StartupError
-from qprobe_server.registry import ModelFacts
+from qprobe_server.fit import ModelFacts
 
 __all__ = [
     "VLLM_VERSION",

@@ -4,6 +4,7 @@ The same hooks as scoring, so that a probe is trained on the numbers that it wil
 the states of a step are read where scoring reads them, and kept instead of multiplied.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,6 @@ class EmbeddingMixin(ScoringMixin):
         """Load the model, and expose the wanted layers; see ScoringMixin."""
         super().load_model(**kwargs)
         self._scores: Any = _TokenStates()
-        # A completion's "probe" is none: these are what the base class looks up for it.
-        self._layer_of_probe = self._row_of_probe = np.zeros(1, dtype=np.int64)
 
     def _score_rows(self, state: Any, rows: Tensor, probes: NDArray[np.int64]) -> Tensor:
         """Return the states of rows of the step: (rows, layers, hidden) in the model's dtype."""
@@ -76,11 +75,11 @@ class _TokenStates:
     def __len__(self) -> int:
         return len(self._known)
 
-    def start(self, key: str, probe: int) -> int:
-        """Begin a completion; return its slot."""
+    def start(self, key: str, probes: Sequence[int]) -> list[int]:
+        """Begin a completion; return its slot, alone in a list."""
         self._known[key] = np.zeros(0, dtype=np.bool_)
         self._key_of_slot.append(key)
-        return len(self._key_of_slot) - 1
+        return [len(self._key_of_slot) - 1]
 
     def write(self, slots: NDArray[np.int64], offsets: NDArray[np.int64], values: Tensor) -> None:
         """Store values[i], shape (layers, hidden), at an offset of a slot."""

@@ -6,6 +6,7 @@ Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/abort`` (v1/engine/as
 """
 
 import asyncio
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -16,12 +17,23 @@ from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
-from qprobe import Probe
-from qprobe_server.candidates import Candidate, choose, count_scored_tokens, make_result
+from qprobe import Probe, beta_for_kl
+from qprobe_server.candidates import (
+    Candidate,
+    check_finite,
+    choose,
+    combine,
+    count_scored_tokens,
+    make_result,
+    show_candidates,
+)
 from qprobe_server.errors import ScoringError
+from qprobe_server.metrics import Outcome, RerankMetrics
 from qprobe_server.rerank import Rerank, current_rerank
 from qprobe_server.vllm_backend.scoring import EXTRA_ARG
+from qprobe_server.vllm_backend.tracing import rerank_span
 
 __all__ = ["RerankingLLM"]
 
@@ -29,6 +41,8 @@ __all__ = ["RerankingLLM"]
 _GREEDY_BELOW = 1e-5
 # How often a wait for the workers looks whether the engine still lives.
 _CHECK_ENGINE_S = 1.0
+# Probes that are given to the workers in one call: 4 MiB of a hidden size of 4,096.
+_LOADED_AT_ONCE = 256
 
 _Outputs = list[RequestOutput]
 
@@ -41,17 +55,22 @@ class RerankingLLM(AsyncLLM):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.metrics = RerankMetrics(get_prometheus_registry())
         self._cleanups: set[asyncio.Task[None]] = set()
         self._candidates_on_rank: Counter[int] = Counter()
 
-    async def load_probes(self, probes: Sequence[Probe]) -> None:
-        """Give the workers the probes; requests name them by their index."""
+    async def load_probes(self, probes: Sequence[tuple[int, Probe]]) -> None:
+        """Give the workers linear probes; requests name them by their index.
+
+        In parts, so that steps of the engine come between them.
+        """
         rows = []
-        for probe in probes:
+        for index, probe in probes:
             weight, bias = probe.layers[0]
             data = weight[0].numpy().tobytes() + bias.numpy().tobytes()
-            rows.append((probe.info.layer, probe.info.pooling, probe.info.window, data))
-        await self._call_workers("qprobe_load", rows)
+            rows.append((index, probe.info.layer, probe.info.pooling, probe.info.window, data))
+        for start in range(0, len(rows), _LOADED_AT_ONCE):
+            await self._call_workers("qprobe_load", rows[start : start + _LOADED_AT_ONCE])
 
     async def num_held_candidates(self) -> int:
         """Return how many candidates the workers hold scores of."""
@@ -84,11 +103,10 @@ class RerankingLLM(AsyncLLM):
         rerank = current_rerank.get()
         if rerank is None:
             return super().generate(prompt, sampling_params, request_id, **kwargs)
-        return self._generate_reranked(
-            rerank, rerank.next_prompt(), prompt, sampling_params, request_id, kwargs
-        )
+        prompt_index = rerank.next_prompt()
+        return self._answer(rerank, prompt_index, prompt, sampling_params, request_id, kwargs)
 
-    async def _generate_reranked(
+    async def _answer(
         self,
         rerank: Rerank,
         prompt_index: int,
@@ -97,6 +115,40 @@ class RerankingLLM(AsyncLLM):
         request_id: str,
         kwargs: dict[str, Any],
     ) -> AsyncGenerator[RequestOutput, None]:
+        """Rerank one prompt, traced and counted."""
+        label = self.metrics.label([probe.name for probe, _ in rerank.probes])
+        outcome: Outcome = "error"
+        try:
+            if await self.is_tracing_enabled():
+                with rerank_span(kwargs.get("trace_headers")) as (span, headers):
+                    kwargs = {**kwargs, "trace_headers": headers}
+                    winners = await self._rerank(
+                        rerank, prompt_index, prompt, params, request_id, kwargs
+                    )
+                    span.set_attributes(_describe(rerank, prompt_index))
+            else:
+                winners = await self._rerank(
+                    rerank, prompt_index, prompt, params, request_id, kwargs
+                )
+            outcome = "ok"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self.metrics.count_prompt(label, outcome)
+        for output in _merge(winners, request_id, params.output_kind):
+            yield output
+
+    async def _rerank(
+        self,
+        rerank: Rerank,
+        prompt_index: int,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        kwargs: dict[str, Any],
+    ) -> list[_Outputs]:
+        """Sample the candidates of a prompt and return the outputs of those chosen."""
         if params.temperature < _GREEDY_BELOW and rerank.k > 1:
             rerank.k = 1
             rerank.notice = "temperature 0 leaves one candidate: the greedy one"
@@ -111,11 +163,12 @@ class RerankingLLM(AsyncLLM):
         kwargs = {**kwargs, "data_parallel_rank": rank}
         if rank is not None:
             self._candidates_on_rank[rank] += rerank.k
+        probes = [probe.index for probe, _ in rerank.probes]
         tasks = [
             asyncio.create_task(
                 self._sample(
                     prompt,
-                    _candidate_params(params, index, key, rerank.probe.index),
+                    _candidate_params(params, index, key, probes),
                     f"{request_id}-{index}",
                     kwargs,
                 )
@@ -124,30 +177,60 @@ class RerankingLLM(AsyncLLM):
         ]
         try:
             outputs = await asyncio.gather(*tasks)
+            ended_s = time.monotonic()
             candidates = [_to_candidate(each, params.output_kind) for each in outputs]
             chosen = _find_cut_short(candidates, params.n)
             if chosen is None:
-                scores = await self._take_scores(keys, candidates, params, rank)
-                draw = choose(
-                    scores,
-                    beta=rerank.beta,
-                    n=params.n,
-                    seed=params.seed,
-                    prompt_index=prompt_index,
-                )
-                chosen = draw.selected
-                rerank.results[prompt_index] = make_result(
-                    candidates, scores, draw, return_candidates=rerank.return_candidates
-                )
+                chosen = await self._choose(rerank, prompt_index, keys, candidates, params, rank)
+                self.metrics.observe_overhead(time.monotonic() - ended_s)
                 keys = []
         finally:
             if rank is not None:
                 self._candidates_on_rank[rank] -= rerank.k
             if keys:
                 self._discard(tasks, keys, rank)
-        winners = [outputs[index] for index in chosen]
-        for output in _merge(winners, request_id, params.output_kind):
-            yield output
+        return [outputs[index] for index in chosen]
+
+    async def _choose(
+        self,
+        rerank: Rerank,
+        prompt_index: int,
+        keys: list[str],
+        candidates: list[Candidate],
+        params: SamplingParams,
+        rank: int | None,
+    ) -> list[int]:
+        """Take the candidates' scores, draw, and note the result."""
+
+        def decode(token_ids: Sequence[int]) -> str:
+            return self.get_tokenizer().decode(
+                list(token_ids), skip_special_tokens=params.skip_special_tokens
+            )
+
+        lengths = [count_scored_tokens(each, decode) for each in candidates]
+        with_tokens = rerank.return_token_scores
+        taken = await self._take_scores(keys, lengths, with_tokens=with_tokens, rank=rank)
+        weights = [weight for _, weight in rerank.probes]
+        scores = combine([pooled for pooled, _ in taken], weights)
+        label = self.metrics.label([probe.name for probe, _ in rerank.probes])
+        self.metrics.count_non_finite(label, scores)
+        check_finite(scores)
+        if rerank.target_kl is None:
+            assert rerank.beta is not None
+            beta = rerank.beta
+        else:
+            beta = beta_for_kl(scores, rerank.target_kl)
+        draw = choose(scores, beta=beta, n=params.n, seed=params.seed, prompt_index=prompt_index)
+        shown = None
+        if rerank.return_candidates:
+            per_token = [combine([*zip(*each, strict=True)], weights) for _, each in taken]
+            shown = show_candidates(
+                candidates, token_scores=per_token if with_tokens else None, decode=decode
+            )
+        result = make_result(candidates, scores, draw, beta=beta, shown=shown)
+        rerank.results[prompt_index] = result
+        self.metrics.observe(label, result, [len(each.token_ids) for each in candidates])
+        return draw.selected
 
     async def _sample(
         self, prompt: Any, params: SamplingParams, request_id: str, kwargs: dict[str, Any]
@@ -156,26 +239,22 @@ class RerankingLLM(AsyncLLM):
         return [output async for output in stream]
 
     async def _take_scores(
-        self,
-        keys: list[str],
-        candidates: list[Candidate],
-        params: SamplingParams,
-        rank: int | None,
-    ) -> list[float]:
-        def decode(token_ids: Sequence[int]) -> str:
-            return self.get_tokenizer().decode(
-                list(token_ids), skip_special_tokens=params.skip_special_tokens
-            )
+        self, keys: list[str], lengths: list[int], *, with_tokens: bool, rank: int | None
+    ) -> list[tuple[list[float], list[list[float]]]]:
+        """Remove candidates from the workers; see ``ScoringMixin.qprobe_take``.
 
-        lengths = [count_scored_tokens(each, decode) for each in candidates]
-        answers = await self._call_workers("qprobe_take", keys, lengths, rank=rank)
-        scores = []
+        Raises:
+            ScoringError: The workers do not know a candidate.
+        """
+        details = "tokens" if with_tokens else "pooled"
+        answers = await self._call_workers("qprobe_take", keys, lengths, details, rank=rank)
+        taken = []
         for index, found in enumerate(zip(*(each for each in answers if each), strict=True)):
-            score = next((each for each in found if each is not None), None)
-            if score is None:
+            scores = next((each for each in found if each is not None), None)
+            if scores is None:
                 raise ScoringError(f"the engine holds no score of candidate {index} of {len(keys)}")
-            scores.append(float(score))
-        return scores
+            taken.append(scores)
+        return taken
 
     def _discard(
         self, tasks: list[asyncio.Task[_Outputs]], keys: list[str], rank: int | None
@@ -236,15 +315,29 @@ class RerankingLLM(AsyncLLM):
 
 
 def _candidate_params(
-    params: SamplingParams, index: int, key: str, probe_index: int
+    params: SamplingParams, index: int, key: str, probes: list[int]
 ) -> SamplingParams:
     """Return the parameters of one candidate, seeded as vLLM seeds the children of n = k."""
     mine = copy(params)
     mine.n = 1
     if params.seed is not None:
         mine.seed = params.seed + index
-    mine.extra_args = {**(params.extra_args or {}), EXTRA_ARG: [key, probe_index]}
+    mine.extra_args = {**(params.extra_args or {}), EXTRA_ARG: [key, probes]}
     return mine
+
+
+def _describe(rerank: Rerank, prompt_index: int) -> dict[str, Any]:
+    """Return the attributes of a prompt's span."""
+    about: dict[str, Any] = {
+        "qprobe.probe": [probe.name for probe, _ in rerank.probes],
+        "qprobe.k": rerank.k,
+    }
+    result = rerank.results.get(prompt_index)
+    if result is not None:
+        about["qprobe.selected"] = result.selected
+        about["qprobe.kl"] = result.kl
+        about["qprobe.sampled_tokens"] = result.sampled_tokens
+    return about
 
 
 def _to_candidate(outputs: _Outputs, kind: RequestOutputKind) -> Candidate:

@@ -240,7 +240,7 @@ class SamplingEngine:
         for prompt, key in zip(prompts, keys, strict=True):
             # Prompt log-probabilities also keep vLLM from skipping what its prefix cache holds.
             params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-            params.extra_args = {EXTRA_ARG: [key, 0, len(prompt) - 1]}
+            params.extra_args = {EXTRA_ARG: [key, [0], len(prompt) - 1]}
             marked.append(params)
         whole = [before + after for before, after in zip(prompts, given, strict=True)]
         for request, output in self._run(whole, marked):
@@ -334,7 +334,7 @@ def _mark(params: SamplingParams, seed: int | None, key: str | None) -> Sampling
     if seed is None:
         mine.temperature, mine.top_p, mine.top_k, mine.min_p = 0.0, 1.0, 0, 0.0
     if key is not None:
-        mine.extra_args = {EXTRA_ARG: [key, 0]}
+        mine.extra_args = {EXTRA_ARG: [key, [0]]}
     return mine
 
 

@@ -11,7 +11,7 @@ A request is scored if its ``SamplingParams.extra_args`` hold EXTRA_ARG; others 
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ __all__ = ["ADDITIONAL_CONFIG", "EXTRA_ARG", "ScoringMixin"]
 # Key in vLLM's additional_config: {"layers": [inner layers to expose]}. It enters the hash of the
 # compile cache, so that a graph compiled without these outputs is never loaded.
 ADDITIONAL_CONFIG = "qprobe"
-# Key in SamplingParams.extra_args: [candidate key, probe index]; and, if the completion is part of
-# the prompt, the position of the last token before it.
+# Key in SamplingParams.extra_args: [candidate key, probe indices]; and, if the completion is part
+# of the prompt, the position of the last token before it.
 EXTRA_ARG = "qprobe"
 
 # Place of the state after the last norm, beside the places of the exposed inner layers.
@@ -41,8 +41,7 @@ _MAX_FINISHED_SCORES = 1 << 24
 @dataclass(frozen=True)
 class _Candidate:
     key: str
-    slot: int  # in the table of scores
-    probe: int
+    rows: tuple[tuple[int, int], ...]  # (slot in the table of scores, probe) of each probe
     prompt_end: int | None  # position of the last prompt token, where vLLM's count does not say
 
 
@@ -81,7 +80,10 @@ class ScoringMixin:
         self._running: dict[str, _Candidate] = {}  # by vLLM's request id
         self._request_ids: dict[str, str] = {}  # of the running candidates, by their key
         self._steps: deque[_Step | str] = deque()  # str: key of a candidate that has finished
-        self.qprobe_load([])
+        self._weights = torch.zeros(0, 0, device=self.device)  # (capacity, hidden)
+        self._biases = torch.zeros(0, device=self.device)  # (capacity,)
+        self._layer_of_probe = np.zeros(0, dtype=np.int64)  # (capacity,): place among the exposed
+        self._poolings: dict[int, tuple[str, int | None]] = {}  # by probe
         self._scores_here = get_pp_group().is_last_rank and get_tp_group().rank_in_group == 0
         if self._layers and get_pp_group().is_last_rank:
             self._expose_layers()
@@ -135,9 +137,9 @@ class ScoringMixin:
             params = request.sampling_params
             asked = params.extra_args.get(EXTRA_ARG) if params and params.extra_args else None
             if asked is not None:
-                key, probe, *prompt_end = asked
-                slot = self._scores.start(key, probe)
-                self._running[request.req_id] = _Candidate(key, slot, probe, *prompt_end or [None])
+                key, probes, *prompt_end = asked
+                rows = zip(self._scores.start(key, probes), probes, strict=True)
+                self._running[request.req_id] = _Candidate(key, (*rows,), *prompt_end or [None])
                 self._request_ids[key] = request.req_id
         self._store_copied(wait=False)
 
@@ -150,18 +152,19 @@ class ScoringMixin:
         known = [
             (
                 index,
-                candidate.slot,
-                candidate.probe,
+                slot,
+                probe,
                 int(batch.num_prompt_tokens[index]) - 1
                 if candidate.prompt_end is None
                 else candidate.prompt_end,
             )
             for index, request_id in enumerate(batch.req_ids)
             if (candidate := self._running.get(request_id)) is not None
+            for slot, probe in candidate.rows
         ]
         if not known:
             return
-        # (candidates,) each
+        # (candidates x probes,) each
         indices, slots, probes, prompt_ends = np.array(known, dtype=np.int64).T
         starts = self.model_runner.query_start_loc.np
         # Of a prompt only the last token's state counts. While the prompt is read, the host's
@@ -204,11 +207,11 @@ class ScoringMixin:
         self, state: Any, layer: int, rows: Tensor, probes: NDArray[np.int64]
     ) -> Tensor:
         states = state.hidden_states if layer == _FINAL else state.aux_hidden_states[layer]
-        weights, biases = self._weights[layer]
-        which = self._upload(self._row_of_probe[probes])
+        which = self._upload(probes)
         # In parts: a preempted batch that is computed again may bring thousands of rows at once.
         parts = [
-            torch.linalg.vecdot(states.index_select(0, some).float(), weights[of]) + biases[of]
+            torch.linalg.vecdot(states.index_select(0, some).float(), self._weights[of])
+            + self._biases[of]
             for some, of in zip(torch.split(rows, _ROWS), torch.split(which, _ROWS), strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -237,52 +240,78 @@ class ScoringMixin:
     def _write(self, slots: NDArray[np.int64], offsets: NDArray[np.int64], values: Tensor) -> None:
         self._scores.write(slots, offsets, values.numpy())
 
-    def qprobe_load(self, probes: list[tuple[int | str, str, int | None, bytes]]) -> None:
-        """Set the probes that requests name by their index.
+    def qprobe_load(self, probes: list[tuple[int, int | str, str, int | None, bytes]]) -> None:
+        """Set probes; requests name them by their index. One that was there is replaced.
 
         Args:
-            probes: (layer, pooling, window, weights) each; weights are the bytes of hidden_size + 1
-                float32: the vector, then the bias.
+            probes: (index, layer, pooling, window, weights) each; weights are the bytes of
+                hidden_size + 1 float32: the vector, then the bias.
         """
-        stacks: dict[int, list[Tensor]] = {}
-        places = []
-        for layer, _, _, data in probes:
-            exposed = _FINAL if layer == "final" else self._layers.index(int(layer))
-            stack = stacks.setdefault(exposed, [])
-            places.append((exposed, len(stack)))
-            stack.append(torch.frombuffer(bytearray(data), dtype=torch.float32))
-        # (probes,) each: which exposed layer a probe reads, and its row of the weights there
-        self._layer_of_probe, self._row_of_probe = np.array(places, dtype=np.int64).reshape(-1, 2).T
-        self._poolings = [(pooling, window) for _, pooling, window, _ in probes]
-        self._weights = {}
-        for exposed, stack in stacks.items():
-            both = torch.stack(stack).to(self.device)  # (probes of the layer, hidden + 1)
-            self._weights[exposed] = (both[:, :-1].contiguous(), both[:, -1].contiguous())
+        if not probes or not self._scores_here:
+            return
+        indices = [index for index, *_ in probes]
+        both = torch.frombuffer(
+            bytearray(b"".join(data for *_, data in probes)), dtype=torch.float32
+        ).view(len(probes), -1)  # (probes, hidden + 1)
+        self._reserve(max(indices) + 1, both.shape[1] - 1)
+        places = torch.tensor(indices, device=self.device)
+        self._weights[places] = both[:, :-1].to(self.device)
+        self._biases[places] = both[:, -1].to(self.device)
+        for index, layer, pooling, window, _ in probes:
+            place = _FINAL if layer == "final" else self._layers.index(int(layer))
+            self._layer_of_probe[index] = place
+            self._poolings[index] = (pooling, window)
 
-    def qprobe_take(self, keys: list[str], lengths: list[int]) -> list[float | None] | None:
+    def _reserve(self, needed: int, hidden_size: int) -> None:
+        capacity = self._layer_of_probe.size
+        if needed <= capacity:
+            return
+        # Twice as many at most, and 1.25 times where there are many, for they come in bulk.
+        grown = max(needed, min(2 * capacity, capacity + capacity // 4 + 16))
+        weights = torch.zeros(grown, hidden_size, device=self.device)
+        biases = torch.zeros(grown, device=self.device)
+        if capacity:
+            weights[:capacity] = self._weights
+            biases[:capacity] = self._biases
+        self._weights, self._biases = weights, biases
+        self._layer_of_probe = np.pad(self._layer_of_probe, (0, grown - capacity))
+
+    def qprobe_take(
+        self, keys: list[str], lengths: list[int], details: Literal["pooled", "tokens"]
+    ) -> list[tuple[list[float], list[list[float]]] | None] | None:
         """Remove candidates and return their scores.
 
         Args:
             keys: The candidates.
             lengths: How many leading tokens of each completion make its embedding.
+            details: ``tokens`` if the scores of those tokens are wanted too.
 
         Returns:
-            One score each: NaN if a token's state was never computed, None if the candidate is
-            unknown. None alone where this worker does not score.
+            For each candidate one score of each of its probes, NaN if a token's state was never
+            computed, and if wanted the scores of its tokens by each of its probes, else nothing.
+            None for a candidate that is unknown. None alone where this worker does not score.
         """
         if not self._scores_here:
             return None
         self._store_copied(wait=True)
-        return [self._take(key, length) for key, length in zip(keys, lengths, strict=True)]
+        return [
+            self._take(key, length, with_tokens=details == "tokens")
+            for key, length in zip(keys, lengths, strict=True)
+        ]
 
-    def _take(self, key: str, length: int) -> float | None:
+    def _take(
+        self, key: str, length: int, *, with_tokens: bool
+    ) -> tuple[list[float], list[list[float]]] | None:
         taken = self._scores.take(key, length)
         self._forget(key)
         if taken is None:
             return None
-        probe, scores = taken
-        pooling, window = self._poolings[probe]
-        return pool(scores, pooling=pooling, window=window)
+        probes, scores = taken  # (probes,), (probes, length + 1)
+        pooled = []
+        for probe, row in zip(probes, scores, strict=True):
+            pooling, window = self._poolings[probe]
+            pooled.append(pool(row, pooling=pooling, window=window))
+        return pooled, scores[:, 1:].tolist() if with_tokens else []
 
     def qprobe_drop(self, keys: list[str]) -> None:
         """Forget candidates; unknown ones are ignored."""

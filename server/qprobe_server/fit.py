@@ -1,0 +1,95 @@
+"""Whether a probe fits the model that is served."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qprobe import ProbeFileError, ProbeInfo
+from qprobe_server.errors import StartupError
+
+__all__ = ["ModelFacts", "check_exposed", "check_fit", "check_layers", "find_inner_layers"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the loaded model is, as far as a probe cares.
+
+    Attributes:
+        name: The model argument: a hub id or a folder.
+        architecture: Class name, for messages.
+        hidden_size: Width of its states.
+        num_layers: Number of blocks.
+        has_inner_layers: Whether its vLLM class can give states of inner layers.
+    """
+
+    name: str
+    architecture: str
+    hidden_size: int
+    num_layers: int
+    has_inner_layers: bool
+
+
+def find_inner_layers(probes: Sequence[ProbeInfo]) -> tuple[int, ...]:
+    """Return the inner layers that probes read, each once, in rising order."""
+    return tuple(sorted({each.layer for each in probes if each.layer != "final"}))
+
+
+def check_fit(info: ProbeInfo, model: ModelFacts, *, allow_model_mismatch: bool) -> None:
+    """Check a probe against the model.
+
+    Raises:
+        ProbeFileError: It does not fit; the field is named.
+    """
+    if info.hidden_size != model.hidden_size:
+        raise ProbeFileError(
+            "hidden_size", f"is {info.hidden_size}, that of {model.name!r} is {model.hidden_size}"
+        )
+    if info.num_layers != model.num_layers:
+        raise ProbeFileError(
+            "num_layers", f"is {info.num_layers}, that of {model.name!r} is {model.num_layers}"
+        )
+    if info.layer != "final" and not model.has_inner_layers:
+        raise ProbeFileError(
+            "layer",
+            f"is {info.layer}, and vLLM's class {model.architecture} gives the 'final' layer only",
+        )
+    # The last part of the name, so that a copy of a hub's model in a folder of its name will do.
+    if not allow_model_mismatch and Path(info.base_model).name != Path(model.name).name:
+        raise ProbeFileError(
+            "base_model",
+            f"is {info.base_model!r}, the server's is {model.name!r}; --allow-model-mismatch "
+            "serves it anyway",
+        )
+
+
+def check_layers(layers: Sequence[int], model: ModelFacts) -> None:
+    """Check the inner layers that a server exposes.
+
+    Raises:
+        StartupError: The model has no such layer, or does not give it.
+    """
+    for layer in layers:
+        if not 1 <= layer < model.num_layers:
+            raise StartupError(
+                f"--probe-layers: must be from 1 to {model.num_layers - 1}, or 'final', got {layer}"
+            )
+        if not model.has_inner_layers:
+            raise StartupError(
+                f"--probe-layers: vLLM's class {model.architecture} gives the 'final' layer only, "
+                f"got {layer}"
+            )
+
+
+def check_exposed(info: ProbeInfo, layers: Sequence[int]) -> None:
+    """Check that a probe reads a layer that the engine gives.
+
+    Raises:
+        ProbeFileError: It does not; the message names the flag that would expose it.
+    """
+    if info.layer != "final" and info.layer not in layers:
+        needed = ",".join(map(str, sorted({*layers, info.layer})))
+        raise ProbeFileError(
+            "layer",
+            f"is {info.layer}, which this server does not expose: start it with "
+            f"--probe-layers {needed},final",
+        )

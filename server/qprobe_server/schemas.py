@@ -1,0 +1,175 @@
+"""Our part of requests and replies: checked on the way in, documented in OpenAPI."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+
+from qprobe_server.errors import RequestError
+
+__all__ = [
+    "CandidateReply",
+    "ErrorReply",
+    "ProbeCard",
+    "ProbeDeleted",
+    "ProbeList",
+    "QProbeReply",
+    "QProbeRequest",
+    "ResultReply",
+    "read_request",
+    "show",
+]
+
+MAX_MIX = 16
+# Characters of a value that an error message repeats.
+_SHOWN = 60
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _name_or_mix(value: object) -> str:
+    return "name" if isinstance(value, str) else "mix"
+
+
+class QProbeRequest(BaseModel):
+    """How a request is to be reranked."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    probe: (
+        Annotated[
+            Annotated[str, Tag("name")]
+            | Annotated[dict[str, _Finite], Field(min_length=1, max_length=MAX_MIX), Tag("mix")],
+            Discriminator(_name_or_mix),
+        ]
+        | None
+    ) = Field(None, description="Name of a loaded probe, or a mix: the weight of each probe.")
+    k: int | None = Field(None, ge=1, description="Candidates per prompt.")
+    beta: _NotNegative | None = Field(
+        None, description="Temperature of the choice, in units of score; 0 takes the best."
+    )
+    target_kl: _NotNegative | None = Field(
+        None, description="Instead of beta: the KL in nats that the choice may spend."
+    )
+    return_candidates: bool | None = Field(None, description="Show all candidates.")
+    return_token_scores: bool | None = Field(
+        None, description="Show all candidates, with the score of each token."
+    )
+
+
+class CandidateReply(BaseModel):
+    """One candidate."""
+
+    text: str
+    num_tokens: int
+    finish_reason: str | None
+    stop_reason: int | str | None
+    tokens: list[str] | None = None
+    token_scores: list[float] | None = None
+
+
+class ResultReply(BaseModel):
+    """What came of one prompt."""
+
+    selected: list[int] = Field(description="The candidates that are the answers, in order.")
+    scores: list[float] = Field(description="One per candidate; compare within a prompt only.")
+    weights: list[float] = Field(description="Probability of each to be drawn first.")
+    kl: float = Field(description="log k - H(weights), in nats.")
+    beta: float | None = Field(description="Used for this prompt; null is infinite.")
+    sampled_tokens: int = Field(description="Generated for all candidates.")
+    candidates: list[CandidateReply] | None = None
+
+
+class QProbeReply(BaseModel):
+    """How a reply was reranked."""
+
+    probe: str | dict[str, float]
+    version: str | dict[str, str] = Field(description="SHA-256 of the probe's file.")
+    k: int
+    beta: float | None = None
+    target_kl: float | None = None
+    notice: str | None = None
+    results: list[ResultReply | None]
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, as OpenAI says it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class ErrorReply(BaseModel):
+    """A refusal, in the shape that OpenAI's and Anthropic's clients read."""
+
+    type: Literal["error"]
+    error: ErrorDetail
+
+
+class ProbeCard(BaseModel):
+    """A probe that is served."""
+
+    id: str
+    object: Literal["probe"] = "probe"
+    version: str = Field(description="SHA-256 of the probe's file.")
+    created: int
+    base_model: str
+    layer: int | Literal["final"]
+    pooling: Literal["last", "mean"]
+    window: int | None
+    objective: str
+    k: int
+    beta: float
+    training: dict[str, Any]
+    licence: str | None
+    num_requests: int = Field(description="Requests that have used it since the server started.")
+
+
+class ProbeList(BaseModel):
+    """The probes that are served."""
+
+    object: Literal["list"] = "list"
+    data: list[ProbeCard]
+
+
+class ProbeDeleted(BaseModel):
+    """A probe is served no more."""
+
+    id: str
+    object: Literal["probe"] = "probe"
+    deleted: Literal[True] = True
+
+
+def read_request(asked: object) -> QProbeRequest:
+    """Check a request's ``q_probe``.
+
+    Raises:
+        RequestError: 400; names the field and shows the value, cut short.
+    """
+    if not isinstance(asked, dict):
+        raise RequestError(f"q_probe: must be an object, got {show(asked)}", param="q_probe")
+    try:
+        return QProbeRequest.model_validate(asked)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+    place = [str(part)[:_SHOWN] for part in first["loc"]]
+    if place[:2] == ["probe", "mix"]:
+        del place[1]  # pydantic's name for that side of the union
+    path = ".".join(["q_probe", *place])
+    if first["type"] == "extra_forbidden":
+        allowed = ", ".join(QProbeRequest.model_fields)
+        raise RequestError(f"{path}: is not a field; the fields are {allowed}", param=path)
+    said = (
+        "must be a probe's name, or an object of names and weights"
+        if first["type"] == "dict_type"
+        else first["msg"][0].lower() + first["msg"][1:]
+    )
+    raise RequestError(f"{path}: {said}, got {show(first['input'])}", param=path)
+
+
+def show(value: object) -> str:
+    """Return a value of the request for an error message, cut short: it may be a misplaced text."""
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
