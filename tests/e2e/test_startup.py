@@ -23,8 +23,8 @@ def fail_to_start(*flags: str) -> str:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hidden_size": 64}, "does not fit model"),
-        ({"num_layers": 32, "layer": 31}, "num_layers is 32, the model's is 30"),
+        ({"hidden_size": 64}, "hidden_size: is 64"),
+        ({"num_layers": 32, "layer": 31}, "num_layers: is 32, that of"),
         ({"base_model": "org/other"}, "--allow-model-mismatch"),
     ],
 )
