@@ -78,7 +78,6 @@ def run(args: argparse.Namespace) -> None:
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     facts = describe_model(config)
-    check_layers(layers, facts)
 
     def check(info: ProbeInfo) -> None:
         check_fit(info, facts, allow_model_mismatch=args.allow_model_mismatch)
@@ -90,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
             check(each.probe.info)
         except ProbeFileError as error:
             raise StartupError(f"probe {each.name!r}: {error}") from error
+    check_layers(layers, facts)  # what --probe-layers adds to the probes' own
     uvloop.run(_serve(args, engine_args, config, settings, probes, check, store))
 
 
