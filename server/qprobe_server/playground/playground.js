@@ -34,7 +34,9 @@ async function connect() {
   else sessionStorage.removeItem(KEY);
   setConnection("Connecting …", "connecting");
   try {
-    const [models, listed] = await Promise.all([ask("v1/models", { key }), ask("v1/probes", { key })]);
+    // One after the other: a wrong key is then refused, and logged, once.
+    const models = await ask("v1/models", { key });
+    const listed = await ask("v1/probes", { key });
     // The key may have been changed meanwhile, and the later answer have come first.
     if (attempt !== state.connections) return false;
     loadModels(models.data, listed.data);
