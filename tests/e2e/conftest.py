@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(log: Path, *flags: str) -> Iterator[Server]:
-    """Start ``qprobe serve`` with flags, wait until it is healthy, and stop it afterwards."""
+def running(log: Path, *flags: str, **variables: str) -> Iterator[Server]:
+    """Start ``qprobe serve`` with flags, wait until it is healthy, and stop it afterwards.
+
+    Variables are those of its environment; an empty QPROBE_ADMIN_API_KEY is none.
+    """
     port, key = free_port(), "secret-key-of-the-tests"
     admin_key = "secret-admin-key-of-the-tests"
     command = [
@@ -76,7 +79,7 @@ def running(log: Path, *flags: str) -> Iterator[Server]:
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "QPROBE_ADMIN_API_KEY": admin_key},
+            env={**os.environ, "QPROBE_ADMIN_API_KEY": admin_key, **variables},
         )
     server = Server(f"http://127.0.0.1:{port}", key, admin_key, process, log)
     try:
@@ -132,6 +135,12 @@ def make_probe(tmp_path_factory: pytest.TempPathFactory) -> MakeProbe:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Callable[..., AbstractContextManager[Server]]:
+    """Return the function that starts one."""
+    return running
 
 
 @pytest.fixture(scope="session")

@@ -116,7 +116,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--admin-api-key",
         metavar="KEY",
-        default=os.environ.get(_ADMIN_KEY_VARIABLE),
+        default=os.environ.get(_ADMIN_KEY_VARIABLE) or None,
         help="Opens PUT and DELETE /v1/probes/NAME to requests with this key, which is also an API "
         f"key. Default: {_ADMIN_KEY_VARIABLE} in the environment; without one the routes are not "
         "there.",

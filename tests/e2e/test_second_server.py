@@ -1,0 +1,129 @@
+"""A server started in another way: no admin key, uploads of an earlier life, traces."""
+
+import http.server
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from qprobe_server.probe_store import ProbeStore
+from qprobe_server.registry import read_probe
+
+CHAT = "/v1/chat/completions"
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+SPAN_ID = "b7ad6b7169203331"
+SECRET = "an-otter-named-Zebulon"
+
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    """Takes spans as OpenTelemetry's own collector does."""
+
+    spans: list[Any]
+
+    def do_POST(self) -> None:
+        """Keep what is sent."""
+        sent = ExportTraceServiceRequest()
+        sent.ParseFromString(self.rfile.read(int(self.headers["content-length"])))
+        for resource in sent.resource_spans:
+            for scope in resource.scope_spans:
+                self.spans.extend(scope.spans)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def spans() -> Iterator[tuple[str, list[Any]]]:
+    """Run a collector; give its address and what it has got."""
+    Collector.spans = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = threading.Thread(target=collector.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{collector.server_port}/v1/traces", Collector.spans
+        collector.shutdown()
+
+
+@pytest.fixture(scope="module")
+def second(
+    start_server: Callable[..., AbstractContextManager[Any]],
+    make_probe: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    spans: tuple[str, list[Any]],
+) -> Iterator[Any]:
+    """Serve ``end``, replaced by an upload of that name, and ``kept``, which was uploaded too."""
+    folder = tmp_path_factory.mktemp("second")
+    data = make_probe("uploaded", k=3).read_bytes()
+    with closing(ProbeStore(folder / "kept")) as store:
+        for name in ("end", "kept"):
+            store.save(read_probe(name, data, created=5), data)
+    given = shutil.copy(make_probe("given", layer="final", k=2), folder / "given.safetensors")
+    with start_server(
+        folder / "log",
+        *("--probe", f"end={given}", "--probe-dir", str(folder / "kept")),
+        *("--otlp-traces-endpoint", spans[0]),
+        QPROBE_ADMIN_API_KEY="",
+        OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="http/protobuf",
+    ) as started:
+        yield started
+
+
+def ask(server: Any, probe: str, **headers: str) -> Any:
+    messages = [{"role": "user", "content": f"Say hello to {SECRET}."}]
+    body = {"model": f"smollm2-135m:{probe}", "messages": messages, "max_tokens": 6}
+    return server.client().post(CHAT, json=body, headers=headers)
+
+
+def test_uploads_of_an_earlier_life_are_served(second: Any) -> None:
+    cards = {each["id"]: each for each in second.client().get("/v1/probes").json()["data"]}
+    assert {name: (card["k"], card["created"]) for name, card in cards.items()} == {
+        "end": (3, 5),
+        "kept": (3, 5),
+    }
+    reply = ask(second, "end").json()["q_probe"]
+    assert (reply["k"], reply["version"]) == (3, cards["kept"]["version"])
+
+
+def test_nothing_can_be_changed_without_an_admin_key(second: Any) -> None:
+    for method in ("PUT", "DELETE"):
+        reply = second.client().request(method, "/v1/probes/kept", content=b"x")
+        assert reply.status_code == 405
+    document = second.client().get("/openapi.json").json()
+    assert set(document["paths"]["/v1/probes/{name}"]) == {"get"}
+
+
+def test_a_trace_holds_the_choice_and_its_candidates(
+    second: Any, spans: tuple[str, list[Any]]
+) -> None:
+    """The client's span, ours below it, and vLLM's of each candidate below ours; no texts."""
+    assert ask(second, "kept", traceparent=f"00-{TRACE_ID}-{SPAN_ID}-01").status_code == 200
+    deadline = time.monotonic() + 30  # spans are sent every 5 s
+    while time.monotonic() < deadline:
+        mine = [span for span in spans[1] if span.trace_id.hex() == TRACE_ID]
+        if len(mine) >= 4:
+            break
+        time.sleep(0.5)
+    (rerank,) = (span for span in mine if span.name == "rerank")
+    assert rerank.parent_span_id.hex() == SPAN_ID
+    candidates = [span for span in mine if span.name == "llm_request"]
+    assert len(candidates) == 3
+    assert {span.parent_span_id for span in candidates} == {rerank.span_id}
+    about = {each.key: each.value for each in rerank.attributes}
+    assert [each.string_value for each in about["qprobe.probe"].array_value.values] == ["kept"]
+    assert about["qprobe.k"].int_value == 3
+    assert about["qprobe.sampled_tokens"].int_value > 3
+    assert SECRET not in str(spans[1])
+
+
+def test_nothing_secret_is_in_the_log(second: Any) -> None:
+    log = second.log.read_text()
+    assert CHAT in log
+    assert SECRET not in log
+    assert second.key not in log
