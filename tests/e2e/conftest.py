@@ -47,9 +47,10 @@ class Server:
     log: Path
 
     def client(self, **options: object) -> httpx.Client:
-        """Return an HTTP client with the key."""
+        """Return an HTTP client with the key; it keeps no connection, so it need not be closed."""
         headers = {"authorization": f"Bearer {self.key}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=120)
+        limits = httpx.Limits(max_keepalive_connections=0)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120, limits=limits)
 
 
 def free_port() -> int:

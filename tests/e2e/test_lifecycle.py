@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -61,6 +62,15 @@ def put(server: Any, name: str, data: bytes) -> Any:
     return server.client().put(f"/v1/probes/{name}", content=data, headers=admin(server))
 
 
+def wait_until_running(server: Any) -> None:
+    """Wait until the engine works at a request."""
+    running = re.compile(r"^vllm:num_requests_running\{.*\} [1-9]", re.MULTILINE)
+    deadline = time.monotonic() + 30
+    while not running.search(server.client().get("/metrics").text):
+        assert time.monotonic() < deadline, "the request never ran"
+        time.sleep(0.05)
+
+
 def test_replacing_a_probe_under_load(server: Any, make_shifted: MakeShifted) -> None:
     """No request fails, and the scores of each are those of the version that its reply names."""
     files = {sign: make_shifted(sign * SHIFT) for sign in (1, -1)}
@@ -110,12 +120,12 @@ def test_a_request_ends_with_the_probe_that_it_began_with(
     answered: list[Any] = []
 
     def ask() -> None:
-        asked = body("leaving", max_tokens=100, ignore_eos=True)
+        asked = body("leaving", max_tokens=600, ignore_eos=True)
         answered.append(server.client().post(CHAT, json=asked))
 
     thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(1)
+    wait_until_running(server)
     deleted = server.client().delete("/v1/probes/leaving", headers=admin(server))
     assert deleted.status_code == 200
     assert not answered

@@ -116,9 +116,11 @@ class Visit:
         return [shown[index] for index in range(len(cards))]
 
     def copied(self, button: str) -> str:
-        """Press a button that copies, and return what is on the clipboard then."""
-        self.page.get_by_role("button", name=button).click()
-        expect(self.page.get_by_role("button", name="Copied")).to_be_visible()
+        """Press a button that copies, by its id, and return what is on the clipboard then."""
+        # By its id: its name is what changes, and another button may still say "Copied".
+        pressed = self.page.locator(f"#{button}")
+        pressed.click()
+        expect(pressed).to_have_text("Copied")
         text: str = self.page.evaluate("navigator.clipboard.readText()")
         return text
 
@@ -292,7 +294,7 @@ def test_a_candidate_opens_with_its_token_scores(visit: Visit) -> None:
 
 def test_copied_requests_are_the_one_that_is_sent(visit: Visit, tmp_path: Path) -> None:
     request, _ = visit.ask(AWKWARD, k=3)
-    curl, python = visit.copied("Copy as curl"), visit.copied("Copy as Python")
+    curl, python = visit.copied("copy-curl"), visit.copied("copy-python")
     assert visit.key not in curl + python
     environment = {**os.environ, "OPENAI_API_KEY": visit.key}
     spy = f"curl() {{ printf '%s\\0' \"$@\"; }}\n{curl}"
