@@ -14,10 +14,13 @@ from torch import Tensor
 
 from qprobe.errors import ProbeFileError
 from qprobe.probe import Probe, ProbeInfo
+from qprobe.schedule import Step
 
 __all__ = ["load_probe", "parse_probe", "save_probe"]
 
-FORMAT_VERSION = 1
+# Version 1 had no checkpoints and no schedule.
+FORMAT_VERSION = 2
+_NEW_FIELDS = {"checkpoints", "schedule"}
 _HEADER_KEY = "qprobe"
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -32,6 +35,9 @@ def save_probe(probe: Probe, path: Path) -> None:
     for index, (weight, bias) in enumerate(probe.layers):
         tensors[f"{index}.weight"] = weight.contiguous()
         tensors[f"{index}.bias"] = bias.contiguous()
+    for tokens, (weight, bias) in probe.heads.items():
+        tensors[f"checkpoint.{tokens}.weight"] = weight.contiguous()
+        tensors[f"checkpoint.{tokens}.bias"] = bias.contiguous()
     header = {"format_version": FORMAT_VERSION, **asdict(probe.info)}
     data = save(tensors, metadata={_HEADER_KEY: json.dumps(header, sort_keys=True)})
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -75,7 +81,14 @@ def parse_probe(data: bytes) -> Probe:
     # bytes, then JSON.
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-    return Probe(_read_header(metadata), _read_layers(tensors))
+    info = _read_header(metadata)
+    heads = {each: _pop_layer(tensors, f"checkpoint.{each}") for each in info.checkpoints}
+    layers: list[tuple[Tensor, Tensor]] = []
+    while f"{len(layers)}.weight" in tensors:
+        layers.append(_pop_layer(tensors, str(len(layers))))
+    for name in sorted(tensors):
+        raise ProbeFileError(f"tensors.{name}", "is not a tensor of a probe")
+    return Probe(info, layers, heads)
 
 
 def _read_header(metadata: dict[str, str]) -> ProbeInfo:
@@ -88,14 +101,16 @@ def _read_header(metadata: dict[str, str]) -> ProbeInfo:
     if not isinstance(header, dict):
         raise ProbeFileError("header", f"must be a JSON object, got {type(header).__name__}")
     version = header.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise ProbeFileError("format_version", f"must be {FORMAT_VERSION}, got {version!r}")
+    if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
+        raise ProbeFileError("format_version", f"must be 1 or {FORMAT_VERSION}, got {version!r}")
     known = {each.name for each in fields(ProbeInfo)}
+    if version == 1:
+        known -= _NEW_FIELDS
     for name in sorted(header.keys() - known):
         raise ProbeFileError(name, "is not a field of a probe's header")
     for name in sorted(known - header.keys()):
         raise ProbeFileError(name, "is missing from the probe's header")
-    info = ProbeInfo(**header)
+    info = ProbeInfo(**(header if version == 1 else _read_lists(header)))
     try:
         # As a server lists it: no NaN in free fields, no half of a surrogate pair.
         json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
@@ -104,16 +119,30 @@ def _read_header(metadata: dict[str, str]) -> ProbeInfo:
     return info
 
 
-def _read_layers(tensors: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    layers: list[tuple[Tensor, Tensor]] = []
-    while f"{len(layers)}.weight" in tensors and f"{len(layers)}.bias" in tensors:
-        index = len(layers)
-        layers.append((tensors.pop(f"{index}.weight"), tensors.pop(f"{index}.bias")))
-        for name, tensor in zip(("weight", "bias"), layers[-1], strict=True):
-            if tensor.dtype not in _FLOAT_DTYPES:
-                raise ProbeFileError(
-                    f"tensors.{index}.{name}", f"must be of a float dtype, got {tensor.dtype}"
-                )
-    for name in sorted(tensors):
-        raise ProbeFileError(f"tensors.{name}", "is not a tensor of a probe")
-    return layers
+def _read_lists(header: dict[str, Any]) -> dict[str, Any]:
+    """Return a header with its lists as ``ProbeInfo`` takes them; it checks what they hold."""
+    for name in _NEW_FIELDS:
+        if not isinstance(header[name], list):
+            raise ProbeFileError(name, f"must be a list, got {header[name]!r}")
+    steps = []
+    for index, step in enumerate(header["schedule"]):
+        if not isinstance(step, dict) or step.keys() != {"tokens", "keep"}:
+            raise ProbeFileError(
+                f"schedule.{index}", f"must be an object of tokens and keep, got {step!r}"
+            )
+        steps.append(Step(**step))
+    return {**header, "checkpoints": tuple(header["checkpoints"]), "schedule": tuple(steps)}
+
+
+def _pop_layer(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    found = []
+    for part in ("weight", "bias"):
+        if f"{name}.{part}" not in tensors:
+            raise ProbeFileError(f"tensors.{name}.{part}", "is missing")
+        tensor = tensors.pop(f"{name}.{part}")
+        if tensor.dtype not in _FLOAT_DTYPES:
+            raise ProbeFileError(
+                f"tensors.{name}.{part}", f"must be of a float dtype, got {tensor.dtype}"
+            )
+        found.append(tensor)
+    return found[0], found[1]

@@ -1,6 +1,7 @@
 """What a probe is: a small network on one hidden state, and what one must know to use it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qprobe.errors import ProbeFileError
+from qprobe.schedule import Step, check_schedule
 
 __all__ = ["OBJECTIVES", "Layer", "Pooling", "Probe", "ProbeInfo", "is_beta"]
 
@@ -36,6 +38,9 @@ class ProbeInfo:
         beta: Recommended temperature of the choice, in units of score, >= 0.
         training: A summary in JSON types: data, numbers, date. Free form.
         licence: SPDX expression for the weights, or None.
+        checkpoints: The probe has a head for the mean over the first so many tokens of the same
+            layer, for each of these numbers; >= 1, rising.
+        schedule: When it recommends to drop candidates, at some of its checkpoints; empty if never.
 
     Raises:
         ProbeFileError: A field is out of range; it is named.
@@ -52,6 +57,8 @@ class ProbeInfo:
     beta: float
     training: dict[str, Any] = field(default_factory=dict)
     licence: str | None = None
+    checkpoints: tuple[int, ...] = ()
+    schedule: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.base_model, str) or not self.base_model:
@@ -74,6 +81,24 @@ class ProbeInfo:
             raise ProbeFileError("training", f"must be an object, got {self.training!r}")
         if self.licence is not None and not isinstance(self.licence, str):
             raise ProbeFileError("licence", f"must be a string or null, got {self.licence!r}")
+        self._check_checkpoints()
+
+    def _check_checkpoints(self) -> None:
+        for index, tokens in enumerate(self.checkpoints):
+            _check_count(f"checkpoints.{index}", tokens)
+        if list(self.checkpoints) != sorted(set(self.checkpoints)):
+            raise ProbeFileError("checkpoints", f"must rise, got {list(self.checkpoints)}")
+        try:
+            check_schedule(self.schedule)
+        except ValueError as error:
+            place, text = error.args
+            raise ProbeFileError(f"schedule.{place}", text) from error
+        for index, step in enumerate(self.schedule):
+            if step.tokens not in self.checkpoints:
+                raise ProbeFileError(
+                    f"schedule.{index}.tokens",
+                    f"must be one of the checkpoints {list(self.checkpoints)}, got {step.tokens}",
+                )
 
     def _check_layer(self) -> None:
         if self.layer == "final":
@@ -112,22 +137,37 @@ class Probe:
         info: What the probe expects and recommends.
         layers: (weight, bias) of each layer in order: shapes (out, in) and (out,), the first ``in``
             being the hidden size and the last ``out`` 1. Copied to float32 on CPU.
+        heads: (weight, bias) of each of ``info.checkpoints``, linear: shapes (1, hidden size) and
+            (1,). They rank candidates, so that they need no common scale with the layers.
 
     Raises:
-        ProbeFileError: Shapes do not chain, a weight is not finite, or more than 3 layers.
+        ProbeFileError: Shapes do not chain, a weight is not finite, more than 3 layers, or heads
+            that are not those of the checkpoints.
     """
 
-    def __init__(self, info: ProbeInfo, layers: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self,
+        info: ProbeInfo,
+        layers: list[tuple[Tensor, Tensor]],
+        heads: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        heads = heads or {}
         _check_shapes(info, layers)
+        if sorted(heads) != list(info.checkpoints):
+            raise ProbeFileError(
+                "checkpoints", f"are {list(info.checkpoints)}, the heads' are {sorted(heads)}"
+            )
         self.info = info
-        self.layers = [
-            (weight.detach().to("cpu", torch.float32), bias.detach().to("cpu", torch.float32))
-            for weight, bias in layers
-        ]
-        for index, (weight, bias) in enumerate(self.layers):
-            for name, tensor in (("weight", weight), ("bias", bias)):
-                if not bool(torch.isfinite(tensor).all()):
-                    raise ProbeFileError(f"tensors.{index}.{name}", "holds a non-finite value")
+        self.layers = [_copy(str(index), *layer) for index, layer in enumerate(layers)]
+        self.heads = {}
+        for tokens in info.checkpoints:
+            weight, bias = heads[tokens]
+            wanted, shapes = ((1, info.hidden_size), (1,)), (tuple(weight.shape), tuple(bias.shape))
+            if shapes != wanted:
+                raise ProbeFileError(
+                    f"tensors.checkpoint.{tokens}", f"must have shapes {wanted}, got {shapes}"
+                )
+            self.heads[tokens] = _copy(f"checkpoint.{tokens}", weight, bias)
 
     @property
     def is_linear(self) -> bool:
@@ -149,6 +189,28 @@ class Probe:
                 activation = torch.relu(activation)
             activation = torch.nn.functional.linear(activation, weight, bias)  # (..., out)
         return activation.squeeze(-1)
+
+    def score_head(self, tokens: int, features: Tensor) -> Tensor:
+        """Score means over the first so many tokens by the head of that checkpoint, as ``score``.
+
+        Raises:
+            KeyError: There is no such checkpoint.
+        """
+        weight, bias = self.heads[tokens]
+        return torch.nn.functional.linear(features.to(torch.float32), weight, bias).squeeze(-1)
+
+
+def _copy(name: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights as float32 on CPU.
+
+    Raises:
+        ProbeFileError: One is not finite.
+    """
+    copies = [each.detach().to("cpu", torch.float32) for each in (weight, bias)]
+    for part, tensor in zip(("weight", "bias"), copies, strict=True):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ProbeFileError(f"tensors.{name}.{part}", "holds a non-finite value")
+    return copies[0], copies[1]
 
 
 def _check_shapes(info: ProbeInfo, layers: list[tuple[Tensor, Tensor]]) -> None:

@@ -6,12 +6,14 @@ on the same dataset takes those prompts and no others.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from qprobe import Probe, ProbeInfo, load_probe, save_probe
 from qprobe.dataset import Dataset, Reading
@@ -71,6 +73,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     train.add_argument("--pooling", choices=["mean", "last"], default="mean")
     train.add_argument("--window", type=_count, help="mean of the first so many tokens only")
     train.add_argument("--objective", choices=OBJECTIVES, default="ce")
+    train.add_argument(
+        "--checkpoints",
+        type=_counts,
+        default=(),
+        metavar="16,32,64",
+        help="also heads for the first so many tokens, which early rejection needs",
+    )
     _add_training_flags(train)
     train.set_defaults(run=_train)
 
@@ -129,7 +138,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(int(each) for each in text.split(","))
+    return tuple(_count(each) for each in text.split(","))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -203,6 +212,7 @@ def _train(args: argparse.Namespace) -> None:
         _settings(args, args.objective),
         test_fraction=args.test_fraction,
         licence=args.licence,
+        checkpoints=args.checkpoints,
     )
     save_probe(probe, args.output)
     chosen = probe.info.training
@@ -220,6 +230,7 @@ def train(
     *,
     test_fraction: float,
     licence: str | None = None,
+    checkpoints: Sequence[int] = (),
 ) -> Probe:
     """Train a probe on a dataset, less the prompts that are set aside.
 
@@ -229,6 +240,8 @@ def train(
         settings: Of the training; the seed also of the split.
         test_fraction: Of the prompts, 0 <= test_fraction < 1.
         licence: SPDX expression for the weights.
+        checkpoints: Numbers of tokens. The probe gets a linear head for each, trained in the same
+            way on the mean over the first so many tokens of the same layer.
 
     Raises:
         QProbeError: The dataset cannot be split or trained on, or lacks the reading.
@@ -239,7 +252,16 @@ def train(
         kept, test = split_prompts(dataset.prompts, test_fraction=test_fraction, seed=settings.seed)
     known = dataset.subset(kept)
     fitted = fit_probe(known.features(reading), known.rewards, known.groups, settings)
-    return _make_probe(dataset, reading, settings, fitted, test=test, licence=licence)
+    heads = {
+        tokens: fit_probe(
+            known.features(Reading(reading.layer, "mean", tokens)),
+            known.rewards,
+            known.groups,
+            replace(settings, hidden=()),
+        ).layers[0]
+        for tokens in sorted(set(checkpoints))
+    }
+    return _make_probe(dataset, reading, settings, fitted, test=test, licence=licence, heads=heads)
 
 
 def _make_probe(
@@ -250,6 +272,7 @@ def _make_probe(
     *,
     test: list[int],
     licence: str | None,
+    heads: Mapping[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Probe:
     manifest = dataset.manifest
     trained_on = ~np.isin(dataset.groups, test)  # (samples,)
@@ -286,8 +309,9 @@ def _make_probe(
         beta=settings.beta,
         training=training,
         licence=licence,
+        checkpoints=tuple(heads or ()),
     )
-    return Probe(info, fitted.layers)
+    return Probe(info, fitted.layers, heads)
 
 
 def _eval(args: argparse.Namespace) -> None:

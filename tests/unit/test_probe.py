@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from qprobe import Probe, ProbeFileError, ProbeInfo, load_probe, parse_probe, save_probe
+from qprobe.schedule import Step
 
 INFO = ProbeInfo(
     base_model="some/model",
@@ -73,6 +74,65 @@ def test_file_round_trip(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["p.safetensors"]
 
 
+HEADS = {
+    tokens: (torch.full((1, 4), float(tokens)), torch.tensor([float(tokens)]))
+    for tokens in (16, 32)
+}
+WITH_HEADS = replace(
+    INFO, checkpoints=(16, 32), schedule=(Step(tokens=16, keep=8), Step(tokens=32, keep=2))
+)
+
+
+def test_heads_and_schedule_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    save_probe(Probe(WITH_HEADS, LINEAR, HEADS), path)
+    loaded = load_probe(path)
+    assert loaded.info == WITH_HEADS
+    features = torch.ones(3, 4, dtype=torch.bfloat16)
+    assert loaded.score_head(16, features).tolist() == [80.0] * 3
+    assert loaded.score_head(32, features).tolist() == [160.0] * 3
+    assert loaded.score(features).tolist() == [2.75] * 3
+
+
+def test_the_first_format_still_loads(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    header = {"format_version": 1, **asdict(INFO)}
+    del header["checkpoints"], header["schedule"]
+    tensors = {"0.weight": LINEAR[0][0], "0.bias": LINEAR[0][1]}
+    save_file(tensors, path, metadata={"qprobe": json.dumps(header)})
+    loaded = load_probe(path)
+    assert loaded.info == INFO
+    assert not loaded.heads
+
+
+@pytest.mark.parametrize(
+    ("heads", "field"),
+    [
+        ({16: HEADS[16]}, "checkpoints"),
+        ({**HEADS, 64: HEADS[16]}, "checkpoints"),
+        ({**HEADS, 32: (torch.ones(1, 5), torch.zeros(1))}, "tensors.checkpoint.32"),
+        ({**HEADS, 32: (torch.ones(4), torch.zeros(1))}, "tensors.checkpoint.32"),
+        ({**HEADS, 32: (torch.full((1, 4), torch.nan), torch.zeros(1))}, "tensors.checkpoint.32."),
+    ],
+)
+def test_heads_that_do_not_fit_are_named(
+    heads: dict[int, tuple[torch.Tensor, torch.Tensor]], field: str
+) -> None:
+    with pytest.raises(ProbeFileError) as refused:
+        Probe(WITH_HEADS, LINEAR, heads)
+    assert refused.value.field.startswith(field)
+
+
+def test_a_file_without_a_head_that_it_declares(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    header = json.dumps({"format_version": 2, **asdict(WITH_HEADS)})
+    tensors = {"0.weight": LINEAR[0][0], "0.bias": LINEAR[0][1]}
+    save_file(tensors, path, metadata={"qprobe": header})
+    with pytest.raises(ProbeFileError) as refused:
+        load_probe(path)
+    assert refused.value.field == "tensors.checkpoint.16.weight"
+
+
 def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.safetensors"
     save_probe(Probe(INFO, LINEAR), path)
@@ -111,17 +171,29 @@ def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         ("training", []),
         ("licence", 5),
         ("format_version", 99),
+        ("format_version", True),
+        ("checkpoints", 16),
+        ("checkpoints.0", [0]),
+        ("checkpoints.1", [16, "32"]),
+        ("checkpoints", [32, 16]),
+        ("checkpoints", [16, 16]),
+        ("schedule", {}),
+        ("schedule.0", [16]),
+        ("schedule.0", [{"tokens": 16}]),
+        ("schedule.0", [{"tokens": 16, "keep": 4, "drop": 4}]),
+        ("schedule.0.keep", [{"tokens": 16, "keep": 0}]),
+        ("schedule.0.tokens", [{"tokens": 16, "keep": 4}]),
         ("surprise", 1),
     ],
 )
 def test_bad_header_fields_are_named(tmp_path: Path, field: str, value: Any) -> None:
-    header: dict[str, Any] = {"format_version": 1, **asdict(INFO), field: value}
+    header: dict[str, Any] = {"format_version": 2, **asdict(INFO), field.split(".")[0]: value}
     assert_refused(tmp_path, {"qprobe": json.dumps(header)}, field)
 
 
 @pytest.mark.parametrize("field", ["base_model", "layer", "pooling", "format_version"])
 def test_missing_header_fields_are_named(tmp_path: Path, field: str) -> None:
-    header: dict[str, Any] = {"format_version": 1, **asdict(INFO)}
+    header: dict[str, Any] = {"format_version": 2, **asdict(INFO)}
     del header[field]
     assert_refused(tmp_path, {"qprobe": json.dumps(header)}, field)
 
@@ -162,7 +234,8 @@ def assert_refused(folder: Path, metadata: dict[str, str], field: str) -> None:
         ({"0.weight": torch.ones(1, 4).int(), "0.bias": torch.zeros(1)}, "tensors.0.weight"),
         ({"0.weight": torch.full((1, 4), torch.nan), "0.bias": torch.zeros(1)}, "tensors.0.weight"),
         ({"0.weight": torch.ones(1, 4), "0.bias": torch.tensor([torch.inf])}, "tensors.0.bias"),
-        ({"0.weight": torch.ones(1, 4)}, "tensors.0.weight"),
+        ({"0.weight": torch.ones(1, 4)}, "tensors.0.bias"),
+        ({"0.bias": torch.ones(1)}, "tensors.0.bias"),
         ({"other": torch.ones(1)}, "tensors.other"),
     ],
 )
@@ -170,7 +243,7 @@ def test_bad_tensors_are_named(
     tmp_path: Path, tensors: dict[str, torch.Tensor], field: str
 ) -> None:
     path = tmp_path / "p.safetensors"
-    header = json.dumps({"format_version": 1, **asdict(INFO)})
+    header = json.dumps({"format_version": 2, **asdict(INFO)})
     save_file(tensors, path, metadata={"qprobe": header})
     with pytest.raises(ProbeFileError) as refused:
         load_probe(path)
@@ -247,5 +320,5 @@ def test_every_torn_prefix_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("training", [{"loss": float("nan")}, {"note": "\ud800"}])
 def test_a_header_that_a_server_could_not_list(tmp_path: Path, training: dict[str, Any]) -> None:
-    header = {"format_version": 1, **asdict(INFO), "training": training}
+    header = {"format_version": 2, **asdict(INFO), "training": training}
     assert_refused(tmp_path, {"qprobe": json.dumps(header)}, "header")

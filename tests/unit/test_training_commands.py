@@ -19,7 +19,7 @@ MANIFEST: dict[str, Any] = {
     "model": "org/model",
     "hidden_size": HIDDEN,
     "num_layers": 6,
-    "readings": ["3/mean"],
+    "readings": ["3/mean", "3/mean/8", "3/mean/16"],
     "sampling": None,
     "reward": "tests",
     "prompts": {"name": "p.jsonl", "sha256": "f00"},
@@ -52,7 +52,14 @@ def write_dataset(folder: Path, *, seed: int = 0, num_prompts: int = NUM_PROMPTS
             prompts = writer.prompts_of(shard)
             inside = [each for each in samples if each.prompt in prompts]
             rows_of = [i for i, each in enumerate(samples) if each.prompt in prompts]
-            writer.write(shard, inside, {"3/mean": torch.tensor(features[rows_of]).half()})
+            whole = torch.tensor(features[rows_of])
+            noise = torch.from_numpy(np.random.default_rng(1).normal(size=whole.shape))
+            embeddings = {
+                "3/mean": whole.half(),
+                "3/mean/8": (whole + noise).half(),
+                "3/mean/16": (whole + noise / 2).half(),
+            }
+            writer.write(shard, inside, embeddings)
         writer.finish()
     return folder
 
@@ -70,6 +77,35 @@ def train(monkeypatch: pytest.MonkeyPatch, data: Path, output: Path) -> Path:
 def count_prompts(monkeypatch: pytest.MonkeyPatch, probe: Path, data: Path, report: Path) -> int:
     run(monkeypatch, "eval", probe, data, "-o", report, "--no-learning-curve")
     return int(json.loads((report / "metrics.json").read_text())["num_prompts"])
+
+
+def test_heads_are_trained_like_probes_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A head is what training on the mean over its window gives, whatever else was trained."""
+    data = write_dataset(tmp_path / "data")
+    path = tmp_path / "p.safetensors"
+    flags = ("--layer", 3, "--objective", "mse", *SMALL, "--hidden", 2)
+    run(monkeypatch, "train", data, *flags, "--checkpoints", "8,16", "-o", path)
+    probe = load_probe(path)
+    assert probe.info.checkpoints == (8, 16)
+    for window in (8, 16):
+        alone = tmp_path / f"{window}.safetensors"
+        reading = ("--layer", 3, "--window", window)
+        run(monkeypatch, "train", data, *reading, "--objective", "mse", *SMALL, "-o", alone)
+        for mine, other in zip(probe.heads[window], load_probe(alone).layers[0], strict=True):
+            assert torch.equal(mine, other)
+    assert not torch.equal(probe.heads[8][0], probe.heads[16][0])
+
+
+def test_a_checkpoint_that_the_dataset_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = write_dataset(tmp_path / "data")
+    flags = ("--layer", 3, *SMALL, "--checkpoints", "24", "-o", tmp_path / "p.safetensors")
+    with pytest.raises(SystemExit, match="'3/mean/24' is not in the dataset"):
+        run(monkeypatch, "train", data, *flags)
+    assert not (tmp_path / "p.safetensors").exists()
 
 
 def test_eval_takes_the_prompts_set_aside_also_of_a_new_collection(
