@@ -107,22 +107,47 @@ def check_finite(scores: Sequence[float]) -> None:
 
 
 def make_result(
-    candidates: Sequence[Candidate],
-    scores: Sequence[float],
-    draw: Draw,
     *,
+    num_tokens: Sequence[int],
+    scores: Sequence[float],
+    places: Sequence[int],
+    draw: Draw,
     beta: float,
     shown: list[CandidateReply] | None,
+    rejected_at: Sequence[int | None],
+    checkpoint_scores: Sequence[dict[int, float]] | None,
 ) -> ResultReply:
-    """Return the reply object of one prompt; ``shown`` are the candidates if they are wanted."""
+    """Return the reply object of one prompt.
+
+    Args:
+        num_tokens: Generated of each candidate.
+        scores: Of those that were drawn from.
+        places: Which these are.
+        draw: Made from these scores.
+        beta: In units of score.
+        shown: All candidates if they are wanted.
+        rejected_at: Of each candidate, the checkpoint at which it left.
+        checkpoint_scores: Of each candidate, by checkpoint; None if the request had no schedule.
+    """
     given: dict[str, Any] = {} if shown is None else {"candidates": shown}
+    if checkpoint_scores is not None:
+        given |= {
+            "num_tokens": list(num_tokens),
+            "rejected_at": list(rejected_at),
+            "checkpoint_scores": list(checkpoint_scores),
+        }
+    all_scores: list[float | None] = [None] * len(num_tokens)
+    weights = [0.0] * len(num_tokens)
+    for place, score, weight in zip(places, scores, draw.weights.tolist(), strict=True):
+        all_scores[place], weights[place] = score, weight
     return ResultReply(
-        selected=draw.selected,
-        scores=list(scores),
-        weights=draw.weights.tolist(),
-        kl=draw.kl,
+        selected=[places[index] for index in draw.selected],
+        scores=all_scores,
+        weights=weights,
+        # The estimate is of a draw from samples of the base model, which survivors are not.
+        kl=draw.kl if len(places) == len(num_tokens) else None,
         beta=None if math.isinf(beta) else beta,
-        sampled_tokens=sum(len(each.token_ids) for each in candidates),
+        sampled_tokens=sum(num_tokens),
         **given,
     )
 

@@ -16,7 +16,7 @@ class ProbeLifecycle:
 
     Args:
         registry: Changed last: a probe is in the workers and on the disk when requests find it.
-        load: Gives the workers probes under their indices.
+        load: Gives the workers probes under the indices reserved for them.
         check: Raises ProbeFileError for a probe that this server cannot score.
         store: Where uploads are kept; None keeps them until the server stops.
         default_probe: The name that requests rely on, if there is one: never deleted.
@@ -26,7 +26,7 @@ class ProbeLifecycle:
         self,
         registry: ProbeRegistry,
         *,
-        load: Callable[[Sequence[tuple[int, Probe]]], Awaitable[None]],
+        load: Callable[[Sequence[tuple[ServedProbe, Probe]]], Awaitable[None]],
         check: Callable[[ProbeInfo], None],
         store: ProbeStore | None,
         default_probe: str | None,
@@ -42,9 +42,7 @@ class ProbeLifecycle:
         """Serve the probes that the server starts with; of two of one name the last."""
         latest = {each.name: each for each in probes}.values()
         served = [self._registry.reserve(each) for each in latest]
-        await self._load(
-            [(one.index, each.probe) for one, each in zip(served, latest, strict=True)]
-        )
+        await self._load([(one, each.probe) for one, each in zip(served, latest, strict=True)])
         for one in served:
             self._registry.publish(one)
 
@@ -72,7 +70,7 @@ class ProbeLifecycle:
             if former is not None and former.version == loaded.version:
                 return former, False
             served = self._registry.reserve(loaded)
-            await self._load([(served.index, loaded.probe)])
+            await self._load([(served, loaded.probe)])
             if self._store is not None:
                 await asyncio.to_thread(self._store.save, loaded, data)
             self._registry.publish(served)

@@ -30,6 +30,7 @@ class RerankMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._labels: set[str] = set()
+        self._checkpoints: set[int] = set()
         by_probe = ["probe"]
         self._prompts = Counter(
             "qprobe_prompts", "Reranked prompts", [*by_probe, "outcome"], registry=registry
@@ -47,6 +48,25 @@ class RerankMetrics:
         self._rejected_tokens = Counter(
             "qprobe_rejected_tokens",
             "Tokens of candidates that were not returned",
+            by_probe,
+            registry=registry,
+        )
+        self._early_rejected = Counter(
+            "qprobe_early_rejected_candidates",
+            "Candidates dropped at a checkpoint, by its tokens",
+            [*by_probe, "checkpoint"],
+            registry=registry,
+        )
+        self._saved_tokens = Counter(
+            "qprobe_saved_tokens",
+            "Tokens that early rejection saved, if a dropped candidate would have been as long as "
+            "its prompt's others",
+            by_probe,
+            registry=registry,
+        )
+        self._wasted_tokens = Counter(
+            "qprobe_wasted_tokens",
+            "Tokens of dropped candidates beyond what their checkpoint needed",
             by_probe,
             registry=registry,
         )
@@ -106,17 +126,40 @@ class RerankMetrics:
 
         Args:
             label: Of the request.
-            result: With finite scores.
+            result: With finite scores; null for candidates that were dropped.
             num_tokens: Of each candidate.
         """
         returned = sum(num_tokens[index] for index in result.selected)
         self._candidates.labels(label).observe(len(result.scores))
         self._sampled_tokens.labels(label).inc(result.sampled_tokens)
         self._rejected_tokens.labels(label).inc(result.sampled_tokens - returned)
-        self._score_mean.labels(label).observe(statistics.fmean(result.scores))
-        self._score_spread.labels(label).observe(statistics.pstdev(result.scores))
-        entropy = max(math.log(len(result.scores)) - result.kl, 0.0)
-        self._weight_entropy.labels(label).observe(entropy)
+        scores = [score for score in result.scores if score is not None]
+        self._score_mean.labels(label).observe(statistics.fmean(scores))
+        self._score_spread.labels(label).observe(statistics.pstdev(scores))
+        entropy = -math.fsum(weight * math.log(weight) for weight in result.weights if weight)
+        self._weight_entropy.labels(label).observe(max(entropy, 0.0))
+        if result.rejected_at is not None:
+            self._observe_rejection(label, result.rejected_at, num_tokens)
+
+    def _observe_rejection(
+        self, label: str, rejected_at: Sequence[int | None], num_tokens: Sequence[int]
+    ) -> None:
+        both = list(zip(rejected_at, num_tokens, strict=True))
+        usual = statistics.fmean(length for at, length in both if at is None)
+        for at, length in both:
+            if at is None:
+                continue
+            # A checkpoint needs one token more than it compares: the model has read those then.
+            self._wasted_tokens.labels(label).inc(max(length - at - 1, 0))
+            self._saved_tokens.labels(label).inc(max(usual - length, 0))
+            self._early_rejected.labels(label, self._checkpoint_label(at)).inc()
+
+    def _checkpoint_label(self, tokens: int) -> str:
+        if tokens not in self._checkpoints:
+            if len(self._checkpoints) >= _MAX_LABELS:
+                return _OTHER
+            self._checkpoints.add(tokens)
+        return str(tokens)
 
     def count_non_finite(self, label: str, scores: Sequence[float]) -> None:
         """Count the scores that are no number."""

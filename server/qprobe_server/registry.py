@@ -5,7 +5,7 @@ import re
 import time
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qprobe import Probe, ProbeFileError, ProbeInfo, parse_probe
@@ -44,6 +44,7 @@ class ServedProbe:
         created: When it was first given to this server, in seconds since 1970.
         info: Its metadata. The weights are in the workers.
         index: What the workers call it; belongs to this version while anything refers to it.
+        heads: Likewise what they call its heads, by the checkpoint's number of tokens.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ServedProbe:
     created: int
     info: ProbeInfo
     index: int
+    heads: Mapping[int, int]
 
 
 def check_name(name: str) -> None:
@@ -91,9 +93,9 @@ def read_probe(name: str, data: bytes, *, created: int | None = None) -> LoadedP
 class ProbeRegistry:
     """The probes by name; used from one thread.
 
-    A version that is replaced or removed lives on for the requests that hold it. Its index is given
-    to another one only when the last of them is gone, which Python's own counting of references
-    tells: a request may go on after its HTTP reply, as Responses in the background do.
+    A version that is replaced or removed lives on for the requests that hold it. Its indices are
+    given to another one only when the last of them is gone, which Python's own counting of
+    references tells: a request may go on after its HTTP reply, as Responses in the background do.
     """
 
     def __init__(self) -> None:
@@ -107,15 +109,25 @@ class ProbeRegistry:
         return len(self._probes)
 
     def reserve(self, loaded: LoadedProbe) -> ServedProbe:
-        """Give a probe an index of its own, which is free again once nothing refers to it."""
-        if self._free:
-            index = self._free.pop()
-        else:
-            index = self._num_indices
-            self._num_indices += 1
-        served = ServedProbe(loaded.name, loaded.version, loaded.created, loaded.probe.info, index)
-        weakref.finalize(served, self._free.append, index)
+        """Give a probe indices of its own, which are free again once nothing refers to it."""
+        info = loaded.probe.info
+        index, *heads = [self._take_index() for _ in range(1 + len(info.checkpoints))]
+        served = ServedProbe(
+            loaded.name,
+            loaded.version,
+            loaded.created,
+            info,
+            index,
+            dict(zip(info.checkpoints, heads, strict=True)),
+        )
+        weakref.finalize(served, self._free.extend, [index, *heads])
         return served
+
+    def _take_index(self) -> int:
+        if self._free:
+            return self._free.pop()
+        self._num_indices += 1
+        return self._num_indices - 1
 
     def publish(self, probe: ServedProbe) -> None:
         """Answer new requests for its name with this version. The workers know it already."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qprobe.schedule import Step, check_schedule
 from qprobe_server.errors import RequestError
 from qprobe_server.registry import ProbeRegistry, ServedProbe
 from qprobe_server.schemas import QProbeReply, QProbeRequest, ResultReply, read_request, show
@@ -26,6 +27,7 @@ class Rerank:
         k: Candidates per prompt; set to 1 by the engine when the request samples greedily.
         beta: Temperature of the choice, in units of score; None with ``target_kl``.
         target_kl: The KL that the choice may spend, in nats, >= 0; None with ``beta``.
+        schedule: When candidates that fall behind are dropped; empty: never.
         return_candidates: Whether the reply shows every candidate.
         return_token_scores: Whether it also shows the score of every token.
         explicit: Whether the request carried a ``q_probe`` object.
@@ -39,6 +41,7 @@ class Rerank:
     k: int
     beta: float | None = None
     target_kl: float | None = None
+    schedule: tuple[Step, ...] = ()
     return_candidates: bool = False
     return_token_scores: bool = False
     explicit: bool = True
@@ -59,6 +62,7 @@ class Rerank:
         given: dict[str, Any] = {
             "beta": self.beta,
             "target_kl": self.target_kl,
+            "schedule": [asdict(step) for step in self.schedule] or None,
             "notice": self.notice,
         }
         return QProbeReply(
@@ -147,6 +151,7 @@ def resolve(
     n = body.get("n")
     if isinstance(n, int) and n > k:
         raise RequestError(f"n: {n} answers cannot be drawn from k={k} candidates", param="n")
+    schedule, notice = _choose_schedule(asked, probes, settings)
     for probe, _ in probes:
         registry.count_request(probe)
     return Rerank(
@@ -155,6 +160,8 @@ def resolve(
         k=k,
         beta=None if asked.target_kl is not None else _choose_beta(asked, probes, settings),
         target_kl=asked.target_kl,
+        schedule=schedule,
+        notice=notice,
         return_candidates=bool(asked.return_candidates or asked.return_token_scores),
         return_token_scores=bool(asked.return_token_scores),
         explicit=given is not None,
@@ -244,3 +251,66 @@ def _choose_beta(asked: QProbeRequest, probes: _Probes, settings: Settings) -> f
         if value is not None:
             return float(value)
     return float(max(probe.info.beta for probe, _ in probes))
+
+
+def _choose_schedule(
+    asked: QProbeRequest, probes: _Probes, settings: Settings
+) -> tuple[tuple[Step, ...], str | None]:
+    """Return the schedule, and a notice if the server's cannot be followed.
+
+    Raises:
+        RequestError: The request's own is not valid, or its probes have no heads for it.
+    """
+    if asked.schedule is not None:
+        return _read_schedule(asked, probes), None
+    if settings.schedule == "default":
+        # A mix has none of its own, and many a probe recommends none: nothing to tell.
+        wanted = probes[0][0].info.schedule if len(probes) == 1 else ()
+    else:
+        wanted = settings.schedule
+    if not wanted:
+        return (), None
+    if asked.target_kl is not None:
+        return (), "no candidate is dropped early: target_kl holds for all of them only"
+    for probe, _ in probes:
+        for step in wanted:
+            if step.tokens not in probe.heads:
+                return (), f"no candidate is dropped early: {_describe_lack(probe, step)}"
+    return wanted, None
+
+
+def _read_schedule(asked: QProbeRequest, probes: _Probes) -> tuple[Step, ...]:
+    param = "q_probe.schedule"
+    if asked.schedule == "off" or asked.schedule == []:
+        return ()
+    if asked.target_kl is not None:
+        raise RequestError(
+            f"{param}: cannot go with target_kl, which holds for draws from all candidates only",
+            param=param,
+        )
+    if asked.schedule == "default":
+        steps = probes[0][0].info.schedule
+        if len(probes) > 1 or not steps:
+            named = "a mix" if len(probes) > 1 else f"the probe {probes[0][0].name!r}"
+            raise RequestError(
+                f"{param}: is 'default', but {named} recommends none: give a list", param=param
+            )
+        return steps
+    assert isinstance(asked.schedule, list)
+    steps = tuple(Step(each.tokens, each.keep) for each in asked.schedule)
+    try:
+        check_schedule(steps)
+    except ValueError as error:
+        place, said = error.args
+        raise RequestError(f"{param}.{place}: {said}", param=f"{param}.{place}") from error
+    for index, step in enumerate(steps):
+        for probe, _ in probes:
+            if step.tokens not in probe.heads:
+                place = f"{param}.{index}.tokens"
+                raise RequestError(f"{place}: {_describe_lack(probe, step)}", param=place)
+    return steps
+
+
+def _describe_lack(probe: ServedProbe, step: Step) -> str:
+    there = ", ".join(map(str, probe.heads)) or "none"
+    return f"the probe {probe.name!r} has no head for {step.tokens} tokens; it has: {there}"

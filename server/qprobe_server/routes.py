@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -11,7 +12,7 @@ from qprobe_server.errors import RequestError
 from qprobe_server.lifecycle import ProbeLifecycle
 from qprobe_server.middleware import AppState
 from qprobe_server.registry import ProbeRegistry, ServedProbe
-from qprobe_server.schemas import ErrorReply, ProbeCard, ProbeDeleted, ProbeList
+from qprobe_server.schemas import ErrorReply, ProbeCard, ProbeDeleted, ProbeList, ScheduleStep
 
 __all__ = ["make_admin_router", "refuse", "router"]
 
@@ -135,6 +136,8 @@ def _make_card(probe: ServedProbe, registry: ProbeRegistry) -> ProbeCard:
         objective=info.objective,
         k=info.k,
         beta=info.beta,
+        checkpoints=list(info.checkpoints),
+        schedule=[ScheduleStep(**asdict(step)) for step in info.schedule],
         training=info.training,
         licence=info.licence,
         num_requests=registry.num_requests(probe.name),

@@ -15,11 +15,13 @@ __all__ = [
     "QProbeReply",
     "QProbeRequest",
     "ResultReply",
+    "ScheduleStep",
     "read_request",
     "show",
 ]
 
 MAX_MIX = 16
+MAX_STEPS = 16
 # Characters of a value that an error message repeats.
 _SHOWN = 60
 
@@ -27,8 +29,24 @@ _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+_Count = Annotated[int, Field(ge=1)]
+
+
 def _name_or_mix(value: object) -> str:
     return "name" if isinstance(value, str) else "mix"
+
+
+def _word_or_list(value: object) -> str:
+    return "word" if isinstance(value, str) else "list"
+
+
+class ScheduleStep(BaseModel):
+    """One checkpoint of early rejection."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tokens: _Count = Field(description="Compares candidates by their first so many tokens.")
+    keep: _Count = Field(description="So many go on, but at least n.")
 
 
 class QProbeRequest(BaseModel):
@@ -51,6 +69,18 @@ class QProbeRequest(BaseModel):
     target_kl: _NotNegative | None = Field(
         None, description="Instead of beta: the KL in nats that the choice may spend."
     )
+    schedule: (
+        Annotated[
+            Annotated[Literal["default", "off"], Tag("word")]
+            | Annotated[list[ScheduleStep], Field(max_length=MAX_STEPS), Tag("list")],
+            Discriminator(_word_or_list),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Early rejection: when candidates that fall behind are dropped; 'default' is "
+        "what the probe recommends.",
+    )
     return_candidates: bool | None = Field(None, description="Show all candidates.")
     return_token_scores: bool | None = Field(
         None, description="Show all candidates, with the score of each token."
@@ -72,11 +102,26 @@ class ResultReply(BaseModel):
     """What came of one prompt."""
 
     selected: list[int] = Field(description="The candidates that are the answers, in order.")
-    scores: list[float] = Field(description="One per candidate; compare within a prompt only.")
+    scores: list[float | None] = Field(
+        description="One per candidate; compare within a prompt only. Null if it was dropped early."
+    )
     weights: list[float] = Field(description="Probability of each to be drawn first.")
-    kl: float = Field(description="log k - H(weights), in nats.")
+    kl: float | None = Field(
+        description="log k - H(weights), in nats. Null if candidates were dropped early."
+    )
     beta: float | None = Field(description="Used for this prompt; null is infinite.")
     sampled_tokens: int = Field(description="Generated for all candidates.")
+    num_tokens: list[int] | None = Field(
+        default=None, description="With a schedule: generated for each candidate."
+    )
+    rejected_at: list[int | None] | None = Field(
+        default=None,
+        description="With a schedule: the tokens of the checkpoint at which each candidate left.",
+    )
+    checkpoint_scores: list[dict[int, float]] | None = Field(
+        default=None,
+        description="With a schedule: each candidate's scores, by the checkpoint's tokens.",
+    )
     candidates: list[CandidateReply] | None = None
 
 
@@ -88,6 +133,7 @@ class QProbeReply(BaseModel):
     k: int
     beta: float | None = None
     target_kl: float | None = None
+    schedule: list[ScheduleStep] | None = None
     notice: str | None = None
     results: list[ResultReply | None]
 
@@ -122,6 +168,8 @@ class ProbeCard(BaseModel):
     objective: str
     k: int
     beta: float
+    checkpoints: list[int] = Field(description="Tokens after which it can compare candidates.")
+    schedule: list[ScheduleStep] = Field(description="The early rejection that it recommends.")
     training: dict[str, Any]
     licence: str | None
     num_requests: int = Field(description="Requests that have used it since the server started.")
@@ -155,17 +203,18 @@ def read_request(asked: object) -> QProbeRequest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
     place = [str(part)[:_SHOWN] for part in first["loc"]]
-    if place[:2] == ["probe", "mix"]:
+    if place[:2] in (["probe", "mix"], ["schedule", "list"], ["schedule", "word"]):
         del place[1]  # pydantic's name for that side of the union
     path = ".".join(["q_probe", *place])
     if first["type"] == "extra_forbidden":
-        allowed = ", ".join(QProbeRequest.model_fields)
+        allowed = ", ".join((QProbeRequest if len(place) == 1 else ScheduleStep).model_fields)
         raise RequestError(f"{path}: is not a field; the fields are {allowed}", param=path)
-    said = (
-        "must be a probe's name, or an object of names and weights"
-        if first["type"] == "dict_type"
-        else first["msg"][0].lower() + first["msg"][1:]
-    )
+    if first["type"] == "dict_type" and place == ["probe"]:
+        said = "must be a probe's name, or an object of names and weights"
+    elif place == ["schedule"] and first["type"] in ("list_type", "literal_error"):
+        said = "must be 'default', 'off' or a list of objects of tokens and keep"
+    else:
+        said = first["msg"][0].lower() + first["msg"][1:]
     raise RequestError(f"{path}: {said}, got {show(first['input'])}", param=path)
 
 

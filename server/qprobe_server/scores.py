@@ -93,8 +93,8 @@ class TokenScores:
             oldest = next(key for key, each in self._records.items() if each.scores is not None)
             self.drop(oldest)
 
-    def take(self, key: str, length: int) -> tuple[Sequence[int], NDArray[np.float32]] | None:
-        """Remove a candidate; return its probes and its scores at offsets 0 to length.
+    def read(self, key: str, length: int) -> tuple[Sequence[int], NDArray[np.float32]] | None:
+        """Return a candidate's probes and its scores at offsets 0 to length.
 
         Returns:
             The probes' indices and shape (probes, length + 1), NaN where the engine has not
@@ -110,8 +110,22 @@ class TokenScores:
         for row, each in zip(scores, held, strict=True):
             count = min(each.size, length + 1)
             row[:count] = each[:count]
-        self.drop(key)
         return record.probes, scores
+
+    def take(self, key: str, length: int) -> tuple[Sequence[int], NDArray[np.float32]] | None:
+        """Remove a candidate; return what ``read`` does."""
+        found = self.read(key, length)
+        self.drop(key)
+        return found
+
+    def num_positions(self, key: str) -> int:
+        """Return how many offsets of a candidate are in use: the tokens generated after them."""
+        record = self._records.get(key)
+        if record is None:
+            return 0
+        if record.scores is not None:
+            return max((each.size for each in record.scores), default=0)
+        return max((int(self._written[slot]) for slot in record.slots or ()), default=0)
 
     def drop(self, key: str) -> None:
         """Forget a candidate, running or finished. Unknown keys are ignored."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from qprobe import ProbeFileError, ProbeInfo
 from qprobe.probe import is_beta
+from qprobe.schedule import Step
 from qprobe_server.errors import StartupError
 
 __all__ = ["Settings"]
@@ -19,6 +21,8 @@ class Settings:
         k: Candidates per prompt where the request does not say, or None for the probe's own.
         beta: Temperature of the choice likewise, in units of score, >= 0.
         max_k: The largest k that a request may ask for.
+        schedule: When candidates are dropped where the request does not say: ``default`` as the
+            probe recommends; empty never.
         keep_alive_s: A reranked stream that is silent for so many seconds gets an SSE comment, > 0.
         admin_api_key: Opens the routes that change probes; None: there are none.
         json_access_log: One JSON object a request, instead of uvicorn's lines.
@@ -28,6 +32,7 @@ class Settings:
     k: int | None = None
     beta: float | None = None
     max_k: int = 64
+    schedule: tuple[Step, ...] | Literal["default"] = ()
     keep_alive_s: float = 10.0
     admin_api_key: str | None = field(default=None, repr=False)
     json_access_log: bool = False

@@ -166,7 +166,7 @@ async def run(rounds: int) -> dict[str, Any]:
     engine = RerankingLLM.from_vllm_config(args.create_engine_config())
     results: dict[str, Any] = {"reranked": {}, "two_pass": {}, "transformers": {}}
     try:
-        await engine.load_probes([(probe.index, loaded.probe)])
+        await engine.load_probes([(probe, loaded.probe)])
         bench = Bench(engine, probe, model_path)
         for k in KS:
             quick = {"bare": bench.bare, "reranked": bench.reranked}

@@ -26,6 +26,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from qprobe import Probe, ProbeInfo
 from qprobe.probe import Layer, Pooling
+from qprobe.schedule import Step
 from qprobe_server.default_model import prepare_default_model
 from qprobe_server.registry import LoadedProbe, ProbeRegistry, ServedProbe
 from qprobe_server.rerank import Rerank, current_rerank
@@ -49,6 +50,9 @@ READINGS: tuple[tuple[Layer, Pooling, int | None], ...] = (
     ("final", "last", None),
 )
 DIRECTIONS = 16
+# After them: probes that read as the heads do of the one at HEADED, with the same weights.
+HEADS = {4: 80, 8: 32, 16: 81}
+HEADED = 82
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,22 +71,37 @@ def make_probes() -> list[LoadedProbe]:
     """Return random directions of every reading: index = reading * DIRECTIONS + direction."""
     torch.manual_seed(0)
     probes: list[LoadedProbe] = []
+
+    def add(
+        layer: Layer,
+        pooling: Pooling,
+        window: int | None,
+        direction: int,
+        heads: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> None:
+        info = ProbeInfo(
+            base_model="any",
+            hidden_size=HIDDEN,
+            num_layers=30,
+            layer=layer,
+            pooling=pooling,
+            window=window,
+            objective="ce",
+            k=4,
+            beta=0.1,
+            checkpoints=tuple(heads or ()),
+        )
+        weights = (torch.randn(1, HIDDEN) / HIDDEN**0.5, torch.randn(1))
+        name = f"{layer}-{pooling}-{window}-{direction}"
+        probes.append(LoadedProbe(name, f"version of {name}", 0, Probe(info, [weights], heads)))
+
     for layer, pooling, window in READINGS:
         for direction in range(DIRECTIONS):
-            info = ProbeInfo(
-                base_model="any",
-                hidden_size=HIDDEN,
-                num_layers=30,
-                layer=layer,
-                pooling=pooling,
-                window=window,
-                objective="ce",
-                k=4,
-                beta=0.1,
-            )
-            head = (torch.randn(1, HIDDEN) / HIDDEN**0.5, torch.randn(1))
-            name = f"{layer}-{pooling}-{window}-{direction}"
-            probes.append(LoadedProbe(name, f"version of {name}", 0, Probe(info, [head])))
+            add(layer, pooling, window, direction)
+    add(20, "mean", 4, 0)
+    add(20, "mean", 16, 0)
+    heads = {tokens: probes[index].probe.layers[0] for tokens, index in HEADS.items()}
+    add(20, "mean", None, DIRECTIONS, heads)
     return probes
 
 
@@ -109,7 +128,10 @@ def served(probes: list[LoadedProbe]) -> list[ServedProbe]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def engine(
-    model_path: Path, probes: list[LoadedProbe], request: pytest.FixtureRequest
+    model_path: Path,
+    probes: list[LoadedProbe],
+    served: list[ServedProbe],
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[RerankingLLM]:
     """Start the engine."""
     speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}
@@ -133,7 +155,9 @@ async def engine(
     )
     started = RerankingLLM.from_vllm_config(args.create_engine_config())
     try:
-        await started.load_probes([(index, each.probe) for index, each in enumerate(probes)])
+        await started.load_probes(
+            [(one, each.probe) for one, each in zip(served, probes, strict=True)]
+        )
         yield started
     finally:
         started.shutdown(timeout=5)
@@ -191,6 +215,7 @@ def ask(engine: RerankingLLM, served: list[ServedProbe]) -> Ask:
         k: int = 4,
         beta: float | None = 0.1,
         target_kl: float | None = None,
+        schedule: tuple[Step, ...] = (),
         stream: bool = False,
         return_candidates: bool = False,
         return_token_scores: bool = False,
@@ -203,6 +228,7 @@ def ask(engine: RerankingLLM, served: list[ServedProbe]) -> Ask:
             k=k,
             beta=beta if target_kl is None else None,
             target_kl=target_kl,
+            schedule=schedule,
             return_candidates=return_candidates or return_token_scores,
             return_token_scores=return_token_scores,
             explicit=True,

@@ -13,7 +13,8 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineGenerateError
 
-from qprobe_server.registry import LoadedProbe
+from qprobe import Probe
+from qprobe_server.registry import LoadedProbe, ServedProbe
 from qprobe_server.rerank import current_rerank
 from qprobe_server.vllm_backend.engine import RerankingLLM
 
@@ -195,10 +196,15 @@ async def test_a_probe_can_be_loaded_while_others_are_used(
     """A thousand more, one by one and in bulk: scores of running requests stay what they were."""
     before = await ask(prompt, k=4, seed=9, max_tokens=60)
     running = asyncio.create_task(ask(prompt, k=4, seed=9, max_tokens=60))
-    first = len(probes)
+
+    def place(loaded: LoadedProbe, index: int) -> tuple[ServedProbe, Probe]:
+        served = ServedProbe(loaded.name, loaded.version, 0, loaded.probe.info, index, {})
+        return served, loaded.probe
+
+    first = 100  # beyond all that are there
     for index in range(first, first + 8):
-        await engine.load_probes([(index, probes[1].probe)])
-    await engine.load_probes([(first + 8 + i, probes[2].probe) for i in range(1000)])
+        await engine.load_probes([place(probes[1], index)])
+    await engine.load_probes([place(probes[2], first + 8 + i) for i in range(1000)])
     assert (await running).result == before.result
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,15 @@ def test_a_mix_is_the_weighted_sum() -> None:
 def test_the_result_counts_every_sampled_token() -> None:
     candidates = [candidate([1, 2, 3], "stop", text="a"), candidate([4], "length", text="b")]
     draw = choose([1.0, 2.0], beta=0.0, n=1, seed=0, prompt_index=0)
-    plain = make_result(candidates, [1.0, 2.0], draw, beta=0.0, shown=None)
+    about: Any = {
+        "num_tokens": [3, 1],
+        "scores": [1.0, 2.0],
+        "places": [0, 1],
+        "draw": draw,
+        "rejected_at": [None, None],
+        "checkpoint_scores": None,
+    }
+    plain = make_result(**about, beta=0.0, shown=None)
     assert plain.model_dump(exclude_unset=True) == {
         "selected": [1],
         "scores": [1.0, 2.0],
@@ -118,13 +127,38 @@ def test_the_result_counts_every_sampled_token() -> None:
         "sampled_tokens": 4,
     }
     shown = show_candidates(candidates, token_scores=None, decode=decode)
-    full = make_result(candidates, [1.0, 2.0], draw, beta=math.inf, shown=shown)
+    full = make_result(**about, beta=math.inf, shown=shown)
     dumped = full.model_dump(exclude_unset=True)
     assert dumped["beta"] is None
     assert dumped["candidates"] == [
         {"text": "a", "num_tokens": 3, "finish_reason": "stop", "stop_reason": None},
         {"text": "b", "num_tokens": 1, "finish_reason": "length", "stop_reason": None},
     ]
+
+
+def test_the_result_of_a_schedule_keeps_the_places_of_the_candidates() -> None:
+    draw = choose([1.0, 2.0], beta=0.0, n=2, seed=0, prompt_index=0)
+    result = make_result(
+        num_tokens=[5, 30, 9, 40],
+        scores=[1.0, 2.0],
+        places=[1, 3],
+        draw=draw,
+        beta=0.0,
+        shown=None,
+        rejected_at=[4, None, 8, None],
+        checkpoint_scores=[{4: -1.0}, {4: 1.0, 8: 1.0}, {4: 0.5, 8: 0.0}, {4: 2.0, 8: 0.1}],
+    )
+    assert result.model_dump(exclude_unset=True) == {
+        "selected": [3, 1],
+        "scores": [None, 1.0, None, 2.0],
+        "weights": [0.0, 0.0, 0.0, 1.0],
+        "kl": None,
+        "beta": 0.0,
+        "sampled_tokens": 84,
+        "num_tokens": [5, 30, 9, 40],
+        "rejected_at": [4, None, 8, None],
+        "checkpoint_scores": [{4: -1.0}, {4: 1.0, 8: 1.0}, {4: 0.5, 8: 0.0}, {4: 2.0, 8: 0.1}],
+    }
 
 
 def test_token_scores_stand_beside_their_tokens() -> None:

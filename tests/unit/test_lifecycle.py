@@ -20,7 +20,7 @@ from qprobe_server.errors import RequestError, StartupError
 from qprobe_server.lifecycle import ProbeLifecycle
 from qprobe_server.middleware import AppState
 from qprobe_server.probe_store import ProbeStore
-from qprobe_server.registry import ProbeRegistry, read_probe
+from qprobe_server.registry import ProbeRegistry, ServedProbe, read_probe
 from qprobe_server.settings import Settings
 
 MakeProbe = Callable[..., Path]
@@ -35,11 +35,11 @@ class Workers:
         self.probes: dict[int, Probe] = {}
         self.fails = False
 
-    async def load(self, probes: Sequence[tuple[int, Probe]]) -> None:
+    async def load(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
         await asyncio.sleep(0)
         if self.fails:
             raise RuntimeError("the engine is gone")
-        self.probes.update(probes)
+        self.probes.update((served.index, probe) for served, probe in probes)
 
 
 def check(info: ProbeInfo) -> None:

@@ -59,6 +59,30 @@ def test_what_a_prompt_adds() -> None:
     assert registry.get_sample_value("qprobe_prompts_total", labels) == 1
 
 
+def test_what_early_rejection_adds() -> None:
+    """By hand: two survivors of 40 and 60 tokens; three dropped at 8 and 16 tokens."""
+    registry = CollectorRegistry()
+    metrics = RerankMetrics(registry)
+    result = ResultReply(
+        selected=[0],
+        scores=[1.0, 3.0, None, None, None],
+        weights=[0.5, 0.5, 0.0, 0.0, 0.0],
+        kl=None,
+        beta=0.1,
+        sampled_tokens=153,
+        rejected_at=[None, None, 8, 8, 16],
+    )
+    metrics.observe("a", result, [40, 60, 9, 12, 32])
+    assert registry.get_sample_value("qprobe_wasted_tokens_total", {"probe": "a"}) == 0 + 3 + 15
+    assert registry.get_sample_value("qprobe_saved_tokens_total", {"probe": "a"}) == 41 + 38 + 18
+    for checkpoint, count in (("8", 2), ("16", 1)):
+        labels = {"probe": "a", "checkpoint": checkpoint}
+        name = "qprobe_early_rejected_candidates_total"
+        assert registry.get_sample_value(name, labels) == count
+    spread = registry.get_sample_value("qprobe_score_spread_sum", {"probe": "a"})
+    assert spread == pytest.approx(1.0)
+
+
 def test_ten_thousand_probes_make_fifty_labels_and_two() -> None:
     registry = CollectorRegistry()
     metrics = RerankMetrics(registry)

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from vllm import envs
 from vllm.engine.arg_utils import EngineArgs
@@ -17,6 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from qprobe import ProbeFileError
 from qprobe.probe import Layer
+from qprobe.schedule import Step, check_schedule
 from qprobe_server.errors import StartupError
 from qprobe_server.fit import find_inner_layers
 from qprobe_server.probe_store import ProbeStore
@@ -107,6 +109,15 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-k", type=int, default=64, help="The most candidates a request may ask for."
+    )
+    group.add_argument(
+        "--schedule",
+        type=_schedule,
+        default=(),
+        metavar="default|off|16:8,32:4",
+        help="Early rejection: when candidates that fall behind are dropped. 'default' is what the "
+        "probe recommends; 16:8,32:4 keeps 8 after 16 tokens and 4 after 32, where the probe has "
+        "heads for these. Default: off.",
     )
     group.add_argument(
         "--allow-model-mismatch",
@@ -210,6 +221,28 @@ def _windows(text: str) -> tuple[int, ...]:
     return tuple(sorted({_count(each) for each in text.split(",") if each}))
 
 
+def _schedule(text: str) -> tuple[Step, ...] | Literal["default"]:
+    if text == "default":
+        return "default"
+    if text == "off":
+        return ()
+    steps = []
+    for part in text.split(","):
+        tokens, colon, keep = part.partition(":")
+        if not (colon and tokens.isdecimal() and keep.isdecimal()):
+            raise argparse.ArgumentTypeError(
+                f"must be 'default', 'off' or pairs of tokens and keep such as 16:8,32:4, "
+                f"got {text!r}"
+            )
+        steps.append(Step(int(tokens), int(keep)))
+    try:
+        check_schedule(steps)
+    except ValueError as error:
+        place, said = error.args
+        raise argparse.ArgumentTypeError(f"{place} {said}, in {text!r}") from error
+    return tuple(steps)
+
+
 def read_settings(args: argparse.Namespace) -> Settings:
     """Return our settings from the parsed flags.
 
@@ -228,6 +261,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         k=args.k,
         beta=args.beta,
         max_k=args.max_k,
+        schedule=args.schedule,
         keep_alive_s=float(args.sse_keep_alive_interval) or _KEEP_ALIVE_S,
         admin_api_key=args.admin_api_key,
         json_access_log=args.json_access_log,

@@ -6,11 +6,8 @@ Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/abort`` (v1/engine/as
 """
 
 import asyncio
-import time
-import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from copy import copy
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -19,32 +16,20 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
-from qprobe import Probe, beta_for_kl
-from qprobe_server.candidates import (
-    Candidate,
-    check_finite,
-    choose,
-    combine,
-    count_scored_tokens,
-    make_result,
-    show_candidates,
-)
-from qprobe_server.errors import ScoringError
+from qprobe import Probe
 from qprobe_server.metrics import Outcome, RerankMetrics
+from qprobe_server.registry import ServedProbe
 from qprobe_server.rerank import Rerank, current_rerank
+from qprobe_server.vllm_backend.prompt_run import Outputs, PromptRun
 from qprobe_server.vllm_backend.scoring import EXTRA_ARG
 from qprobe_server.vllm_backend.tracing import rerank_span
 
 __all__ = ["RerankingLLM"]
 
-# vLLM samples greedily below this temperature (sampling_params._SAMPLING_EPS).
-_GREEDY_BELOW = 1e-5
 # How often a wait for the workers looks whether the engine still lives.
 _CHECK_ENGINE_S = 1.0
 # Probes that are given to the workers in one call: 4 MiB of a hidden size of 4,096.
 _LOADED_AT_ONCE = 256
-
-_Outputs = list[RequestOutput]
 
 
 class RerankingLLM(AsyncLLM):
@@ -59,22 +44,27 @@ class RerankingLLM(AsyncLLM):
         self._cleanups: set[asyncio.Task[None]] = set()
         self._candidates_on_rank: Counter[int] = Counter()
 
-    async def load_probes(self, probes: Sequence[tuple[int, Probe]]) -> None:
-        """Give the workers linear probes; requests name them by their index.
+    async def load_probes(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
+        """Give the workers linear probes and their heads; requests name them by their indices.
 
         In parts, so that steps of the engine come between them.
         """
         rows = []
-        for index, probe in probes:
-            weight, bias = probe.layers[0]
-            data = weight[0].numpy().tobytes() + bias.numpy().tobytes()
-            rows.append((index, probe.info.layer, probe.info.pooling, probe.info.window, data))
+        for served, probe in probes:
+            info = probe.info
+            rows.append((served.index, info.layer, info.pooling, info.window, probe.layers[0]))
+            for tokens, layer in probe.heads.items():
+                rows.append((served.heads[tokens], info.layer, "mean", tokens, layer))
         for start in range(0, len(rows), _LOADED_AT_ONCE):
-            await self._call_workers("qprobe_load", rows[start : start + _LOADED_AT_ONCE])
+            some = [
+                (*about, weight[0].numpy().tobytes() + bias.numpy().tobytes())
+                for *about, (weight, bias) in rows[start : start + _LOADED_AT_ONCE]
+            ]
+            await self.call_workers("qprobe_load", some)
 
     async def num_held_candidates(self) -> int:
         """Return how many candidates the workers hold scores of."""
-        counts = await self._call_workers("qprobe_num_candidates")
+        counts = await self.call_workers("qprobe_num_candidates")
         return sum(count for count in counts if count is not None)
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
@@ -147,135 +137,32 @@ class RerankingLLM(AsyncLLM):
         params: SamplingParams,
         request_id: str,
         kwargs: dict[str, Any],
-    ) -> list[_Outputs]:
+    ) -> list[Outputs]:
         """Sample the candidates of a prompt and return the outputs of those chosen."""
-        if params.temperature < _GREEDY_BELOW and rerank.k > 1:
-            rerank.k = 1
-            rerank.notice = "temperature 0 leaves one candidate: the greedy one"
-        if params.n > rerank.k:
-            raise VLLMValidationError(
-                f"n: {params.n} answers cannot be drawn from k={rerank.k} candidates",
-                parameter="n",
-                value=params.n,
-            )
-        keys = [uuid.uuid4().hex for _ in range(rerank.k)]
         rank = self._pick_rank(kwargs.get("data_parallel_rank"))
+        run = PromptRun(self, rerank, prompt_index, params, rank)
         kwargs = {**kwargs, "data_parallel_rank": rank}
-        if rank is not None:
-            self._candidates_on_rank[rank] += rerank.k
-        probes = [probe.index for probe, _ in rerank.probes]
-        tasks = [
-            asyncio.create_task(
-                self._sample(
-                    prompt,
-                    _candidate_params(params, index, key, probes),
-                    f"{request_id}-{index}",
-                    kwargs,
-                )
+
+        def sample(mine: SamplingParams, index: int) -> AsyncGenerator[RequestOutput, None]:
+            return super(RerankingLLM, self).generate(
+                prompt, mine, f"{request_id}-{index}", **kwargs
             )
-            for index, key in enumerate(keys)
-        ]
+
+        k = rerank.k
+        if rank is not None:
+            self._candidates_on_rank[rank] += k
         try:
-            outputs = await asyncio.gather(*tasks)
-            ended_s = time.monotonic()
-            candidates = [_to_candidate(each, params.output_kind) for each in outputs]
-            chosen = _find_cut_short(candidates, params.n)
-            if chosen is None:
-                chosen = await self._choose(rerank, prompt_index, keys, candidates, params, rank)
-                self.metrics.observe_overhead(time.monotonic() - ended_s)
-                keys = []
+            return await run.run(sample)
         finally:
             if rank is not None:
-                self._candidates_on_rank[rank] -= rerank.k
-            if keys:
-                self._discard(tasks, keys, rank)
-        return [outputs[index] for index in chosen]
+                self._candidates_on_rank[rank] -= k
 
-    async def _choose(
-        self,
-        rerank: Rerank,
-        prompt_index: int,
-        keys: list[str],
-        candidates: list[Candidate],
-        params: SamplingParams,
-        rank: int | None,
-    ) -> list[int]:
-        """Take the candidates' scores, draw, and note the result."""
+    def keep_until_done(self, task: asyncio.Task[None]) -> None:
+        """Hold a task that nobody waits for: asyncio itself keeps weak references only."""
+        self._cleanups.add(task)
+        task.add_done_callback(self._cleanups.discard)
 
-        def decode(token_ids: Sequence[int]) -> str:
-            return self.get_tokenizer().decode(
-                list(token_ids), skip_special_tokens=params.skip_special_tokens
-            )
-
-        lengths = [count_scored_tokens(each, decode) for each in candidates]
-        with_tokens = rerank.return_token_scores
-        taken = await self._take_scores(keys, lengths, with_tokens=with_tokens, rank=rank)
-        weights = [weight for _, weight in rerank.probes]
-        scores = combine([pooled for pooled, _ in taken], weights)
-        label = self.metrics.label([probe.name for probe, _ in rerank.probes])
-        self.metrics.count_non_finite(label, scores)
-        check_finite(scores)
-        if rerank.target_kl is None:
-            assert rerank.beta is not None
-            beta = rerank.beta
-        else:
-            beta = beta_for_kl(scores, rerank.target_kl)
-        draw = choose(scores, beta=beta, n=params.n, seed=params.seed, prompt_index=prompt_index)
-        shown = None
-        if rerank.return_candidates:
-            per_token = [combine([*zip(*each, strict=True)], weights) for _, each in taken]
-            shown = show_candidates(
-                candidates, token_scores=per_token if with_tokens else None, decode=decode
-            )
-        result = make_result(candidates, scores, draw, beta=beta, shown=shown)
-        rerank.results[prompt_index] = result
-        self.metrics.observe(label, result, [len(each.token_ids) for each in candidates])
-        return draw.selected
-
-    async def _sample(
-        self, prompt: Any, params: SamplingParams, request_id: str, kwargs: dict[str, Any]
-    ) -> _Outputs:
-        stream = super().generate(prompt, params, request_id, **kwargs)
-        return [output async for output in stream]
-
-    async def _take_scores(
-        self, keys: list[str], lengths: list[int], *, with_tokens: bool, rank: int | None
-    ) -> list[tuple[list[float], list[list[float]]]]:
-        """Remove candidates from the workers; see ``ScoringMixin.qprobe_take``.
-
-        Raises:
-            ScoringError: The workers do not know a candidate.
-        """
-        details = "tokens" if with_tokens else "pooled"
-        answers = await self._call_workers("qprobe_take", keys, lengths, details, rank=rank)
-        taken = []
-        for index, found in enumerate(zip(*(each for each in answers if each), strict=True)):
-            scores = next((each for each in found if each is not None), None)
-            if scores is None:
-                raise ScoringError(f"the engine holds no score of candidate {index} of {len(keys)}")
-            taken.append(scores)
-        return taken
-
-    def _discard(
-        self, tasks: list[asyncio.Task[_Outputs]], keys: list[str], rank: int | None
-    ) -> None:
-        """Abort what still runs and drop its scores, whatever becomes of the caller's task.
-
-        In a task of its own: a cancelled HTTP request cancels every further wait of its own task.
-        """
-        for task in tasks:
-            task.cancel()  # vLLM's generate() aborts its request when it is cancelled
-
-        async def finish() -> None:
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if not self.errored:
-                await self._call_workers("qprobe_drop", keys, rank=rank)
-
-        cleanup = asyncio.create_task(finish())
-        self._cleanups.add(cleanup)
-        cleanup.add_done_callback(self._cleanups.discard)
-
-    async def _call_workers(self, method: str, *args: Any, rank: int | None = None) -> list[Any]:
+    async def call_workers(self, method: str, *args: Any, rank: int | None = None) -> list[Any]:
         """Call a method of every worker of one data-parallel rank, or of all; return all answers.
 
         Raises:
@@ -314,18 +201,6 @@ class RerankingLLM(AsyncLLM):
         )
 
 
-def _candidate_params(
-    params: SamplingParams, index: int, key: str, probes: list[int]
-) -> SamplingParams:
-    """Return the parameters of one candidate, seeded as vLLM seeds the children of n = k."""
-    mine = copy(params)
-    mine.n = 1
-    if params.seed is not None:
-        mine.seed = params.seed + index
-    mine.extra_args = {**(params.extra_args or {}), EXTRA_ARG: [key, probes]}
-    return mine
-
-
 def _describe(rerank: Rerank, prompt_index: int) -> dict[str, Any]:
     """Return the attributes of a prompt's span."""
     about: dict[str, Any] = {
@@ -340,24 +215,7 @@ def _describe(rerank: Rerank, prompt_index: int) -> dict[str, Any]:
     return about
 
 
-def _to_candidate(outputs: _Outputs, kind: RequestOutputKind) -> Candidate:
-    whole = outputs if kind is RequestOutputKind.DELTA else outputs[-1:]
-    parts = [output.outputs[0] for output in whole]
-    return Candidate(
-        text="".join(part.text for part in parts),
-        token_ids=[token for part in parts for token in part.token_ids],
-        finish_reason=parts[-1].finish_reason,
-        stop_reason=parts[-1].stop_reason,
-    )
-
-
-def _find_cut_short(candidates: list[Candidate], n: int) -> list[int] | None:
-    """Return candidates that the engine gave up on, if any: they are the answer, as in vLLM."""
-    cut = [i for i, each in enumerate(candidates) if each.finish_reason in ("abort", "error")]
-    return [*cut, *(i for i in range(len(candidates)) if i not in cut)][:n] if cut else None
-
-
-def _merge(winners: list[_Outputs], request_id: str, kind: RequestOutputKind) -> _Outputs:
+def _merge(winners: list[Outputs], request_id: str, kind: RequestOutputKind) -> Outputs:
     """Return the winners' outputs as those of one request with n answers."""
     for index, outputs in enumerate(winners):
         for output in outputs:

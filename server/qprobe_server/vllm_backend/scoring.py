@@ -278,7 +278,7 @@ class ScoringMixin:
 
     def qprobe_take(
         self, keys: list[str], lengths: list[int], details: Literal["pooled", "tokens"]
-    ) -> list[tuple[list[float], list[list[float]]] | None] | None:
+    ) -> list[tuple[list[float], list[list[float]], int] | None] | None:
         """Remove candidates and return their scores.
 
         Args:
@@ -288,7 +288,8 @@ class ScoringMixin:
 
         Returns:
             For each candidate one score of each of its probes, NaN if a token's state was never
-            computed, and if wanted the scores of its tokens by each of its probes, else nothing.
+            computed; if wanted the scores of its tokens by each of its probes, else nothing; and
+            how many tokens the engine has generated of it, as far as scores have been written.
             None for a candidate that is unknown. None alone where this worker does not score.
         """
         if not self._scores_here:
@@ -301,17 +302,45 @@ class ScoringMixin:
 
     def _take(
         self, key: str, length: int, *, with_tokens: bool
-    ) -> tuple[list[float], list[list[float]]] | None:
-        taken = self._scores.take(key, length)
+    ) -> tuple[list[float], list[list[float]], int] | None:
+        num_positions = self._scores.num_positions(key)
+        found = self._scores.take(key, length)
         self._forget(key)
-        if taken is None:
+        if found is None:
             return None
-        probes, scores = taken  # (probes,), (probes, length + 1)
-        pooled = []
-        for probe, row in zip(probes, scores, strict=True):
-            pooling, window = self._poolings[probe]
-            pooled.append(pool(row, pooling=pooling, window=window))
-        return pooled, scores[:, 1:].tolist() if with_tokens else []
+        probes, scores = found  # (probes,), (probes, length + 1)
+        pooled = [self._pool(probe, row) for probe, row in zip(probes, scores, strict=True)]
+        return pooled, scores[:, 1:].tolist() if with_tokens else [], num_positions
+
+    def _pool(self, probe: int, row: NDArray[np.float32]) -> float:
+        pooling, window = self._poolings[probe]
+        return pool(row, pooling=pooling, window=window)
+
+    def qprobe_peek(
+        self, keys: list[str], lengths: list[int], rows: list[int]
+    ) -> list[list[float] | None] | None:
+        """Return scores of candidates that go on.
+
+        Args:
+            keys: The candidates.
+            lengths: How many leading tokens of each count.
+            rows: Which of a candidate's probes, by their places in its request.
+
+        Returns:
+            As ``qprobe_take``: for each candidate one score of each of these probes.
+        """
+        if not self._scores_here:
+            return None
+        self._store_copied(wait=True)
+        peeked: list[list[float] | None] = []
+        for key, length in zip(keys, lengths, strict=True):
+            found = self._scores.read(key, length)
+            if found is None:
+                peeked.append(None)
+                continue
+            probes, scores = found
+            peeked.append([self._pool(probes[row], scores[row]) for row in rows])
+        return peeked
 
     def qprobe_drop(self, keys: list[str]) -> None:
         """Forget candidates; unknown ones are ignored."""

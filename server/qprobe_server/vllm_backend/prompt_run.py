@@ -1,0 +1,405 @@
+"""One prompt of a reranked request: its candidates from their first token to the choice.
+
+Relies on vLLM 0.32.0: ``AsyncLLM.generate`` aborts its request when its task is cancelled
+(v1/engine/async_llm.py), and ``RequestOutputKind`` (sampling_params.py).
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from copy import copy
+from typing import Any, Protocol
+
+from vllm.exceptions import VLLMValidationError
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from qprobe import beta_for_kl
+from qprobe.schedule import Step, find_losers
+from qprobe_server.candidates import (
+    Candidate,
+    check_finite,
+    choose,
+    combine,
+    count_scored_tokens,
+    make_result,
+    show_candidates,
+)
+from qprobe_server.errors import ScoringError
+from qprobe_server.metrics import RerankMetrics
+from qprobe_server.rerank import Rerank
+from qprobe_server.vllm_backend.scoring import EXTRA_ARG
+
+__all__ = ["Outputs", "PromptRun"]
+
+# vLLM samples greedily below this temperature (sampling_params._SAMPLING_EPS).
+_GREEDY_BELOW = 1e-5
+
+Outputs = list[RequestOutput]
+_Sample = Callable[[SamplingParams, int], AsyncGenerator[RequestOutput, None]]
+
+
+class Engine(Protocol):
+    """What a run needs of the engine's client."""
+
+    metrics: RerankMetrics
+
+    @property
+    def errored(self) -> bool:
+        """Whether the engine has died."""
+
+    def get_tokenizer(self) -> Any:
+        """Return the model's tokenizer."""
+
+    async def call_workers(self, method: str, *args: Any, rank: int | None = None) -> list[Any]:
+        """Call a method of the workers of one data-parallel rank, or of all."""
+
+    def keep_until_done(self, task: asyncio.Task[None]) -> None:
+        """Hold a task that nobody waits for."""
+
+
+class _CandidateRun:
+    """One candidate while the engine samples it.
+
+    Attributes:
+        key: What the workers call it.
+        outputs: What the engine has given of it: all parts of a stream, otherwise the last.
+        num_tokens: How many tokens these hold.
+        task: Reads them.
+        checkpoint_scores: By the checkpoint's number of tokens.
+        rejected_at: The checkpoint at which it left, or None.
+    """
+
+    task: asyncio.Task[None]
+
+    def __init__(self, key: str, kind: RequestOutputKind) -> None:
+        self.key = key
+        self.outputs: Outputs = []
+        self.num_tokens = 0
+        self.checkpoint_scores: dict[int, float] = {}
+        self.rejected_at: int | None = None
+        self._kind = kind
+        self._awaited = 0
+        self._reached = asyncio.Event()
+
+    def add(self, output: RequestOutput) -> None:
+        new = len(output.outputs[0].token_ids)
+        if self._kind is RequestOutputKind.DELTA:
+            self.outputs.append(output)
+            self.num_tokens += new
+        else:
+            self.outputs = [output]
+            self.num_tokens = new
+        if self.num_tokens > self._awaited:
+            self._reached.set()
+
+    def wake(self) -> None:
+        """End a wait for more tokens: there will be none."""
+        self._reached.set()
+
+    async def reach(self, tokens: int) -> None:
+        """Wait until token number ``tokens`` has a score, or the candidate has ended.
+
+        A token has one when the model has read it, and then the next token is there.
+        """
+        self._awaited = tokens
+        if self.num_tokens <= tokens and not self.task.done():
+            self._reached.clear()
+            await self._reached.wait()
+
+    def read(self) -> Candidate:
+        """Return what there is of it."""
+        parts = [output.outputs[0] for output in self.outputs]
+        return Candidate(
+            text="".join(part.text for part in parts),
+            token_ids=[token for part in parts for token in part.token_ids],
+            finish_reason=parts[-1].finish_reason,
+            stop_reason=parts[-1].stop_reason,
+        )
+
+    @property
+    def was_cut_short(self) -> bool:
+        """Whether the engine gave up on it."""
+        last = self.outputs[-1].outputs[0] if self.outputs else None
+        return last is not None and last.finish_reason in ("abort", "error")
+
+
+class PromptRun:
+    """Samples the candidates of a prompt, drops those that fall behind, and chooses.
+
+    Args:
+        engine: The client of vLLM's engine.
+        rerank: Of the HTTP request; gets the result.
+        prompt_index: Of the prompt in it.
+        params: Of the answer that is wanted.
+        rank: Data-parallel rank that all candidates run on, or None if there is but one.
+
+    Raises:
+        VLLMValidationError: More answers are asked for than there are candidates.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        rerank: Rerank,
+        prompt_index: int,
+        params: SamplingParams,
+        rank: int | None,
+    ) -> None:
+        if params.temperature < _GREEDY_BELOW and rerank.k > 1:
+            rerank.k = 1
+            rerank.notice = "temperature 0 leaves one candidate: the greedy one"
+        if params.n > rerank.k:
+            raise VLLMValidationError(
+                f"n: {params.n} answers cannot be drawn from k={rerank.k} candidates",
+                parameter="n",
+                value=params.n,
+            )
+        self._engine = engine
+        self._rerank = rerank
+        self._prompt_index = prompt_index
+        self._params = params
+        self._rank = rank
+        self._weights = [weight for _, weight in rerank.probes]
+        # Steps at which somebody leaves; n answers take n candidates.
+        self._steps: list[Step] = []
+        num_left = rerank.k
+        for step in rerank.schedule:
+            keep = max(step.keep, params.n)
+            if keep < num_left:
+                self._steps.append(Step(step.tokens, keep))
+                num_left = keep
+        # The workers score by the probes first, then by their heads, checkpoint by checkpoint.
+        self._rows = [probe.index for probe, _ in rerank.probes]
+        for step in self._steps:
+            self._rows += [probe.heads[step.tokens] for probe, _ in rerank.probes]
+        # A checkpoint has to see how far each candidate is.
+        self._kind = params.output_kind
+        if self._steps and self._kind is RequestOutputKind.FINAL_ONLY:
+            self._kind = RequestOutputKind.CUMULATIVE
+        self._candidates = [
+            _CandidateRun(uuid.uuid4().hex, self._kind) for _ in range(self._rerank.k)
+        ]
+
+    async def run(self, sample: _Sample) -> list[Outputs]:
+        """Return the outputs of the candidates chosen.
+
+        Args:
+            sample: Begins vLLM's generation of a candidate, by its parameters and index.
+        """
+        for index, candidate in enumerate(self._candidates):
+            stream = sample(self._candidate_params(index, candidate.key), index)
+            candidate.task = asyncio.create_task(self._follow(candidate, stream))
+        taken = False
+        try:
+            left = await self._thin_out()
+            await asyncio.gather(*(candidate.task for candidate in left))
+            ended_s = time.monotonic()
+            chosen = self._find_cut_short()
+            if chosen is None:
+                chosen = await self._choose(left)
+                self._engine.metrics.observe_overhead(time.monotonic() - ended_s)
+                taken = True
+        finally:
+            if not taken:
+                self._discard()
+        return [self._candidates[index].outputs for index in chosen]
+
+    async def _follow(
+        self, candidate: _CandidateRun, stream: AsyncGenerator[RequestOutput, None]
+    ) -> None:
+        try:
+            async for output in stream:
+                candidate.add(output)
+                if candidate.was_cut_short:
+                    self._wake_all()
+        except BaseException:
+            self._wake_all()
+            raise
+        finally:
+            candidate.wake()
+
+    def _wake_all(self) -> None:
+        for candidate in self._candidates:
+            candidate.wake()
+
+    async def _thin_out(self) -> list[_CandidateRun]:
+        """Follow the schedule; return the candidates that are left at its end.
+
+        Who leaves depends on scores up to the checkpoint's token only, however far the faster
+        candidates are by then, so that the load of the engine does not enter.
+        """
+        left = self._candidates
+        for step in self._steps:
+            await asyncio.gather(*(candidate.reach(step.tokens) for candidate in left))
+            if any(each.was_cut_short or _has_failed(each.task) for each in self._candidates):
+                break  # the request ends with what the engine gave up on, or with the error
+            scores = await self._peek(left, step)
+            losers = find_losers(scores, step.keep)
+            for index in losers:
+                left[index].rejected_at = step.tokens
+                left[index].task.cancel()
+            left = [each for index, each in enumerate(left) if index not in set(losers)]
+        return left
+
+    async def _peek(self, candidates: Sequence[_CandidateRun], step: Step) -> list[float]:
+        """Return the candidates' scores at a checkpoint."""
+        lengths = [self._count_compared(each, step.tokens) for each in candidates]
+        num_probes = len(self._rerank.probes)
+        first = num_probes * (1 + self._steps.index(step))
+        rows = list(range(first, first + num_probes))
+        keys = [each.key for each in candidates]
+        answers = await self._engine.call_workers(
+            "qprobe_peek", keys, lengths, rows, rank=self._rank
+        )
+        scores = combine(_merge_answers(answers, keys), self._weights)
+        self._engine.metrics.count_non_finite(self._label(), scores)
+        check_finite(scores)
+        for candidate, score in zip(candidates, scores, strict=True):
+            candidate.checkpoint_scores[step.tokens] = score
+        return scores
+
+    def _count_compared(self, candidate: _CandidateRun, tokens: int) -> int:
+        """Count the tokens that a checkpoint looks at: by what the candidate is, not by when."""
+        if candidate.num_tokens > tokens:
+            return tokens
+        return count_scored_tokens(candidate.read(), self._decode)
+
+    async def _choose(self, left: Sequence[_CandidateRun]) -> list[int]:
+        """Take the candidates' scores, draw among those that are left, and note the result."""
+        rerank, params = self._rerank, self._params
+        await asyncio.gather(*(each.task for each in self._candidates), return_exceptions=True)
+        candidates = [each.read() for each in self._candidates]
+        lengths = [
+            count_scored_tokens(candidate, self._decode)
+            if run.rejected_at is None
+            else self._count_compared(run, run.rejected_at)
+            for run, candidate in zip(self._candidates, candidates, strict=True)
+        ]
+        with_tokens = rerank.return_token_scores
+        taken = await self._take_scores(lengths, with_tokens=with_tokens)
+        num_probes = len(rerank.probes)
+        every = combine([pooled[:num_probes] for pooled, _, _ in taken], self._weights)
+        places = [self._candidates.index(each) for each in left]
+        scores = [every[place] for place in places]
+        label = self._label()
+        self._engine.metrics.count_non_finite(label, scores)
+        check_finite(scores)
+        if rerank.target_kl is None:
+            assert rerank.beta is not None
+            beta = rerank.beta
+        else:
+            beta = beta_for_kl(scores, rerank.target_kl)
+        draw = choose(
+            scores, beta=beta, n=params.n, seed=params.seed, prompt_index=self._prompt_index
+        )
+        shown = None
+        if rerank.return_candidates:
+            per_token = [
+                combine([*zip(*each[:num_probes], strict=True)], self._weights)
+                for _, each, _ in taken
+            ]
+            shown = show_candidates(
+                candidates, token_scores=per_token if with_tokens else None, decode=self._decode
+            )
+        # The engine may have gone on with a candidate that nobody was listening to any more.
+        num_tokens = [
+            len(candidate.token_ids)
+            if run.rejected_at is None
+            else max(len(candidate.token_ids), num_positions)
+            for run, candidate, (_, _, num_positions) in zip(
+                self._candidates, candidates, taken, strict=True
+            )
+        ]
+        result = make_result(
+            num_tokens=num_tokens,
+            scores=scores,
+            places=places,
+            draw=draw,
+            beta=beta,
+            shown=shown,
+            rejected_at=[each.rejected_at for each in self._candidates],
+            checkpoint_scores=[each.checkpoint_scores for each in self._candidates]
+            if rerank.schedule
+            else None,
+        )
+        rerank.results[self._prompt_index] = result
+        self._engine.metrics.observe(label, result, num_tokens)
+        return result.selected
+
+    async def _take_scores(
+        self, lengths: list[int], *, with_tokens: bool
+    ) -> list[tuple[list[float], list[list[float]], int]]:
+        """Remove all candidates from the workers; see ``ScoringMixin.qprobe_take``."""
+        details = "tokens" if with_tokens else "pooled"
+        keys = [each.key for each in self._candidates]
+        answers = await self._engine.call_workers(
+            "qprobe_take", keys, lengths, details, rank=self._rank
+        )
+        return _merge_answers(answers, keys)
+
+    def _discard(self) -> None:
+        """Abort what still runs and drop its scores, whatever becomes of the caller's task.
+
+        In a task of its own: a cancelled HTTP request cancels every further wait of its own task.
+        """
+        tasks = [candidate.task for candidate in self._candidates]
+        for task in tasks:
+            task.cancel()  # vLLM's generate() aborts its request when it is cancelled
+
+        async def finish() -> None:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if not self._engine.errored:
+                keys = [candidate.key for candidate in self._candidates]
+                await self._engine.call_workers("qprobe_drop", keys, rank=self._rank)
+
+        self._engine.keep_until_done(asyncio.create_task(finish()))
+
+    def _find_cut_short(self) -> list[int] | None:
+        """Return candidates that the engine gave up on, if any: they are the answer, as in vLLM."""
+        cut = [index for index, each in enumerate(self._candidates) if each.was_cut_short]
+        rest = [
+            index
+            for index, each in enumerate(self._candidates)
+            if index not in cut and each.rejected_at is None
+        ]
+        return [*cut, *rest][: self._params.n] if cut else None
+
+    def _candidate_params(self, index: int, key: str) -> SamplingParams:
+        """Return the parameters of one candidate, seeded as vLLM seeds the children of n = k."""
+        mine = copy(self._params)
+        mine.n = 1
+        mine.output_kind = self._kind
+        if self._params.seed is not None:
+            mine.seed = self._params.seed + index
+        mine.extra_args = {**(self._params.extra_args or {}), EXTRA_ARG: [key, self._rows]}
+        return mine
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._engine.get_tokenizer().decode(
+            list(token_ids), skip_special_tokens=self._params.skip_special_tokens
+        )
+        return text
+
+    def _label(self) -> str:
+        return self._engine.metrics.label([probe.name for probe, _ in self._rerank.probes])
+
+
+def _has_failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
+
+
+def _merge_answers(answers: list[Any], keys: Sequence[str]) -> list[Any]:
+    """Return one answer a candidate, of the worker that scores it.
+
+    Raises:
+        ScoringError: The workers do not know a candidate.
+    """
+    merged = []
+    for index, found in enumerate(zip(*(each for each in answers if each), strict=True)):
+        answer = next((each for each in found if each is not None), None)
+        if answer is None:
+            raise ScoringError(f"the engine holds no score of candidate {index} of {len(keys)}")
+        merged.append(answer)
+    return merged
