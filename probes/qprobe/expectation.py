@@ -7,7 +7,7 @@ on the same luck. They are balanced: every sample is in as many of them as any o
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,7 +17,16 @@ from scipy.stats import rankdata
 
 from qprobe.errors import EvaluationError
 
-__all__ = ["NUM_SUBSETS", "Expectation", "expect", "expected_rewards", "expected_vote_rewards"]
+__all__ = [
+    "NUM_SUBSETS",
+    "Expectation",
+    "expect",
+    "expected_rewards",
+    "expected_vote_rewards",
+    "list_orders",
+    "list_subsets",
+    "softmax",
+]
 
 NUM_SUBSETS = 512
 _SEED = 20240713
@@ -78,8 +87,8 @@ def expect(
     if not beta >= 0:
         raise EvaluationError("beta", f"must be at least 0, got {beta!r}")
     found = np.empty((3, int(groups[-1]) + 1))
-    for prompts, picks, num_repeats in _batches(groups, k):
-        weights = _softmax(score[picks], beta)  # (prompts, subsets, k)
+    for prompts, picks, num_repeats in list_subsets(groups, k):
+        weights = softmax(score[picks], beta)  # (prompts, subsets, k)
         values = (weights * reward[picks]).sum(axis=-1)  # (prompts, subsets)
         found[0, prompts] = values.mean(axis=-1)
         found[1, prompts] = _divergence(weights)
@@ -106,11 +115,11 @@ def expected_vote_rewards(answers: Ints, rewards: ArrayLike, groups: Ints, *, k:
     """
     _, reward, groups = _check(answers, rewards, groups, k)
     found = np.empty(int(groups[-1]) + 1)
-    for prompts, picks, _ in _batches(groups, k):
+    for prompts, picks, _ in list_subsets(groups, k):
         for prompt, pick in zip(prompts, picks, strict=True):  # one by one: k times the memory
             given = answers[pick]  # (subsets, k)
             votes = (given[:, :, None] == given[:, None, :]).sum(axis=-1) * (given >= 0)
-            found[prompt] = (_softmax(votes.astype(float), 0.0) * reward[pick]).sum(axis=-1).mean()
+            found[prompt] = (softmax(votes.astype(float), 0.0) * reward[pick]).sum(axis=-1).mean()
     return found
 
 
@@ -149,12 +158,36 @@ def _renumber(groups: Ints) -> Ints:
     return np.concatenate([[0], np.cumsum(steps > 0)])
 
 
-def _batches(groups: Ints, k: int) -> Iterator[tuple[Ints, Ints, int]]:
-    """Yield prompts (p,), samples of their subsets (p, subsets, k), and the number of repeats."""
+def list_subsets(groups: Ints, k: int) -> Iterator[tuple[Ints, Ints, int]]:
+    """Yield the subsets that all expectations are over, some prompts at a time.
+
+    Args:
+        groups: Shape (samples,): the prompt of each sample, 0, 1, 2, ... without a gap.
+        k: Size of a subset, from 1 to the fewest samples of a prompt.
+
+    Yields:
+        Prompts (p,), samples of their subsets (p, subsets, k), and in how many independent repeats
+        the subsets are: 0 if they are all that there are.
+    """
+    return _batches(groups, lambda n: _choose_subsets(n, k))
+
+
+def list_orders(groups: Ints, k: int) -> Iterator[tuple[Ints, Ints, int]]:
+    """Yield random orders of k samples as ``list_subsets`` does subsets, at least NUM_SUBSETS.
+
+    Every sample of a prompt is at every place as often as any other, so that the first so many of
+    each order are balanced as well.
+    """
+    return _batches(groups, lambda n: _choose_windows(n, k, step=1))
+
+
+def _batches(
+    groups: Ints, choose: Callable[[int], tuple[Ints, int]]
+) -> Iterator[tuple[Ints, Ints, int]]:
     counts = np.bincount(groups)
     starts = np.cumsum(counts) - counts
     for n in np.unique(counts):
-        subsets, num_repeats = _choose_subsets(int(n), k)  # (subsets, k)
+        subsets, num_repeats = choose(int(n))  # (subsets, k)
         prompts = np.flatnonzero(counts == n)
         # Samples of one prompt may come in some order, such as best first. Shuffled anew for each
         # prompt, the errors of the subsets cancel over prompts rather than add up.
@@ -167,22 +200,28 @@ def _batches(groups: Ints, k: int) -> Iterator[tuple[Ints, Ints, int]]:
 
 
 def _choose_subsets(n: int, k: int) -> tuple[Ints, int]:
-    """Return subsets (subsets, k) of range(n), and in how many independent repeats: 0 for all.
-
-    A repeat takes windows of a random order that goes round, gcd(n, k) apart, so that every sample
-    is in as many windows as any other.
-    """
+    """Return subsets (subsets, k) of range(n), and in how many independent repeats: 0 for all."""
     if math.comb(n, k) <= NUM_SUBSETS:
         return np.array(list(combinations(range(n), k)), dtype=np.int64), 0
+    return _choose_windows(n, k, step=math.gcd(n, k))
+
+
+def _choose_windows(n: int, k: int, *, step: int) -> tuple[Ints, int]:
+    """Return windows (windows, k) of random orders of range(n) that go round, and of how many.
+
+    Windows of an order start ``step`` apart, which divides n. If it divides k as well, then every
+    sample is in as many windows as any other.
+    """
     rng = np.random.default_rng((_SEED, n, k))
-    starts = np.arange(0, n, math.gcd(n, k))
+    starts = np.arange(0, n, step)
     windows = (starts[:, None] + np.arange(k)) % n  # (windows, k)
     num_repeats = max(2, math.ceil(NUM_SUBSETS / len(starts)))
     orders = rng.permuted(np.tile(np.arange(n), (num_repeats, 1)), axis=1)  # (repeats, n)
     return orders[:, windows].reshape(-1, k), num_repeats
 
 
-def _softmax(scores: Floats, beta: float) -> Floats:
+def softmax(scores: Floats, beta: float) -> Floats:
+    """Return the weights of a choice over the last axis; at beta 0 the best share evenly."""
     above = scores - scores.max(axis=-1, keepdims=True)
     if beta == 0:
         weights = (above == 0).astype(float)

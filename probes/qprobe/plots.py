@@ -1,7 +1,7 @@
 """The plots of an evaluation: each turns figures of ``metrics.json`` into one picture.
 
 Every function takes a theme, for light or dark pages, and returns a new Figure: pyplot and its
-global state are not touched.
+global state are not touched. Over 300 lines, as every picture is one short function on shared axes.
 """
 
 import io
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-__all__ = ["BASELINES", "DARK", "LIGHT", "PLOTS", "Theme", "draw_sweep", "to_png"]
+__all__ = ["BASELINES", "DARK", "LIGHT", "PLOTS", "Theme", "draw_schedule", "draw_sweep", "to_png"]
 
 Json = dict[str, Any]
 
@@ -216,6 +216,48 @@ def draw_sweep(cells: Sequence[Json], theme: Theme) -> Figure:
     return _finish(figure, axes, theme)
 
 
+def draw_schedule(metrics: Json, theme: Theme) -> Figure:
+    """Draw the reward against the tokens spent: schedules, whole candidates, and adaptive k.
+
+    Args:
+        metrics: What ``measure_schedule`` returned.
+        theme: Of the page.
+    """
+    figure, axes = _start(theme, "Reward by tokens spent", "generated tokens per prompt")
+    whole = metrics["best_of_k"]
+    _plot_tokens(axes, whole, color=theme.second, style="s-", label="k whole candidates, by k")
+    # Above, as inside they would cover what is drawn.
+    top = axes.secondary_xaxis("top")
+    named = [row for row in whole if row["k"] in (1, 2, 4, 8, 16, 32, 64)]
+    labels = [f"k = {row['k']}" if row["k"] == 1 else f"{row['k']}" for row in named]
+    top.set_xticks([row["tokens"] for row in named], labels)
+    top.tick_params(colors=theme.second, labelsize=9, length=3)
+    top.spines["top"].set_visible(False)
+    adaptive = [row["unseen"] for row in metrics["adaptive"]]
+    _plot_tokens(axes, adaptive, color=theme.third, style="^:", label="adaptive k")
+    frontier = [row["unseen"] for row in metrics["frontier"]]
+    _plot_tokens(axes, frontier, color=theme.first, style="o", label="best schedules of the choice")
+    chosen = metrics["chosen"]
+    label = f"chosen: {chosen['schedule'] or 'none'}, 95 % interval"
+    full = next(row for row in whole if row["k"] == metrics["k"])
+    for row, colour in ((full, theme.second), (chosen["unseen"], theme.first)):
+        axes.plot([row["tokens"]] * 2, [row["low"], row["high"]], color=colour, lw=1.4, alpha=0.6)
+    row = chosen["unseen"]
+    axes.plot(
+        [row["tokens"]],
+        [row["reward"]],
+        "o",
+        color=theme.first,
+        mfc=theme.page,
+        ms=9,
+        mew=1.8,
+        label=label,
+    )
+    _draw_base(axes, metrics, theme)
+    axes.set_xlim(left=0)
+    return _finish(figure, axes, theme)
+
+
 # What a report shows, by file name, with the key of the metrics that it needs.
 PLOTS: dict[str, tuple[str, Callable[[Json, Theme], Figure]]] = {
     "reward_by_k": ("resampled", draw_k),
@@ -271,6 +313,11 @@ def _plot_band(
 def _plot_line(axes: Axes, rows: Sequence[Json], *, color: str, marker: str, label: str) -> None:
     places, rewards = [row["kl"] for row in rows], [row["reward"] for row in rows]
     axes.plot(places, rewards, color=color, marker=marker, ms=4, lw=1.8, label=label)
+
+
+def _plot_tokens(axes: Axes, rows: Sequence[Json], *, color: str, style: str, label: str) -> None:
+    tokens, rewards = [row["tokens"] for row in rows], [row["reward"] for row in rows]
+    axes.plot(tokens, rewards, style, color=color, ms=4, lw=1.6, label=label)
 
 
 def _draw_base(axes: Axes, metrics: Json, theme: Theme) -> None:

@@ -1,7 +1,7 @@
 """An evaluation as a page that a person can read: one HTML file with all inside, and its parts.
 
-Owns the words. The figures come from ``evaluation``, the pictures from ``plots``. Holds no prompt
-and no completion.
+Owns the words and the frame of every page. The figures come from ``evaluation``, the pictures from
+``plots``. Holds no prompt and no completion.
 """
 
 import base64
@@ -9,16 +9,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
 
-from qprobe.plots import BASELINES, DARK, LIGHT, PLOTS, to_png
+from qprobe.plots import BASELINES, DARK, LIGHT, PLOTS, Theme, to_png
 
-__all__ = ["write_files", "write_report"]
+__all__ = ["format_figure", "make_plot", "render_page", "write_files", "write_report"]
 
 Json = dict[str, Any]
 
@@ -58,19 +60,12 @@ def write_report(metrics: Json, folder: Path) -> None:
     """
     content = (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode()
     drawn = {name: draw for name, (key, draw) in PLOTS.items() if metrics.get(key)}
-    pictures = {name: to_png(draw(metrics, LIGHT)) for name, draw in drawn.items()}
     plots = [
-        {
-            "name": name,
-            "light": _inline(pictures[name]),
-            "dark": _inline(to_png(draw(metrics, DARK))),
-            "alt": f"Plot {name.replace('_', ' ')}; the figures are in the tables",
-            "caption": _CAPTIONS[name],
-        }
+        make_plot(name, partial(draw, metrics), caption=_CAPTIONS[name])
         for name, draw in drawn.items()
     ]
-    files = {f"{name}.png": picture for name, picture in pictures.items()}
-    page = _render(metrics, plots).encode()
+    files = {f"{plot['name']}.png": picture for plot, picture in plots}
+    page = _render(metrics, [plot for plot, _ in plots]).encode()
     write_files(folder, {**files, "metrics.json": content, "report.html": page})
     for name in PLOTS.keys() - drawn.keys():  # of an older report
         (folder / f"{name}.png").unlink(missing_ok=True)
@@ -97,21 +92,46 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(scratch)
 
 
-def _render(metrics: Json, plots: list[dict[str, str]]) -> str:
+def render_page(content: Json) -> str:
+    """Return an HTML page that needs no other file.
+
+    Args:
+        content: All that the template names, but for the themes. Text is escaped.
+    """
     text = (resources.files("qprobe") / _TEMPLATE).read_text(encoding="utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
+    return template.render(content, light=LIGHT, dark=DARK)
+
+
+def make_plot(
+    name: str, draw: Callable[[Theme], Figure], *, caption: str
+) -> tuple[dict[str, str], bytes]:
+    """Return a plot as ``render_page`` takes it, for light and dark pages, and the light PNG."""
+    light = to_png(draw(LIGHT))
+    plot = {
+        "name": name,
+        "light": _inline(light),
+        "dark": _inline(to_png(draw(DARK))),
+        "alt": f"Plot {name.replace('_', ' ')}; the figures are in the tables",
+        "caption": caption,
+    }
+    return plot, light
+
+
+def _render(metrics: Json, plots: list[dict[str, str]]) -> str:
     model = metrics["dataset"].get("model")
-    return template.render(
-        title=metrics.get("title") or "Evaluation of a probe" + (f" on {model}" if model else ""),
-        about=_describe(metrics),
-        numbers=_list_numbers(metrics),
-        sentences=_summarise(metrics),
-        plots=plots,
-        tables=_list_tables(metrics),
-        settings=list(_flatten({**metrics["dataset"], **metrics.get("settings", {})})),
-        monte_carlo=_describe_errors(metrics),
-        light=LIGHT,
-        dark=DARK,
+    return render_page(
+        {
+            "title": metrics.get("title")
+            or "Evaluation of a probe" + (f" on {model}" if model else ""),
+            "about": _describe(metrics),
+            "numbers": _list_numbers(metrics),
+            "sentences": _summarise(metrics),
+            "plots": plots,
+            "tables": _list_tables(metrics),
+            "settings": list(_flatten({**metrics["dataset"], **metrics.get("settings", {})})),
+            "monte_carlo": _describe_errors(metrics),
+        }
     )
 
 
@@ -141,16 +161,16 @@ def _list_numbers(metrics: Json) -> list[Json]:
     numbers = []
     for name, key, field in shown:
         if metrics[key] is not None:
-            value, interval = _format(metrics[key], field)
+            value, interval = format_figure(metrics[key], field)
             chosen = key == "policy"
             numbers.append({"name": name, "value": value, "interval": interval, "chosen": chosen})
     return numbers
 
 
 def _summarise(metrics: Json) -> list[str]:
-    base, _ = _format(metrics["base"], "reward")
-    policy, policy_interval = _format(metrics["policy"], "reward")
-    gain, gain_interval = _format(metrics["gain"], "difference")
+    base, _ = format_figure(metrics["base"], "reward")
+    policy, policy_interval = format_figure(metrics["policy"], "reward")
+    gain, gain_interval = format_figure(metrics["gain"], "difference")
     low, high = metrics["gain"]["low"], metrics["gain"]["high"]
     if low > 0:
         verdict = "The interval lies above 0: on prompts like these the probe helps."
@@ -164,15 +184,15 @@ def _summarise(metrics: Json) -> list[str]:
         f"sample of the base model. The difference is {gain} ({gain_interval}). {verdict}"
     ]
     beaten = [
-        f"{BASELINES[name]} {_format(row, 'reward')[0]} (the probe's difference "
-        f"{' ['.join(_format(row['policy_minus_baseline'], 'difference'))}])"
+        f"{BASELINES[name]} {format_figure(row, 'reward')[0]} (the probe's difference "
+        f"{' ['.join(format_figure(row['policy_minus_baseline'], 'difference'))}])"
         for name, row in metrics["baselines"].items()
     ]
     if beaten:
         sentences.append(f"Without a probe, on the same samples: {'; '.join(beaten)}.")
     auc = metrics["correlation"]["auc"]
     if auc is not None:
-        value, interval = _format(auc, "mean")
+        value, interval = format_figure(auc, "mean")
         sentences.append(
             f"Of two samples of one prompt with different rewards, the better one has the higher "
             f"score {value} of the time ({interval}; 0.500 is chance)."
@@ -195,7 +215,7 @@ def _list_tables(metrics: Json) -> list[Json]:
             "caption": "The probe at other k and beta",
             "head": ["k", "beta", "reward", _INTERVAL, "KL, nats"],
             "rows": [
-                [row["k"], f"{row['beta']:g}", *_format(row, "reward"), f"{row['kl']:.3f}"]
+                [row["k"], f"{row['beta']:g}", *format_figure(row, "reward"), f"{row['kl']:.3f}"]
                 for row in metrics["resampled"]
             ],
         },
@@ -205,7 +225,7 @@ def _list_tables(metrics: Json) -> list[Json]:
             "both vary",
             "head": ["measure", "mean", _INTERVAL],
             "rows": [
-                [label, *_format(correlation[name], "mean")]
+                [label, *format_figure(correlation[name], "mean")]
                 for name, label in names.items()
                 if correlation[name] is not None
             ],
@@ -224,7 +244,11 @@ def _compare_ways(metrics: Json) -> list[list[str]]:
         ("ceiling: best by reward", metrics["ceiling"], None),
     ]
     return [
-        [name, *_format(row, "reward"), *(_format(minus, "difference") if minus else ("", ""))]
+        [
+            name,
+            *format_figure(row, "reward"),
+            *(format_figure(minus, "difference") if minus else ("", "")),
+        ]
         for name, row, minus in ways
     ]
 
@@ -239,7 +263,8 @@ def _describe_errors(metrics: Json) -> str:
     )
 
 
-def _format(row: Json, field: str) -> tuple[str, str]:
+def format_figure(row: Json, field: str) -> tuple[str, str]:
+    """Return an estimate and its interval as text; a ``difference`` is signed, a ``share`` in %."""
     sign = "+" if field == "difference" else ""
     if field == "share":
         return f"{row[field]:.0%}", f"{row['low']:.0%} to {row['high']:.0%}"

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-__all__ = ["Step", "check_schedule", "find_losers", "format_schedule"]
+__all__ = ["Schedule", "Step", "check_schedule", "find_losers", "format_schedule"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Step:
 
     tokens: int
     keep: int
+
+
+Schedule = tuple[Step, ...]
 
 
 def check_schedule(steps: Sequence[Step]) -> None:

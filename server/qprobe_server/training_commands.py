@@ -25,7 +25,9 @@ from qprobe.report import write_report
 from qprobe.rewards.answers import read_number
 from qprobe.sweep import Cell, format_table, run_sweep, split_prompts, write_sweep
 from qprobe.training import FittedProbe, TrainingSettings, fit_probe
+from qprobe_server import schedule_command
 from qprobe_server.errors import StartupError
+from qprobe_server.held_out import check_same_model, list_unseen
 
 __all__ = ["run", "train"]
 
@@ -93,6 +95,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--no-learning-curve", action="store_true", help="skip training on fewer prompts"
     )
     evaluation.set_defaults(run=_eval)
+
+    schedule_command.add_parser(commands)
     return main.parse_args(list(argv))
 
 
@@ -319,9 +323,9 @@ def _eval(args: argparse.Namespace) -> None:
     probe = load_probe(args.probe)
     dataset = Dataset.load(args.data)
     info = probe.info
-    _check_same_model(info, dataset)
+    check_same_model(info, dataset)
     reading = Reading(info.layer, info.pooling, info.window)
-    test = _unseen(probe, dataset)
+    test = list_unseen(probe, dataset)
     held_out = dataset.subset(test)
     k = info.k if args.k is None else args.k
     beta = info.beta if args.beta is None else args.beta
@@ -352,41 +356,6 @@ def _eval(args: argparse.Namespace) -> None:
     write_report(metrics, args.output)
     _print_headline(metrics)
     sys.stdout.write(f"{args.output / 'report.html'}\n")
-
-
-def _check_same_model(info: ProbeInfo, dataset: Dataset) -> None:
-    model = dataset.manifest["model"]
-    if Path(info.base_model).name != Path(model).name:
-        raise DatasetError(
-            "model", f"is {model!r} in the dataset, {info.base_model!r} in the probe"
-        )
-    for name in ("hidden_size", "num_layers"):
-        there, here = dataset.manifest[name], getattr(info, name)
-        if there != here:
-            raise DatasetError(name, f"is {there} in the dataset, {here} in the probe")
-
-
-def _unseen(probe: Probe, dataset: Dataset) -> list[int]:
-    """Return the prompts of a dataset that the probe was not trained on.
-
-    Prompts from the same file have the same numbers, also where they were sampled anew.
-    """
-    training = probe.info.training
-    every = list(range(len(dataset.prompts)))
-    # A probe made by other means may say nothing of its prompts.
-    if (training.get("prompts") or {}).get("sha256") != dataset.manifest["prompts"]["sha256"]:
-        return every
-    if training.get("num_prompts") != len(every):
-        raise DatasetError(
-            "num_prompts",
-            f"is {len(every)}, and the probe was trained on {training.get('num_prompts')} prompts "
-            "of the same file: evaluate on the same number, or on others",
-        )
-    if not training.get("test_prompts"):
-        raise DatasetError(
-            "folder", "is what the probe was trained on, all of it: evaluate on other prompts"
-        )
-    return list(training["test_prompts"])
 
 
 def _print_headline(metrics: Json) -> None:

@@ -1,0 +1,195 @@
+"""``qprobe schedule``: choose when a probe drops candidates, and write the probe that says so.
+
+Needs no engine. The heads that score the prompts to choose on have not been trained on them.
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qprobe import Probe, ProbeInfo, load_probe, save_probe
+from qprobe.dataset import Dataset, Reading
+from qprobe.errors import DatasetError, EvaluationError, ProbeFileError
+from qprobe.probe import is_beta
+from qprobe.schedule_choice import choose_schedule, measure_schedule
+from qprobe.schedule_report import write_schedule_report
+from qprobe.schedule_scores import cross_fit, score_samples
+from qprobe.schedule_simulation import ScoredSamples
+from qprobe.sweep import split_prompts
+from qprobe.training import TrainingSettings
+from qprobe_server.errors import StartupError
+from qprobe_server.held_out import check_same_model, list_unseen
+
+if TYPE_CHECKING:  # the class is argparse's own secret
+    from argparse import _SubParsersAction
+
+__all__ = ["add_parser"]
+
+Json = dict[str, Any]
+_DEFAULT_BUDGET = 0.4
+
+
+def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command's flags; it runs with ``args.run(args)``."""
+    parser = commands.add_parser("schedule", help="choose when a probe drops candidates early")
+    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
+    parser.add_argument("probe", type=Path, metavar="PROBE", help="its file, with checkpoints")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="file of the same probe with the schedule, k and beta",
+    )
+    parser.add_argument("--report", type=Path, required=True, help="the report's folder")
+    parser.add_argument("--k", type=int, help="default: what the probe recommends")
+    parser.add_argument("--beta", type=float, help="likewise")
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--budget",
+        type=float,
+        default=_DEFAULT_BUDGET,
+        help="take the best reward within this share of k whole candidates' tokens; default "
+        f"{_DEFAULT_BUDGET}",
+    )
+    goal.add_argument("--reward", type=float, help="take the cheapest that reaches this instead")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    _check_arguments(args)
+    probe = load_probe(args.probe)
+    info = probe.info
+    if not info.checkpoints:
+        raise ProbeFileError(
+            "checkpoints", f"{str(args.probe)!r} has none: train it with --checkpoints"
+        )
+    dataset = Dataset.load(args.data)
+    check_same_model(info, dataset)
+    _check_readings(info, dataset)
+    k = info.k if args.k is None else args.k
+    beta = info.beta if args.beta is None else args.beta
+    fewest = int(np.bincount(dataset.groups, minlength=len(dataset.prompts)).min())
+    if not 1 <= k <= fewest:
+        raise EvaluationError(
+            "k", f"must be from 1 to {fewest}, the fewest samples of a prompt, got {k}"
+        )
+    chosen_on, unseen, held_out = _score(probe, dataset)
+    choice = choose_schedule(chosen_on, k=k, beta=beta, budget=args.budget, reward=args.reward)
+    metrics = {
+        **measure_schedule(choice, chosen_on, unseen, k=k, beta=beta),
+        "title": f"Early rejection with {args.probe.name}",
+        "goal": f"the best within {args.budget:.0%} of the tokens"
+        if args.reward is None
+        else f"the cheapest that earns {args.reward:g}",
+        "held_out": held_out,
+        "settings": {
+            "model": info.base_model,
+            "reading": str(Reading(info.layer, info.pooling, info.window)),
+            "checkpoints": ", ".join(map(str, info.checkpoints)),
+            "objective": info.objective,
+            "dataset": dataset.digest,
+        },
+    }
+    made = replace(info, k=k, beta=beta, schedule=choice.chosen.what)
+    write_schedule_report(metrics, args.report)
+    save_probe(Probe(made, probe.layers, probe.heads), args.output)
+    _print_headline(metrics)
+    sys.stdout.write(f"{args.report / 'schedule.html'}\n{args.output}\n")
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    if args.output.is_dir() or not args.output.parent.is_dir():
+        raise StartupError(
+            f"--output {str(args.output)!r} must be a file in a folder that is there"
+        )
+    if args.report.exists() and not args.report.is_dir():
+        raise StartupError(f"--report {str(args.report)!r} must be a folder")
+    if not 0 < args.budget <= 1:
+        raise StartupError(f"--budget must be above 0 and at most 1, got {args.budget!r}")
+    if args.reward is not None and not math.isfinite(args.reward):
+        raise StartupError(f"--reward must be a finite number, got {args.reward!r}")
+    if args.beta is not None and not is_beta(args.beta):
+        raise StartupError(f"--beta must be a finite number >= 0, got {args.beta!r}")
+
+
+def _check_readings(info: ProbeInfo, dataset: Dataset) -> None:
+    """Check for all readings before minutes go into the first.
+
+    Raises:
+        DatasetError: One is not stored.
+    """
+    wanted = [Reading(info.layer, "mean", tokens) for tokens in info.checkpoints]
+    for reading in (Reading(info.layer, info.pooling, info.window), *wanted):
+        if reading not in dataset.readings:
+            stored = ", ".join(map(str, dataset.readings))
+            raise DatasetError(
+                "readings", f"of the dataset are {stored}; the probe needs {str(reading)!r}"
+            )
+
+
+def _score(probe: Probe, dataset: Dataset) -> tuple[ScoredSamples, ScoredSamples, str]:
+    """Return scores of the prompts to choose on and of others, and how the former are held out."""
+    unseen = list_unseen(probe, dataset)
+    known = sorted(set(range(len(dataset.prompts))) - set(unseen))
+    if not known:
+        known, unseen = split_prompts(dataset.prompts, test_fraction=0.5)
+        chosen_on = score_samples(probe, dataset.subset(known))
+        held_out = "half of the dataset, which the probe was not trained on"
+    else:
+        settings = _training_settings(probe.info)
+        chosen_on = cross_fit(
+            dataset.subset(known),
+            probe.info,
+            settings,
+            progress=lambda line: sys.stderr.write(f"{line}\n"),
+        )
+        held_out = (
+            "those of its training, each scored by heads trained anew without it, in "
+            f"{settings.num_folds} folds"
+        )
+    return chosen_on, score_samples(probe, dataset.subset(unseen)), held_out
+
+
+def _training_settings(info: ProbeInfo) -> TrainingSettings:
+    training = info.training
+    for name in ("hidden", "weight_decays", "folds", "seed"):
+        if name not in training:
+            raise ProbeFileError(
+                f"training.{name}", "is missing, and the probe must be trained anew on folds"
+            )
+    return TrainingSettings(
+        objective=info.objective,
+        beta=info.beta,
+        k=info.k,
+        hidden=tuple(training["hidden"]),
+        weight_decays=tuple(training["weight_decays"]),
+        num_folds=training["folds"],
+        seed=training["seed"],
+    )
+
+
+def _print_headline(metrics: Json) -> None:
+    write = sys.stdout.write
+    chosen, k = metrics["chosen"], metrics["k"]
+    whole = next(row for row in metrics["best_of_k"] if row["k"] == k)
+    counts = metrics["num_prompts"]
+    write(
+        f"schedule {chosen['schedule'] or '(none)'}, chosen on {counts['choice']} prompts; on "
+        f"{counts['unseen']} others, k={k}, beta={metrics['beta']:g}:\n"
+    )
+    for name, row in ((f"best of {k}", whole), ("schedule", chosen["unseen"])):
+        write(
+            f"{name:11}{row['reward']:.4f}  ({row['low']:.4f} to {row['high']:.4f})  "
+            f"{row['tokens']:.0f} tokens\n"
+        )
+    minus = chosen["unseen"]["minus_best_of_k"]
+    write(
+        f"difference {minus['difference']:+.4f}  ({minus['low']:+.4f} to {minus['high']:+.4f})  "
+        f"{chosen['unseen']['tokens_share']:.0%} of the tokens\n"
+    )
