@@ -9,9 +9,18 @@ from typing import Any, Literal
 
 from qprobe_client.errors import ArgumentError
 
-__all__ = ["Call", "Message", "chat_call", "probe_call", "rerank_object", "text_call"]
+__all__ = [
+    "Call",
+    "Message",
+    "Schedule",
+    "chat_call",
+    "probe_call",
+    "rerank_object",
+    "text_call",
+]
 
 Message = Mapping[str, Any]
+Schedule = Literal["default", "off"] | Sequence[tuple[int, int]]
 
 # What the server takes for a name; anything else could change the path.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -48,6 +57,7 @@ def rerank_object(
     k: int | None,
     beta: float | None,
     target_kl: float | None,
+    schedule: Schedule | None,
     return_candidates: bool,
     return_token_scores: bool,
 ) -> dict[str, Any]:
@@ -57,6 +67,9 @@ def rerank_object(
         "k": k,
         "beta": beta,
         "target_kl": target_kl,
+        "schedule": schedule
+        if schedule is None or isinstance(schedule, str)
+        else [{"tokens": tokens, "keep": keep} for tokens, keep in schedule],
         "return_candidates": return_candidates or None,
         "return_token_scores": return_token_scores or None,
     }

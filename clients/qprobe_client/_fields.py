@@ -52,6 +52,14 @@ class Fields:
         values = self.get(name, list)
         return [_check(value, kind, f"{path}[{i}]") for i, value in enumerate(values)]
 
+    def list_with_nulls(self, name: str, kind: type[T]) -> list[T | None]:
+        """Return a list whose values may be null; raises as ``get`` does."""
+        path = self._below(name)
+        return [
+            None if value is None else _check(value, kind, f"{path}[{i}]")
+            for i, value in enumerate(self.get(name, list))
+        ]
+
     def find_list(self, name: str, kind: type[T]) -> list[T] | None:
         """Return a list, or None if it is absent or null; raises as ``get`` does."""
         return self.list_of(name, kind) if name in self else None

@@ -148,14 +148,21 @@ def _parse_rerank(ours: Fields, result: Fields) -> Rerank:
         beta=math.inf if beta is None else beta,
         target_kl=ours.find("target_kl", float),
         selected=result.list_of("selected", int),
-        scores=result.list_of("scores", float),
+        scores=result.list_with_nulls("scores", float),
         weights=result.list_of("weights", float),
-        kl=result.get("kl", float),
+        kl=result.find("kl", float),
         sampled_tokens=result.get("sampled_tokens", int),
         candidates=[_parse_candidate(one) for one in result.each("candidates")]
         if "candidates" in result
         else None,
         notice=ours.find("notice", str),
+        schedule=[
+            (step.get("tokens", int), step.get("keep", int)) for step in ours.each("schedule")
+        ]
+        if "schedule" in ours
+        else [],
+        num_tokens=result.find_list("num_tokens", int),
+        rejected_at=result.list_with_nulls("rejected_at", int) if "rejected_at" in result else None,
     )
 
 
@@ -192,6 +199,10 @@ def _parse_card(card: Fields) -> Probe:
         objective=card.get("objective", str),
         k=card.get("k", int),
         beta=card.get("beta", float),
+        checkpoints=card.list_of("checkpoints", int),
+        schedule=[
+            (step.get("tokens", int), step.get("keep", int)) for step in card.each("schedule")
+        ],
         training=card.get("training", dict),
         licence=card.find("licence", str),
         num_requests=card.get("num_requests", int),

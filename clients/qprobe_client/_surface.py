@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from qprobe_client._calls import (
     Call,
     Message,
+    Schedule,
     chat_call,
     probe_call,
     rerank_object,
@@ -67,6 +68,7 @@ class Surface(
         k: int | None = None,
         beta: float | None = None,
         target_kl: float | None = None,
+        schedule: Schedule | None = None,
         return_candidates: bool = False,
         return_token_scores: bool = False,
         **parameters: Any,
@@ -81,6 +83,8 @@ class Surface(
             k: Candidates; None takes the server's or the probe's.
             beta: Temperature of the choice, >= 0, in units of score; None likewise.
             target_kl: Instead of beta: solve it so that the choice spends this KL, >= 0, in nats.
+            schedule: When candidates that fall behind are dropped: (tokens, keep) of each
+                checkpoint, ``default`` as the probe recommends, or ``off``.
             return_candidates: Show every candidate.
             return_token_scores: Show every candidate and the score of each of its tokens.
             parameters: Any other field of a chat completion: ``max_tokens``, ``seed``, ``n`` ...
@@ -90,6 +94,7 @@ class Surface(
             k=k,
             beta=beta,
             target_kl=target_kl,
+            schedule=schedule,
             return_candidates=return_candidates,
             return_token_scores=return_token_scores,
         )
@@ -106,6 +111,7 @@ class Surface(
         k: int | None = None,
         beta: float | None = None,
         target_kl: float | None = None,
+        schedule: Schedule | None = None,
         return_candidates: bool = False,
         return_token_scores: bool = False,
         **parameters: Any,
@@ -124,6 +130,7 @@ class Surface(
             k=k,
             beta=beta,
             target_kl=target_kl,
+            schedule=schedule,
             return_candidates=return_candidates,
             return_token_scores=return_token_scores,
         )
@@ -139,6 +146,7 @@ class Surface(
         k: int | None = None,
         beta: float | None = None,
         target_kl: float | None = None,
+        schedule: Schedule | None = None,
         return_candidates: bool = False,
         return_token_scores: bool = False,
         **parameters: Any,
@@ -152,6 +160,7 @@ class Surface(
             k: As in ``chat``.
             beta: As in ``chat``.
             target_kl: As in ``chat``.
+            schedule: As in ``chat``.
             return_candidates: As in ``chat``.
             return_token_scores: As in ``chat``.
             parameters: Any other field of a completion: ``max_tokens``, ``n``, ``echo`` ...
@@ -162,6 +171,7 @@ class Surface(
             k=k,
             beta=beta,
             target_kl=target_kl,
+            schedule=schedule,
             return_candidates=return_candidates,
             return_token_scores=return_token_scores,
         )

@@ -49,12 +49,17 @@ class Rerank:
             gave a target_kl. ``inf`` draws evenly.
         target_kl: The KL that beta was solved for, in nats, or None.
         selected: Index of the candidate behind each answer.
-        scores: One per candidate; they compare with each other only.
+        scores: One per candidate; they compare with each other only. None for one that was dropped
+            early.
         weights: Probability of each candidate to be drawn first.
-        kl: Estimate of the divergence from the base model, in nats.
+        kl: Estimate of the divergence from the base model, in nats; None if candidates were dropped
+            early.
         sampled_tokens: Tokens generated for all candidates.
         candidates: All candidates, or None if the request did not ask for them.
         notice: Present when the request was read in a way that its sender may not expect.
+        schedule: When candidates were to be dropped: (tokens, keep) of each checkpoint.
+        num_tokens: With a schedule, generated for each candidate.
+        rejected_at: With a schedule, the tokens of the checkpoint at which each candidate left.
     """
 
     probe: str | dict[str, float]
@@ -63,12 +68,15 @@ class Rerank:
     beta: float
     target_kl: float | None
     selected: list[int]
-    scores: list[float]
+    scores: list[float | None]
     weights: list[float]
-    kl: float
+    kl: float | None
     sampled_tokens: int
     candidates: list[Candidate] | None
     notice: str | None
+    schedule: list[tuple[int, int]] = field(default_factory=list)
+    num_tokens: list[int] | None = None
+    rejected_at: list[int | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,8 @@ class Probe:
         objective: What it was trained for: ``mse``, ``ce`` ...
         k: Recommended number of candidates.
         beta: Recommended temperature of the choice.
+        checkpoints: Numbers of tokens after which it can compare candidates.
+        schedule: The early rejection that it recommends: (tokens, keep) of each checkpoint.
         training: Summary of its training.
         licence: Of its data and weights, if it names one.
         num_requests: Requests that have used it since the server started.
@@ -184,6 +194,8 @@ class Probe:
     objective: str
     k: int
     beta: float
+    checkpoints: list[int]
+    schedule: list[tuple[int, int]]
     training: dict[str, Any]
     licence: str | None
     num_requests: int

@@ -206,7 +206,7 @@ def _copy(name: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ProbeFileError: One is not finite.
     """
-    copies = [each.detach().to("cpu", torch.float32) for each in (weight, bias)]
+    copies = [each.detach().to("cpu", torch.float32, copy=True) for each in (weight, bias)]
     for part, tensor in zip(("weight", "bias"), copies, strict=True):
         if not bool(torch.isfinite(tensor).all()):
             raise ProbeFileError(f"tensors.{name}.{part}", "holds a non-finite value")

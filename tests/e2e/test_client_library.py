@@ -64,7 +64,9 @@ def check_rerank(rerank: Rerank, *, k: int) -> None:
     """Check a result against the rule: weights are softmax(scores / beta), KL is log k - H."""
     assert rerank.k == len(rerank.scores) == len(rerank.weights) == k
     assert set(rerank.selected) <= set(range(k))
-    raw = [math.exp((score - max(rerank.scores)) / rerank.beta) for score in rerank.scores]
+    scores = [score for score in rerank.scores if score is not None]
+    assert len(scores) == k
+    raw = [math.exp((score - max(scores)) / rerank.beta) for score in scores]
     assert rerank.weights == pytest.approx([weight / sum(raw) for weight in raw], abs=1e-4)
     entropy = -sum(weight * math.log(weight) for weight in rerank.weights if weight)
     assert rerank.kl == pytest.approx(math.log(k) - entropy, abs=1e-4)
@@ -97,6 +99,24 @@ async def test_token_scores_and_versions(client: Any) -> None:
     assert got.rerank.candidates[chosen].text == got.text
     for candidate in got.rerank.candidates:
         assert 0 < len(candidate.tokens) == len(candidate.token_scores) <= candidate.num_tokens
+
+
+async def test_early_rejection(client: Any) -> None:
+    """The shipped probe's own schedule, and one of the request's, streamed."""
+    asked: Any = {"model": f"{BASE}:python", "k": 8, "seed": 1, "max_tokens": 80}
+    (card,) = [each for each in await settle(client.probes()) if each.name == "python"]
+    got = await settle(client.chat(QUESTION, **asked, schedule="default"))
+    rerank = got.rerank
+    assert rerank.schedule == card.schedule
+    assert rerank.rejected_at.count(None) == min(keep for _, keep in card.schedule)
+    for at, score, weight in zip(rerank.rejected_at, rerank.scores, rerank.weights, strict=True):
+        assert (score is None) == (at is not None)
+        assert weight == 0 or at is None
+    assert rerank.kl is None
+    assert rerank.sampled_tokens == sum(rerank.num_tokens)
+    whole = await settle(client.chat(QUESTION, **asked))
+    assert whole.rerank.rejected_at is None
+    assert rerank.sampled_tokens < 0.8 * whole.rerank.sampled_tokens
 
 
 async def test_a_mix_with_a_target_kl(client: Any) -> None:

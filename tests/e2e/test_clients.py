@@ -244,6 +244,12 @@ def test_anthropic(server: Any) -> None:
         (MODEL, {"q_probe": {"k": 65}}, "q_probe.k", openai.BadRequestError),
         (MODEL, {"q_probe": {"beta": -1}}, "q_probe.beta", openai.BadRequestError),
         (MODEL, {"q_probe": {"what": 1}}, "q_probe.what", openai.BadRequestError),
+        (
+            MODEL,
+            {"q_probe": {"schedule": [{"tokens": 16, "keep": 1}]}},
+            "q_probe.schedule.0.tokens",
+            openai.BadRequestError,
+        ),
         (MODEL, {"use_beam_search": True}, "use_beam_search", openai.BadRequestError),
         (MODEL, {"n": 5}, "n", openai.BadRequestError),
         (BASE, {"vllm_xargs": {"qprobe": "x"}}, "vllm_xargs.qprobe", openai.BadRequestError),
@@ -258,6 +264,51 @@ def test_refusals_name_the_field(
                 model=model, messages=MESSAGES, max_tokens=5, stream=stream, extra_body=extra
             )
         assert refused.value.param == param  # type: ignore[attr-defined]  # openai's APIError
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_early_rejection_with_tools_answers_and_several_prompts(
+    client: openai.OpenAI, server: Any, *, stream: bool
+) -> None:
+    """A forced tool call, n answers and two prompts come as ever; metrics tell what was dropped."""
+    schedule = {"schedule": [{"tokens": 16, "keep": 4}, {"tokens": 32, "keep": 1}]}
+    asked: Any = {"model": f"{BASE}:python", "extra_body": {"q_probe": {"k": 8, **schedule}}}
+    completion: Any = client.completions.create(
+        prompt=["def add(a, b):", "def sub(a, b):"], n=2, max_tokens=40, stream=stream, **asked
+    )
+    if stream:
+        last = next(chunk for chunk in completion if hasattr(chunk, "q_probe"))
+        results = last.q_probe["results"]
+    else:
+        assert len(completion.choices) == 4
+        results = completion.q_probe["results"]
+    for result in results:
+        assert result["rejected_at"].count(None) == 2  # n of them, though the schedule keeps one
+        assert [result["rejected_at"][index] for index in result["selected"]] == [None, None]
+    chat: Any = client.chat.completions.create(
+        messages=[{"role": "user", "content": "Weather in Paris?"}],
+        tools=[WEATHER],
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        max_tokens=60,
+        stream=stream,
+        **asked,
+    )
+    if stream:
+        chunks = list(chat)
+        parts = [
+            call.function.arguments or ""
+            for chunk in chunks
+            for choice in chunk.choices
+            for call in choice.delta.tool_calls or []
+        ]
+        assert set(json.loads("".join(parts))) == {"city"}
+    else:
+        (call,) = chat.choices[0].message.tool_calls
+        assert set(json.loads(call.function.arguments)) == {"city"}
+    metrics = server.client().get("/metrics").text
+    assert 'qprobe_early_rejected_candidates_total{checkpoint="16",probe="python"}' in metrics
+    for name in ("saved", "wasted"):
+        assert f'qprobe_{name}_tokens_total{{probe="python"}}' in metrics
 
 
 def test_refusals_behind_the_key_only(server: Any) -> None:

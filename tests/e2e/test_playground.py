@@ -189,7 +189,13 @@ def test_a_run_shows_what_the_reply_says(visit: Visit) -> None:
         "max_tokens": 16,
         "temperature": 0.9,
         "seed": 1,
-        "q_probe": {"probe": "early", "k": 5, "beta": 0.1, "return_token_scores": True},
+        "q_probe": {
+            "probe": "early",
+            "k": 5,
+            "beta": 0.1,
+            "schedule": "off",
+            "return_token_scores": True,
+        },
     }
     (result,) = reply["q_probe"]["results"]
     assert visit.weights() == pytest.approx(result["weights"], abs=1e-9)

@@ -29,6 +29,9 @@ METRICS = {
     "qprobe_candidates",
     "qprobe_sampled_tokens_total",
     "qprobe_rejected_tokens_total",
+    "qprobe_early_rejected_candidates_total",
+    "qprobe_saved_tokens_total",
+    "qprobe_wasted_tokens_total",
     "qprobe_score_mean",
     "qprobe_score_spread",
     "qprobe_weight_entropy_nats",
@@ -36,8 +39,13 @@ METRICS = {
     "qprobe_rerank_overhead_seconds",
     "qprobe_probes_loaded",
 }
-# Until a probe gives a score that is no number, its counter has no series: the server is healthy.
-ABSENT = {"qprobe_non_finite_scores_total"}
+# They have no series until a probe gives a score that is no number, or a request has a schedule.
+ABSENT = {
+    "qprobe_non_finite_scores_total",
+    "qprobe_early_rejected_candidates_total",
+    "qprobe_saved_tokens_total",
+    "qprobe_wasted_tokens_total",
+}
 # What Grafana fills in. All of the rates look a minute back.
 VARIABLES = {
     "$__rate_interval": "1m",

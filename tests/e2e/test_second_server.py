@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,11 @@ def second(
     tmp_path_factory: pytest.TempPathFactory,
     spans: tuple[str, list[Any]],
 ) -> Iterator[Any]:
-    """Serve ``end``, replaced by an upload of that name, and ``kept``, which was uploaded too."""
+    """Serve ``end``, replaced by an upload of that name, and ``kept``, which was uploaded too.
+
+    Also the shipped probe, which alone has a head for the server's schedule.
+    """
+    shipped = resources.files("qprobe") / "shipped" / "python.safetensors"
     folder = tmp_path_factory.mktemp("second")
     data = make_probe("uploaded", k=3).read_bytes()
     with closing(ProbeStore(folder / "kept")) as store:
@@ -68,6 +73,7 @@ def second(
     with start_server(
         folder / "log",
         *("--probe", f"end={given}", "--probe-dir", str(folder / "kept")),
+        *("--probe", f"python={shipped}", "--schedule", "24:2"),
         *("--otlp-traces-endpoint", spans[0]),
         QPROBE_ADMIN_API_KEY="",
         OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="http/protobuf",
@@ -83,10 +89,9 @@ def ask(server: Any, probe: str, **headers: str) -> Any:
 
 def test_uploads_of_an_earlier_life_are_served(second: Any) -> None:
     cards = {each["id"]: each for each in second.client().get("/v1/probes").json()["data"]}
-    assert {name: (card["k"], card["created"]) for name, card in cards.items()} == {
-        "end": (3, 5),
-        "kept": (3, 5),
-    }
+    assert set(cards) == {"end", "kept", "python"}
+    for name in ("end", "kept"):
+        assert (cards[name]["k"], cards[name]["created"]) == (3, 5)
     reply = ask(second, "end").json()["q_probe"]
     assert (reply["k"], reply["version"]) == (3, cards["kept"]["version"])
 
@@ -97,6 +102,22 @@ def test_nothing_can_be_changed_without_an_admin_key(second: Any) -> None:
         assert reply.status_code == 405
     document = second.client().get("/openapi.json").json()
     assert set(document["paths"]["/v1/probes/{name}"]) == {"get"}
+
+
+def test_the_servers_schedule_is_followed_where_the_probe_can(second: Any) -> None:
+    body = {"messages": [{"role": "user", "content": "Count to twenty."}], "max_tokens": 40}
+    replies = {
+        probe: second.client().post(CHAT, json={**body, "model": f"smollm2-135m:{probe}"}).json()
+        for probe in ("python", "kept")
+    }
+    followed, not_followed = (replies[probe]["q_probe"] for probe in ("python", "kept"))
+    assert followed["schedule"] == [{"tokens": 24, "keep": 2}]
+    assert followed["results"][0]["rejected_at"].count(None) == 2
+    assert "notice" not in followed
+    assert not_followed["notice"].startswith("no candidate is dropped early: the probe 'kept'")
+    assert "rejected_at" not in not_followed["results"][0]
+    off = {**body, "model": "smollm2-135m:python", "q_probe": {"schedule": "off"}}
+    assert "schedule" not in second.client().post(CHAT, json=off).json()["q_probe"]
 
 
 def test_a_trace_holds_the_choice_and_its_candidates(

@@ -48,6 +48,20 @@ def test_bad_flags(flags: list[str], message: str) -> None:
     assert message in line
 
 
+@pytest.mark.parametrize("schedule", ["often", "16", "16:0", "32:4,16:2", "16:2,32:4", "16:x"])
+def test_a_schedule_that_is_none(schedule: str) -> None:
+    done = subprocess.run(
+        [QPROBE, "serve", "--schedule", schedule],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "argument --schedule: " in done.stderr
+    assert schedule in done.stderr
+
+
 def test_version_and_help() -> None:
     from importlib.metadata import version
 

@@ -32,7 +32,8 @@ def make_probe(tmp_path: Path) -> MakeProbe:
         inner = [(torch.ones(made.hidden_size, made.hidden_size), torch.ones(made.hidden_size))]
         last = (torch.ones(1, made.hidden_size), torch.zeros(1))
         path = tmp_path / f"{name}.safetensors"
-        save_probe(Probe(made, [*inner * (num_layers_of_probe - 1), last]), path)
+        heads = dict.fromkeys(made.checkpoints, last)
+        save_probe(Probe(made, [*inner * (num_layers_of_probe - 1), last], heads), path)
         return path
 
     return make

@@ -67,6 +67,8 @@ CARD: dict[str, Any] = {
     "objective": "ce",
     "k": 4,
     "beta": 0.1,
+    "checkpoints": [16, 32],
+    "schedule": [{"tokens": 16, "keep": 2}],
     "training": {"rows": 9},
     "licence": None,
     "num_requests": 3,
@@ -150,6 +152,25 @@ async def test_a_mix_with_a_target_kl(
     }
     assert (got.rerank.probe, got.rerank.version) == (mix, {"kind": "ab", "short": "cd"})
     assert (got.rerank.beta, got.rerank.target_kl, got.rerank.notice) == (beta, 0.7, "n")
+
+
+async def test_a_schedule_is_sent_and_its_result_read(make_client: MakeClient) -> None:
+    steps = [{"tokens": 16, "keep": 1}]
+    result = {
+        **{**RESULT, "scores": [None, 1.5], "kl": None},
+        "num_tokens": [18, 40],
+        "rejected_at": [16, None],
+    }
+    ours = {"probe": "kind", "version": "ab", "k": 2, "schedule": steps, "results": [result]}
+    seen: list[httpx.Request] = []
+    client = make_client({**CHAT, "q_probe": ours}, seen)
+    got = await settle(client.chat("hey", model="m", probe="kind", schedule=[(16, 1)]))
+    assert json.loads(seen[0].content)["q_probe"] == {"probe": "kind", "schedule": steps}
+    assert got.rerank.schedule == [(16, 1)]
+    assert (got.rerank.scores, got.rerank.kl) == ([None, 1.5], None)
+    assert (got.rerank.num_tokens, got.rerank.rejected_at) == ([18, 40], [16, None])
+    await settle(client.chat("hey", model="m", schedule="off"))
+    assert json.loads(seen[1].content)["q_probe"] == {"schedule": "off"}
 
 
 async def test_several_answers_come_in_the_order_of_their_index(make_client: MakeClient) -> None:

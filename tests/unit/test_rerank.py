@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from qprobe.schedule import Step
 from qprobe_server.errors import RequestError
 from qprobe_server.registry import ProbeRegistry
 from qprobe_server.rerank import Rerank, resolve
@@ -177,6 +178,97 @@ def test_a_prompt_without_a_result_keeps_its_place(registry: ProbeRegistry) -> N
     assert [rerank.next_prompt() for _ in range(3)] == [0, 1, 2]
     rerank.results[2] = RESULT
     assert rerank.reply()["results"] == [None, None, RESULT.model_dump(exclude_unset=True)]
+
+
+STEPS = (Step(16, 8), Step(32, 2))
+LIST = [{"tokens": 16, "keep": 8}, {"tokens": 32, "keep": 2}]
+
+
+@pytest.fixture
+def with_heads(
+    registry: ProbeRegistry, make_probe: Callable[..., Path], serve: Callable[..., Any]
+) -> ProbeRegistry:
+    """Also ``quick``, which recommends a schedule, and ``able``, which has heads only."""
+    checkpoints = (16, 32, 64)
+    serve(registry, "quick", make_probe("quick", checkpoints=checkpoints, schedule=STEPS))
+    serve(registry, "able", make_probe("able", checkpoints=checkpoints))
+    return registry
+
+
+@pytest.mark.parametrize(
+    ("default", "probe", "asked", "expected", "noticed"),
+    [
+        ((), "quick", None, (), False),
+        ((), "quick", "off", (), False),
+        ((), "quick", [], (), False),
+        ((), "quick", "default", STEPS, False),
+        ((), "able", LIST, STEPS, False),
+        ((), {"able": 1.0, "quick": 2.0}, LIST, STEPS, False),
+        ("default", "quick", None, STEPS, False),
+        ("default", "quick", "off", (), False),
+        ("default", "able", None, (), False),
+        ("default", "good", None, (), False),
+        ("default", {"able": 1.0, "quick": 2.0}, None, (), False),
+        (STEPS, "able", None, STEPS, False),
+        (STEPS, "able", [{"tokens": 64, "keep": 1}], (Step(64, 1),), False),
+        (STEPS, "good", None, (), True),
+        (STEPS, {"able": 1.0, "good": 2.0}, None, (), True),
+    ],
+)
+def test_which_schedule_is_followed(
+    with_heads: ProbeRegistry, default: Any, probe: Any, asked: Any, expected: Any, *, noticed: bool
+) -> None:
+    fields = {"probe": probe} if asked is None else {"probe": probe, "schedule": asked}
+    body = {"model": "base", "q_probe": fields}
+    rerank = read(with_heads, body, settings=Settings(schedule=default))
+    assert rerank is not None
+    assert rerank.schedule == expected
+    assert (rerank.notice is not None) == noticed
+    assert rerank.reply().get("schedule", []) == [
+        {"tokens": step.tokens, "keep": step.keep} for step in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("probe", "schedule", "param"),
+    [
+        ("quick", "often", "q_probe.schedule"),
+        ("quick", {"tokens": 16, "keep": 2}, "q_probe.schedule"),
+        ("quick", 5, "q_probe.schedule"),
+        ("quick", [16], "q_probe.schedule.0"),
+        ("quick", [{"tokens": 16}], "q_probe.schedule.0.keep"),
+        ("quick", [{"tokens": 16, "keep": 2, "drop": 1}], "q_probe.schedule.0.drop"),
+        ("quick", [{"tokens": 16, "keep": 0}], "q_probe.schedule.0.keep"),
+        ("quick", [{"tokens": "16", "keep": 1}], "q_probe.schedule.0.tokens"),
+        ("quick", [*LIST, {"tokens": 32, "keep": 1}], "q_probe.schedule.2.tokens"),
+        ("quick", [*LIST, {"tokens": 64, "keep": 3}], "q_probe.schedule.2.keep"),
+        ("quick", [{"tokens": 16 + i, "keep": 1} for i in range(17)], "q_probe.schedule"),
+        ("quick", [*LIST, {"tokens": 48, "keep": 1}], "q_probe.schedule.2.tokens"),
+        ("good", LIST, "q_probe.schedule.0.tokens"),
+        ({"quick": 1, "good": 1}, LIST, "q_probe.schedule.0.tokens"),
+        ("able", "default", "q_probe.schedule"),
+        ({"quick": 1, "able": 1}, "default", "q_probe.schedule"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused(
+    with_heads: ProbeRegistry, probe: Any, schedule: Any, param: str
+) -> None:
+    body = {"model": "base", "q_probe": {"probe": probe, "schedule": schedule}}
+    with pytest.raises(RequestError) as refused:
+        read(with_heads, body)
+    assert (refused.value.param, refused.value.status) == (param, 400)
+    assert str(refused.value).startswith(f"{param}: ")
+
+
+def test_a_target_kl_goes_before_the_servers_schedule(with_heads: ProbeRegistry) -> None:
+    asked: dict[str, Any] = {"probe": "quick", "target_kl": 1.0}
+    settings = Settings(schedule="default")
+    rerank = read(with_heads, {"model": "base", "q_probe": dict(asked)}, settings=settings)
+    assert rerank is not None
+    assert (rerank.schedule, rerank.target_kl) == ((), 1.0)
+    assert rerank.notice is not None
+    with pytest.raises(RequestError, match=r"^q_probe\.schedule: cannot go with target_kl"):
+        read(with_heads, {"model": "base", "q_probe": {**asked, "schedule": LIST}})
 
 
 def test_a_mix_takes_the_largest_recommendations(registry: ProbeRegistry) -> None:

@@ -24,3 +24,10 @@ def test_a_shipped_probe(path: Path) -> None:
     assert probe.is_linear
     assert info.training["test_prompts"]
     assert info.training["cross_validated_reward"] > info.training["train_base"] > 0
+
+
+def test_the_python_probe_recommends_early_rejection() -> None:
+    (path,) = [each for each in SHIPPED if each.stem == "python"]
+    info = load_probe(path).info
+    assert info.schedule
+    assert info.schedule[0].keep < info.k

@@ -37,7 +37,14 @@ export function readRequest(probe, beta) {
   for (const name of OPTIONAL) {
     if (byId(name).value !== "") request[name] = Number(byId(name).value);
   }
-  request.q_probe = { probe, k: Number(byId("k").value), beta: betaToSend(beta), return_token_scores: true };
+  // Whatever the server's own schedule: the page weighs every candidate, so each has to be whole.
+  request.q_probe = {
+    probe,
+    k: Number(byId("k").value),
+    beta: betaToSend(beta),
+    schedule: "off",
+    return_token_scores: true,
+  };
   return request;
 }
 

@@ -210,7 +210,8 @@ def _describe(rerank: Rerank, prompt_index: int) -> dict[str, Any]:
     result = rerank.results.get(prompt_index)
     if result is not None:
         about["qprobe.selected"] = result.selected
-        about["qprobe.kl"] = result.kl
+        if result.kl is not None:
+            about["qprobe.kl"] = result.kl
         about["qprobe.sampled_tokens"] = result.sampled_tokens
     return about
 

@@ -82,6 +82,7 @@ class _CandidateRun:
         self._kind = kind
         self._awaited = 0
         self._reached = asyncio.Event()
+        self._over = False
 
     def add(self, output: RequestOutput) -> None:
         new = len(output.outputs[0].token_ids)
@@ -94,8 +95,9 @@ class _CandidateRun:
         if self.num_tokens > self._awaited:
             self._reached.set()
 
-    def wake(self) -> None:
-        """End a wait for more tokens: there will be none."""
+    def stop_waiting(self) -> None:
+        """Let nobody wait for its tokens any more, now and later."""
+        self._over = True
         self._reached.set()
 
     async def reach(self, tokens: int) -> None:
@@ -104,7 +106,7 @@ class _CandidateRun:
         A token has one when the model has read it, and then the next token is there.
         """
         self._awaited = tokens
-        if self.num_tokens <= tokens and not self.task.done():
+        while self.num_tokens <= tokens and not self._over:
             self._reached.clear()
             await self._reached.wait()
 
@@ -213,16 +215,16 @@ class PromptRun:
             async for output in stream:
                 candidate.add(output)
                 if candidate.was_cut_short:
-                    self._wake_all()
-        except BaseException:
-            self._wake_all()
+                    self._end_schedule()
+        except Exception:  # not the cancellation of a candidate that was dropped
+            self._end_schedule()
             raise
         finally:
-            candidate.wake()
+            candidate.stop_waiting()
 
-    def _wake_all(self) -> None:
+    def _end_schedule(self) -> None:
         for candidate in self._candidates:
-            candidate.wake()
+            candidate.stop_waiting()
 
     async def _thin_out(self) -> list[_CandidateRun]:
         """Follow the schedule; return the candidates that are left at its end.
@@ -233,7 +235,7 @@ class PromptRun:
         left = self._candidates
         for step in self._steps:
             await asyncio.gather(*(candidate.reach(step.tokens) for candidate in left))
-            if any(each.was_cut_short or _has_failed(each.task) for each in self._candidates):
+            if any(each.was_cut_short or _has_failed(each.task) for each in left):
                 break  # the request ends with what the engine gave up on, or with the error
             scores = await self._peek(left, step)
             losers = find_losers(scores, step.keep)
