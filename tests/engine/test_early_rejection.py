@@ -101,6 +101,7 @@ async def test_who_leaves_is_told_by_the_heads_of_whole_candidates(
                 assert result["scores"][index] is None
                 assert result["weights"][index] == 0
                 assert min(lengths[index], at + 1) <= result["num_tokens"][index]
+                # One more where the engine was a step ahead of what it had told.
                 assert result["num_tokens"][index] <= lengths[index] + 1
         (chosen,) = result["selected"]
         assert result["rejected_at"][chosen] is None

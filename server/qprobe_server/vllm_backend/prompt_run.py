@@ -29,6 +29,7 @@ from qprobe_server.candidates import (
 from qprobe_server.errors import ScoringError
 from qprobe_server.metrics import RerankMetrics
 from qprobe_server.rerank import Rerank
+from qprobe_server.schemas import CandidateReply
 from qprobe_server.vllm_backend.scoring import EXTRA_ARG
 
 __all__ = ["Outputs", "PromptRun"]
@@ -279,40 +280,24 @@ class PromptRun:
             else self._count_compared(run, run.rejected_at)
             for run, candidate in zip(self._candidates, candidates, strict=True)
         ]
-        with_tokens = rerank.return_token_scores
-        taken = await self._take_scores(lengths, with_tokens=with_tokens)
-        num_probes = len(rerank.probes)
-        every = combine([pooled[:num_probes] for pooled, _, _ in taken], self._weights)
+        taken = await self._take_scores(lengths, with_tokens=rerank.return_token_scores)
+        pooled = [each[: len(rerank.probes)] for each, _, _ in taken]
         places = [self._candidates.index(each) for each in left]
-        scores = [every[place] for place in places]
+        scores = combine([pooled[place] for place in places], self._weights)
         label = self._label()
         self._engine.metrics.count_non_finite(label, scores)
         check_finite(scores)
-        if rerank.target_kl is None:
-            assert rerank.beta is not None
-            beta = rerank.beta
-        else:
+        beta = rerank.beta
+        if beta is None:
+            assert rerank.target_kl is not None
             beta = beta_for_kl(scores, rerank.target_kl)
         draw = choose(
             scores, beta=beta, n=params.n, seed=params.seed, prompt_index=self._prompt_index
         )
-        shown = None
-        if rerank.return_candidates:
-            per_token = [
-                combine([*zip(*each[:num_probes], strict=True)], self._weights)
-                for _, each, _ in taken
-            ]
-            shown = show_candidates(
-                candidates, token_scores=per_token if with_tokens else None, decode=self._decode
-            )
-        # The engine may have gone on with a candidate that nobody was listening to any more.
+        # The engine may have gone on with a dropped candidate when nobody listened any more.
         num_tokens = [
-            len(candidate.token_ids)
-            if run.rejected_at is None
-            else max(len(candidate.token_ids), num_positions)
-            for run, candidate, (_, _, num_positions) in zip(
-                self._candidates, candidates, taken, strict=True
-            )
+            max(len(each.token_ids), num_positions if each.finish_reason is None else 0)
+            for each, (_, _, num_positions) in zip(candidates, taken, strict=True)
         ]
         result = make_result(
             num_tokens=num_tokens,
@@ -320,7 +305,7 @@ class PromptRun:
             places=places,
             draw=draw,
             beta=beta,
-            shown=shown,
+            shown=self._show(candidates, [each for _, each, _ in taken]),
             rejected_at=[each.rejected_at for each in self._candidates],
             checkpoint_scores=[each.checkpoint_scores for each in self._candidates]
             if rerank.schedule
@@ -329,6 +314,22 @@ class PromptRun:
         rerank.results[self._prompt_index] = result
         self._engine.metrics.observe(label, result, num_tokens)
         return result.selected
+
+    def _show(
+        self, candidates: Sequence[Candidate], token_scores: Sequence[list[list[float]]]
+    ) -> list[CandidateReply] | None:
+        """Return the candidates if the reply shows them; their tokens' scores are by each probe."""
+        if not self._rerank.return_candidates:
+            return None
+        combined = [
+            combine([*zip(*each[: len(self._rerank.probes)], strict=True)], self._weights)
+            for each in token_scores
+        ]
+        return show_candidates(
+            candidates,
+            token_scores=combined if self._rerank.return_token_scores else None,
+            decode=self._decode,
+        )
 
     async def _take_scores(
         self, lengths: list[int], *, with_tokens: bool
