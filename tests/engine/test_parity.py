@@ -114,11 +114,11 @@ async def compare(
     keep: Callable[[CompletionOutput], Sequence[int]] = lambda output: output.token_ids[:-1],
     **params: Any,
 ) -> Comparison:
-    """Sample one completion with every probe at once, and compare their scores."""
+    """Sample one completion with every probe of a reading at once, and compare their scores."""
     answers = await asyncio.gather(
         *(
             ask(prompts[index % len(prompts)], probe=index, k=1, seed=index, **params)
-            for index in range(len(probes))
+            for index in range(READINGS * DIRECTIONS)
         )
     )
     comparison = Comparison(probes)
