@@ -151,7 +151,8 @@ class RerankMetrics:
                 continue
             # A checkpoint needs one token more than it compares: the model has read those then.
             self._wasted_tokens.labels(label).inc(max(length - at - 1, 0))
-            self._saved_tokens.labels(label).inc(max(usual - length, 0))
+            if length > at:  # one that is shorter had ended by itself
+                self._saved_tokens.labels(label).inc(max(usual - length, 0))
             self._early_rejected.labels(label, self._checkpoint_label(at)).inc()
 
     def _checkpoint_label(self, tokens: int) -> str:

@@ -15,6 +15,9 @@ __all__ = ["Rerank", "current_rerank", "resolve", "resolve_alias"]
 
 Body = dict[str, Any]
 
+# How often a token may be scored: by each probe and by its head for each checkpoint.
+_MAX_ROWS = 64
+
 
 @dataclass(kw_only=True)
 class Rerank:
@@ -308,6 +311,13 @@ def _read_schedule(asked: QProbeRequest, probes: _Probes) -> tuple[Step, ...]:
             if step.tokens not in probe.heads:
                 place = f"{param}.{index}.tokens"
                 raise RequestError(f"{place}: {_describe_lack(probe, step)}", param=place)
+    num_rows = len(probes) * (1 + len(steps))
+    if num_rows > _MAX_ROWS:
+        raise RequestError(
+            f"{param}: {len(probes)} probes and {len(steps)} checkpoints score each token "
+            f"{num_rows} times, more than {_MAX_ROWS}",
+            param=param,
+        )
     return steps
 
 

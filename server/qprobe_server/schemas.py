@@ -25,7 +25,8 @@ MAX_STEPS = 16
 # Characters of a value that an error message repeats.
 _SHOWN = 60
 
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
+# Far beyond use, and far from where a sum of scores would overflow.
+_Weight = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -57,7 +58,7 @@ class QProbeRequest(BaseModel):
     probe: (
         Annotated[
             Annotated[str, Tag("name")]
-            | Annotated[dict[str, _Finite], Field(min_length=1, max_length=MAX_MIX), Tag("mix")],
+            | Annotated[dict[str, _Weight], Field(min_length=1, max_length=MAX_MIX), Tag("mix")],
             Discriminator(_name_or_mix),
         ]
         | None

@@ -286,10 +286,10 @@ def test_early_rejection_with_tools_answers_and_several_prompts(
         assert result["rejected_at"].count(None) == 2  # n of them, though the schedule keeps one
         assert [result["rejected_at"][index] for index in result["selected"]] == [None, None]
     chat: Any = client.chat.completions.create(
-        messages=[{"role": "user", "content": "Weather in Paris?"}],
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
         tools=[WEATHER],
         tool_choice={"type": "function", "function": {"name": "get_weather"}},
-        max_tokens=60,
+        max_tokens=100,
         stream=stream,
         **asked,
     )

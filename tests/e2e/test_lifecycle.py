@@ -193,8 +193,13 @@ def test_the_access_log_tells_of_a_request_by_its_id(server: Any) -> None:
     reply = server.client().post(CHAT, json=asked, headers={"x-request-id": "look-for-me"})
     assert reply.headers["x-request-id"] == "look-for-me"
     assert reply.json()["id"] == "chatcmpl-look-for-me"
-    lines = [line for line in server.log.read_text().splitlines() if "look-for-me" in line]
-    (entry,) = (json.loads(line) for line in lines if line.startswith("{"))
+    entries: list[Json] = []
+    deadline = time.monotonic() + 10  # the line is written once the reply has been sent
+    while not entries and time.monotonic() < deadline:
+        lines = server.log.read_text().splitlines()
+        entries = [json.loads(each) for each in lines if "look-for-me" in each and each[0] == "{"]
+        time.sleep(0.05)
+    (entry,) = entries
     assert (entry["status"], entry["path"], entry["probe"], entry["k"]) == (200, CHAT, "end", 4)
 
 

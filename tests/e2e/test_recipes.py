@@ -30,6 +30,7 @@ FLOATS = rf"\[{FLOAT}(, {FLOAT})*\]"
 # What each example prints; texts may hold anything, and be of several lines.
 PRINTED = {
     "Chat": rf".+\n{SELECTED} {FLOATS} \d+\n",
+    "Early rejection": r"\[(None|\d+)(, (None|\d+)){15}\] \[\d+(, \d+){15}\]\n",
     "A mix, a KL budget, scores of tokens": rf"{FLOAT} {FLOAT}\n(\[\(.+, {FLOAT}\)\]\n){{8}}",
     "Streaming": rf".+\n{SELECTED} Usage\(prompt_tokens=\d+, completion_tokens=\d+\)\n",
     "Several prompts": rf"(\[.+, .+\] {FLOATS}\n){{2}}",

@@ -112,6 +112,7 @@ def test_our_object_is_taken_out(registry: ProbeRegistry) -> None:
         ({"q_probe": {"probe": {}}}, "q_probe.probe", 400),
         ({"q_probe": {"probe": {"good": "1"}}}, "q_probe.probe.good", 400),
         ({"q_probe": {"probe": {"good": float("nan")}}}, "q_probe.probe.good", 400),
+        ({"q_probe": {"probe": {"good": 1e300}}}, "q_probe.probe.good", 400),
         ({"q_probe": {"probe": {"good": 0, "kind": 0.0}}}, "q_probe.probe", 400),
         ({"q_probe": {"probe": {"good": 1, "nobody": 1}}}, "q_probe.probe", 404),
         ({"q_probe": {"probe": {f"p{i}": 1 for i in range(17)}}}, "q_probe.probe", 400),
@@ -258,6 +259,20 @@ def test_a_schedule_that_cannot_be_followed_is_refused(
         read(with_heads, body)
     assert (refused.value.param, refused.value.status) == (param, 400)
     assert str(refused.value).startswith(f"{param}: ")
+
+
+def test_a_mix_and_a_schedule_have_a_limit_together(
+    registry: ProbeRegistry, make_probe: Callable[..., Path], serve: Callable[..., Any]
+) -> None:
+    tokens = tuple(range(1, 17))
+    for index in range(4):
+        serve(registry, f"p{index}", make_probe(f"p{index}", checkpoints=tokens))
+    mix = {f"p{index}": 1.0 for index in range(4)}
+    steps = [{"tokens": each, "keep": 1} for each in tokens]
+    body = {"model": "base", "q_probe": {"probe": mix, "schedule": steps[:15]}}
+    assert read(registry, body) is not None
+    with pytest.raises(RequestError, match=r"q_probe\.schedule: 4 probes and 16 checkpoints"):
+        read(registry, {"model": "base", "q_probe": {"probe": mix, "schedule": steps}})
 
 
 def test_a_target_kl_goes_before_the_servers_schedule(with_heads: ProbeRegistry) -> None:

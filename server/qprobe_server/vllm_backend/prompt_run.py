@@ -299,13 +299,16 @@ class PromptRun:
             max(len(each.token_ids), num_positions if each.finish_reason is None else 0)
             for each, (_, _, num_positions) in zip(candidates, taken, strict=True)
         ]
+        shown = self._show(candidates, [each for _, each, _ in taken])
+        for reply, count in zip(shown or (), num_tokens, strict=False):
+            reply.num_tokens = count
         result = make_result(
             num_tokens=num_tokens,
             scores=scores,
             places=places,
             draw=draw,
             beta=beta,
-            shown=self._show(candidates, [each for _, each, _ in taken]),
+            shown=shown,
             rejected_at=[each.rejected_at for each in self._candidates],
             checkpoint_scores=[each.checkpoint_scores for each in self._candidates]
             if rerank.schedule
@@ -374,6 +377,8 @@ class PromptRun:
         mine = copy(self._params)
         mine.n = 1
         mine.output_kind = self._kind
+        if self._steps:
+            mine.stream_interval = None  # each token is to be seen as it comes
         if self._params.seed is not None:
             mine.seed = self._params.seed + index
         mine.extra_args = {**(self._params.extra_args or {}), EXTRA_ARG: [key, self._rows]}
