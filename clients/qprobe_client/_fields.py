@@ -64,6 +64,10 @@ class Fields:
         """Return a list, or None if it is absent or null; raises as ``get`` does."""
         return self.list_of(name, kind) if name in self else None
 
+    def numbers(self) -> dict[str, float]:
+        """Return all fields as numbers; raises as ``get`` does."""
+        return {name: self.get(name, float) for name in self._values}
+
     def below(self, name: str) -> Self:
         """Return an object within this one; raises as ``get`` does."""
         return type(self)(self._values.get(name), self._below(name))

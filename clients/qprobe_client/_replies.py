@@ -156,14 +156,20 @@ def _parse_rerank(ours: Fields, result: Fields) -> Rerank:
         if "candidates" in result
         else None,
         notice=ours.find("notice", str),
-        schedule=[
-            (step.get("tokens", int), step.get("keep", int)) for step in ours.each("schedule")
-        ]
-        if "schedule" in ours
-        else [],
+        schedule=_parse_schedule(ours) if "schedule" in ours else [],
         num_tokens=result.find_list("num_tokens", int),
         rejected_at=result.list_with_nulls("rejected_at", int) if "rejected_at" in result else None,
+        checkpoint_scores=[
+            {int(tokens): score for tokens, score in each.numbers().items()}
+            for each in result.each("checkpoint_scores")
+        ]
+        if "checkpoint_scores" in result
+        else None,
     )
+
+
+def _parse_schedule(owner: Fields) -> list[tuple[int, int]]:
+    return [(step.get("tokens", int), step.get("keep", int)) for step in owner.each("schedule")]
 
 
 def _parse_candidate(shown: Fields) -> Candidate:
@@ -200,9 +206,7 @@ def _parse_card(card: Fields) -> Probe:
         k=card.get("k", int),
         beta=card.get("beta", float),
         checkpoints=card.list_of("checkpoints", int),
-        schedule=[
-            (step.get("tokens", int), step.get("keep", int)) for step in card.each("schedule")
-        ],
+        schedule=_parse_schedule(card),
         training=card.get("training", dict),
         licence=card.find("licence", str),
         num_requests=card.get("num_requests", int),

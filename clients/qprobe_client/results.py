@@ -60,6 +60,7 @@ class Rerank:
         schedule: When candidates were to be dropped: (tokens, keep) of each checkpoint.
         num_tokens: With a schedule, generated for each candidate.
         rejected_at: With a schedule, the tokens of the checkpoint at which each candidate left.
+        checkpoint_scores: With a schedule, each candidate's scores by the checkpoint's tokens.
     """
 
     probe: str | dict[str, float]
@@ -77,6 +78,7 @@ class Rerank:
     schedule: list[tuple[int, int]] = field(default_factory=list)
     num_tokens: list[int] | None = None
     rejected_at: list[int | None] | None = None
+    checkpoint_scores: list[dict[int, float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from qprobe.dataset import Dataset
 from qprobe.errors import EvaluationError
 from qprobe.expectation import expect, expected_rewards, expected_vote_rewards
 
-__all__ = ["BETAS", "evaluate", "expected_rewards"]
+__all__ = ["BETAS", "evaluate", "expected_rewards", "rank_within_prompts"]
 
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -197,6 +197,22 @@ def _correlate(scores: Floats, rewards: Floats, groups: Ints, bootstrap: Bootstr
         "counts": np.histogram(spearman.clip(-1, 1), _CORRELATION_EDGES)[0].tolist(),
     }
     return found
+
+
+def rank_within_prompts(scores: Floats, rewards: Floats, groups: Ints) -> Floats:
+    """Return how often the better of two samples of a prompt scores higher, ties half.
+
+    Args:
+        scores: Shape (samples,), finite.
+        rewards: Shape (samples,), finite.
+        groups: Shape (samples,): the prompt of each, 0, 1, 2, ... without a gap.
+
+    Returns:
+        Shape (prompts,): the area under the ROC curve if rewards are 0 or 1; 0.5 is chance. NaN
+        where all rewards of a prompt are equal.
+    """
+    pieces = [np.flatnonzero(groups == prompt) for prompt in range(int(groups[-1]) + 1)]
+    return np.array([_correlate_prompt(scores[piece], rewards[piece])[2] for piece in pieces])
 
 
 def _correlate_prompt(scores: Floats, rewards: Floats) -> tuple[float, float, float]:

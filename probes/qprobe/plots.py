@@ -117,16 +117,7 @@ def draw_kl(metrics: Json, theme: Theme) -> Figure:
     _plot_line(axes, frontier, color=theme.first, marker="o", label=label)
     used = next(row for row in frontier if row["beta"] == metrics["beta"])
     label = f"the probe's beta, {metrics['beta']:g}"
-    axes.plot(
-        [used["kl"]],
-        [used["reward"]],
-        "o",
-        color=theme.first,
-        mfc=theme.page,
-        ms=9,
-        mew=1.8,
-        label=label,
-    )
+    _mark_used(axes, used["kl"], used["reward"], theme, label)
     _draw_base(axes, metrics, theme)
     return _finish(figure, axes, theme)
 
@@ -242,17 +233,7 @@ def draw_schedule(metrics: Json, theme: Theme) -> Figure:
     full = next(row for row in whole if row["k"] == metrics["k"])
     for row, colour in ((full, theme.second), (chosen["unseen"], theme.first)):
         axes.plot([row["tokens"]] * 2, [row["low"], row["high"]], color=colour, lw=1.4, alpha=0.6)
-    row = chosen["unseen"]
-    axes.plot(
-        [row["tokens"]],
-        [row["reward"]],
-        "o",
-        color=theme.first,
-        mfc=theme.page,
-        ms=9,
-        mew=1.8,
-        label=label,
-    )
+    _mark_used(axes, chosen["unseen"]["tokens"], chosen["unseen"]["reward"], theme, label)
     _draw_base(axes, metrics, theme)
     axes.set_xlim(left=0)
     return _finish(figure, axes, theme)
@@ -318,6 +299,10 @@ def _plot_line(axes: Axes, rows: Sequence[Json], *, color: str, marker: str, lab
 def _plot_tokens(axes: Axes, rows: Sequence[Json], *, color: str, style: str, label: str) -> None:
     tokens, rewards = [row["tokens"] for row in rows], [row["reward"] for row in rows]
     axes.plot(tokens, rewards, style, color=color, ms=4, lw=1.6, label=label)
+
+
+def _mark_used(axes: Axes, x: float, reward: float, theme: Theme, label: str) -> None:
+    axes.plot([x], [reward], "o", color=theme.first, mfc=theme.page, ms=9, mew=1.8, label=label)
 
 
 def _draw_base(axes: Axes, metrics: Json, theme: Theme) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qprobe.errors import ProbeFileError
-from qprobe.schedule import Step, check_schedule
+from qprobe.schedule import Schedule, check_schedule
 
 __all__ = ["OBJECTIVES", "Layer", "Pooling", "Probe", "ProbeInfo", "is_beta"]
 
@@ -58,7 +58,7 @@ class ProbeInfo:
     training: dict[str, Any] = field(default_factory=dict)
     licence: str | None = None
     checkpoints: tuple[int, ...] = ()
-    schedule: tuple[Step, ...] = ()
+    schedule: Schedule = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.base_model, str) or not self.base_model:

@@ -15,6 +15,7 @@ import numpy as np
 
 from qprobe.bootstrap import Bootstrap
 from qprobe.errors import EvaluationError
+from qprobe.evaluation import rank_within_prompts
 from qprobe.expectation import expect, expected_rewards
 from qprobe.schedule import Schedule, Step, format_schedule
 from qprobe.schedule_simulation import (
@@ -152,6 +153,7 @@ def measure_schedule(
     Returns:
         In JSON types, on the unseen prompts unless it says ``choice``: ``base`` (one sample),
         ``ceiling`` (best of k by reward), ``best_of_k`` for every k that there are samples for,
+        ``auc`` (how well each head, and the whole, tells better samples from worse),
         ``frontier`` and ``chosen`` of the schedules, ``adaptive`` (its own frontier) and
         ``adaptive_rival``: the best of it for the tokens of the chosen schedule, or None.
 
@@ -172,6 +174,7 @@ def measure_schedule(
         ),
         "ceiling": bootstrap.mean(ceiling).to_json("reward"),
         "best_of_k": _measure_best_of_k(unseen, bootstrap, beta),
+        "auc": _measure_ranking(unseen, bootstrap),
         "frontier": [
             {"schedule": format_schedule(plan.what), **_compare(plan, each)}
             for plan, each in zip(choice.frontier, found, strict=True)
@@ -201,6 +204,18 @@ def _compare(plan: Plan[PlanT], outcome: Outcome) -> Json:
     """Return reward and tokens where the choice was made, and likewise under ``unseen``."""
     unseen = {"reward": float(outcome.rewards.mean()), "tokens": float(outcome.tokens.mean())}
     return {"reward": plan.reward, "tokens": plan.tokens, "unseen": unseen}
+
+
+def _measure_ranking(samples: ScoredSamples, bootstrap: Bootstrap) -> list[Json]:
+    """Return a row for each head, and last for the whole; none where no prompt's rewards differ."""
+    rows = []
+    for tokens, scores in [*samples.heads.items(), (None, samples.final)]:
+        values = rank_within_prompts(scores, samples.rewards, samples.groups)
+        num_prompts = int(np.isfinite(values).sum())
+        if num_prompts:
+            row = bootstrap.mean(values).to_json("mean")
+            rows.append({"tokens": tokens, "num_prompts": num_prompts, **row})
+    return rows
 
 
 def _measure_best_of_k(samples: ScoredSamples, bootstrap: Bootstrap, beta: float) -> list[Json]:

@@ -154,6 +154,16 @@ def _judge_adaptive(metrics: Json) -> str:
 def _list_tables(metrics: Json) -> list[Json]:
     return [
         {
+            "name": "auc",
+            "caption": "How often the better of two samples of a prompt scores higher by the head "
+            "for the first so many tokens; 0.500 is chance",
+            "head": ["first tokens", "mean", _INTERVAL, "prompts"],
+            "rows": [
+                [row["tokens"] or "all", *format_figure(row, "mean"), row["num_prompts"]]
+                for row in metrics["auc"]
+            ],
+        },
+        {
             "name": "best_of_k",
             "caption": "Whole candidates",
             "head": ["k", "reward", _INTERVAL, "tokens"],

@@ -155,6 +155,7 @@ def make_result(
 def show_candidates(
     candidates: Sequence[Candidate],
     *,
+    num_tokens: Sequence[int],
     token_scores: Sequence[Sequence[float]] | None,
     decode: Callable[[Sequence[int]], str],
 ) -> list[CandidateReply]:
@@ -162,6 +163,7 @@ def show_candidates(
 
     Args:
         candidates: All of them.
+        num_tokens: Generated of each.
         token_scores: Of each candidate, one score for each of its scored tokens; None shows none.
         decode: Token ids to text. Tokens are decoded one by one: a character that takes several
             shows as U+FFFD in each.
@@ -176,7 +178,7 @@ def show_candidates(
         shown.append(
             CandidateReply(
                 text=each.text,
-                num_tokens=len(each.token_ids),
+                num_tokens=num_tokens[index],
                 finish_reason=each.finish_reason,
                 stop_reason=each.stop_reason,
                 **given,

@@ -5,7 +5,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from qprobe.schedule import Step, check_schedule
+from qprobe.schedule import Schedule, Step, check_schedule
 from qprobe_server.errors import RequestError
 from qprobe_server.registry import ProbeRegistry, ServedProbe
 from qprobe_server.schemas import QProbeReply, QProbeRequest, ResultReply, read_request, show
@@ -44,7 +44,7 @@ class Rerank:
     k: int
     beta: float | None = None
     target_kl: float | None = None
-    schedule: tuple[Step, ...] = ()
+    schedule: Schedule = ()
     return_candidates: bool = False
     return_token_scores: bool = False
     explicit: bool = True
@@ -258,7 +258,7 @@ def _choose_beta(asked: QProbeRequest, probes: _Probes, settings: Settings) -> f
 
 def _choose_schedule(
     asked: QProbeRequest, probes: _Probes, settings: Settings
-) -> tuple[tuple[Step, ...], str | None]:
+) -> tuple[Schedule, str | None]:
     """Return the schedule, and a notice if the server's cannot be followed.
 
     Raises:
@@ -275,14 +275,13 @@ def _choose_schedule(
         return (), None
     if asked.target_kl is not None:
         return (), "no candidate is dropped early: target_kl holds for all of them only"
-    for probe, _ in probes:
-        for step in wanted:
-            if step.tokens not in probe.heads:
-                return (), f"no candidate is dropped early: {_describe_lack(probe, step)}"
+    obstacle = _find_obstacle(wanted, probes)
+    if obstacle is not None:
+        return (), f"no candidate is dropped early: {obstacle[1]}"
     return wanted, None
 
 
-def _read_schedule(asked: QProbeRequest, probes: _Probes) -> tuple[Step, ...]:
+def _read_schedule(asked: QProbeRequest, probes: _Probes) -> Schedule:
     param = "q_probe.schedule"
     if asked.schedule == "off" or asked.schedule == []:
         return ()
@@ -306,21 +305,27 @@ def _read_schedule(asked: QProbeRequest, probes: _Probes) -> tuple[Step, ...]:
     except ValueError as error:
         place, said = error.args
         raise RequestError(f"{param}.{place}: {said}", param=f"{param}.{place}") from error
-    for index, step in enumerate(steps):
-        for probe, _ in probes:
-            if step.tokens not in probe.heads:
-                place = f"{param}.{index}.tokens"
-                raise RequestError(f"{place}: {_describe_lack(probe, step)}", param=place)
-    num_rows = len(probes) * (1 + len(steps))
-    if num_rows > _MAX_ROWS:
-        raise RequestError(
-            f"{param}: {len(probes)} probes and {len(steps)} checkpoints score each token "
-            f"{num_rows} times, more than {_MAX_ROWS}",
-            param=param,
-        )
+    obstacle = _find_obstacle(steps, probes)
+    if obstacle is not None:
+        place = f"{param}{obstacle[0]}"
+        raise RequestError(f"{place}: {obstacle[1]}", param=place)
     return steps
 
 
-def _describe_lack(probe: ServedProbe, step: Step) -> str:
-    there = ", ".join(map(str, probe.heads)) or "none"
-    return f"the probe {probe.name!r} has no head for {step.tokens} tokens; it has: {there}"
+def _find_obstacle(steps: Schedule, probes: _Probes) -> tuple[str, str] | None:
+    """Return why probes cannot follow a schedule: the field below it, and the reason."""
+    for index, step in enumerate(steps):
+        for probe, _ in probes:
+            if step.tokens not in probe.heads:
+                there = ", ".join(map(str, probe.heads)) or "none"
+                return f".{index}.tokens", (
+                    f"the probe {probe.name!r} has no head for {step.tokens} tokens; "
+                    f"it has: {there}"
+                )
+    num_rows = len(probes) * (1 + len(steps))
+    if num_rows > _MAX_ROWS:
+        return "", (
+            f"{len(probes)} probes and {len(steps)} checkpoints score each token {num_rows} times, "
+            f"more than {_MAX_ROWS}"
+        )
+    return None

@@ -165,8 +165,9 @@ def _training_settings(info: ProbeInfo) -> TrainingSettings:
             )
     return TrainingSettings(
         objective=info.objective,
-        beta=info.beta,
-        k=info.k,
+        # The header's own may be those of a schedule chosen before.
+        beta=training.get("beta", info.beta),
+        k=training.get("k", info.k),
         hidden=tuple(training["hidden"]),
         weight_decays=tuple(training["weight_decays"]),
         num_folds=training["folds"],

@@ -6,7 +6,7 @@ from typing import Literal
 
 from qprobe import ProbeFileError, ProbeInfo
 from qprobe.probe import is_beta
-from qprobe.schedule import Step
+from qprobe.schedule import Schedule
 from qprobe_server.errors import StartupError
 
 __all__ = ["Settings"]
@@ -32,7 +32,7 @@ class Settings:
     k: int | None = None
     beta: float | None = None
     max_k: int = 64
-    schedule: tuple[Step, ...] | Literal["default"] = ()
+    schedule: Schedule | Literal["default"] = ()
     keep_alive_s: float = 10.0
     admin_api_key: str | None = field(default=None, repr=False)
     json_access_log: bool = False

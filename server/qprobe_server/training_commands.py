@@ -298,6 +298,8 @@ def _make_probe(
         "hidden": list(settings.hidden),
         "scale": fitted.scale,
         "seed": settings.seed,
+        "k": settings.k,
+        "beta": settings.beta,
         "folds": settings.num_folds,
         "qprobe": version("qprobe"),
     }

@@ -126,7 +126,7 @@ def test_the_result_counts_every_sampled_token() -> None:
         "beta": 0.0,
         "sampled_tokens": 4,
     }
-    shown = show_candidates(candidates, token_scores=None, decode=decode)
+    shown = show_candidates(candidates, num_tokens=[3, 1], token_scores=None, decode=decode)
     full = make_result(**about, beta=math.inf, shown=shown)
     dumped = full.model_dump(exclude_unset=True)
     assert dumped["beta"] is None
@@ -163,6 +163,8 @@ def test_the_result_of_a_schedule_keeps_the_places_of_the_candidates() -> None:
 
 def test_token_scores_stand_beside_their_tokens() -> None:
     candidates = [candidate(list(b"abc"), "stop", text="ab"), candidate([], "stop")]
-    first, second = show_candidates(candidates, token_scores=[[0.5, -1.0], []], decode=decode)
+    first, second = show_candidates(
+        candidates, num_tokens=[3, 0], token_scores=[[0.5, -1.0], []], decode=decode
+    )
     assert (first.tokens, first.token_scores) == (["a", "b"], [0.5, -1.0])
     assert (second.tokens, second.token_scores) == ([], [])

@@ -160,6 +160,7 @@ async def test_a_schedule_is_sent_and_its_result_read(make_client: MakeClient) -
         **{**RESULT, "scores": [None, 1.5], "kl": None},
         "num_tokens": [18, 40],
         "rejected_at": [16, None],
+        "checkpoint_scores": [{"16": -1}, {"16": 0.5}],
     }
     ours = {"probe": "kind", "version": "ab", "k": 2, "schedule": steps, "results": [result]}
     seen: list[httpx.Request] = []
@@ -169,6 +170,7 @@ async def test_a_schedule_is_sent_and_its_result_read(make_client: MakeClient) -
     assert got.rerank.schedule == [(16, 1)]
     assert (got.rerank.scores, got.rerank.kl) == ([None, 1.5], None)
     assert (got.rerank.num_tokens, got.rerank.rejected_at) == ([18, 40], [16, None])
+    assert got.rerank.checkpoint_scores == [{16: -1.0}, {16: 0.5}]
     await settle(client.chat("hey", model="m", schedule="off"))
     assert json.loads(seen[1].content)["q_probe"] == {"schedule": "off"}
 

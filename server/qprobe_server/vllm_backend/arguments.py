@@ -18,7 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from qprobe import ProbeFileError
 from qprobe.probe import Layer
-from qprobe.schedule import Step, check_schedule
+from qprobe.schedule import Schedule, Step, check_schedule
 from qprobe_server.errors import StartupError
 from qprobe_server.fit import find_inner_layers
 from qprobe_server.probe_store import ProbeStore
@@ -221,7 +221,7 @@ def _windows(text: str) -> tuple[int, ...]:
     return tuple(sorted({_count(each) for each in text.split(",") if each}))
 
 
-def _schedule(text: str) -> tuple[Step, ...] | Literal["default"]:
+def _schedule(text: str) -> Schedule | Literal["default"]:
     if text == "default":
         return "default"
     if text == "off":

@@ -20,7 +20,8 @@ from qprobe import Probe
 from qprobe_server.metrics import Outcome, RerankMetrics
 from qprobe_server.registry import ServedProbe
 from qprobe_server.rerank import Rerank, current_rerank
-from qprobe_server.vllm_backend.prompt_run import Outputs, PromptRun
+from qprobe_server.vllm_backend.candidate_run import Outputs
+from qprobe_server.vllm_backend.prompt_run import PromptRun
 from qprobe_server.vllm_backend.scoring import EXTRA_ARG
 from qprobe_server.vllm_backend.tracing import rerank_span
 

@@ -30,14 +30,14 @@ from qprobe_server.errors import ScoringError
 from qprobe_server.metrics import RerankMetrics
 from qprobe_server.rerank import Rerank
 from qprobe_server.schemas import CandidateReply
+from qprobe_server.vllm_backend.candidate_run import CandidateRun, Outputs
 from qprobe_server.vllm_backend.scoring import EXTRA_ARG
 
-__all__ = ["Outputs", "PromptRun"]
+__all__ = ["PromptRun"]
 
 # vLLM samples greedily below this temperature (sampling_params._SAMPLING_EPS).
 _GREEDY_BELOW = 1e-5
 
-Outputs = list[RequestOutput]
 _Sample = Callable[[SamplingParams, int], AsyncGenerator[RequestOutput, None]]
 
 
@@ -58,74 +58,6 @@ class Engine(Protocol):
 
     def keep_until_done(self, task: asyncio.Task[None]) -> None:
         """Hold a task that nobody waits for."""
-
-
-class _CandidateRun:
-    """One candidate while the engine samples it.
-
-    Attributes:
-        key: What the workers call it.
-        outputs: What the engine has given of it: all parts of a stream, otherwise the last.
-        num_tokens: How many tokens these hold.
-        task: Reads them.
-        checkpoint_scores: By the checkpoint's number of tokens.
-        rejected_at: The checkpoint at which it left, or None.
-    """
-
-    task: asyncio.Task[None]
-
-    def __init__(self, key: str, kind: RequestOutputKind) -> None:
-        self.key = key
-        self.outputs: Outputs = []
-        self.num_tokens = 0
-        self.checkpoint_scores: dict[int, float] = {}
-        self.rejected_at: int | None = None
-        self._kind = kind
-        self._awaited = 0
-        self._reached = asyncio.Event()
-        self._over = False
-
-    def add(self, output: RequestOutput) -> None:
-        new = len(output.outputs[0].token_ids)
-        if self._kind is RequestOutputKind.DELTA:
-            self.outputs.append(output)
-            self.num_tokens += new
-        else:
-            self.outputs = [output]
-            self.num_tokens = new
-        if self.num_tokens > self._awaited:
-            self._reached.set()
-
-    def stop_waiting(self) -> None:
-        """Let nobody wait for its tokens any more, now and later."""
-        self._over = True
-        self._reached.set()
-
-    async def reach(self, tokens: int) -> None:
-        """Wait until token number ``tokens`` has a score, or the candidate has ended.
-
-        A token has one when the model has read it, and then the next token is there.
-        """
-        self._awaited = tokens
-        while self.num_tokens <= tokens and not self._over:
-            self._reached.clear()
-            await self._reached.wait()
-
-    def read(self) -> Candidate:
-        """Return what there is of it."""
-        parts = [output.outputs[0] for output in self.outputs]
-        return Candidate(
-            text="".join(part.text for part in parts),
-            token_ids=[token for part in parts for token in part.token_ids],
-            finish_reason=parts[-1].finish_reason,
-            stop_reason=parts[-1].stop_reason,
-        )
-
-    @property
-    def was_cut_short(self) -> bool:
-        """Whether the engine gave up on it."""
-        last = self.outputs[-1].outputs[0] if self.outputs else None
-        return last is not None and last.finish_reason in ("abort", "error")
 
 
 class PromptRun:
@@ -182,7 +114,7 @@ class PromptRun:
         if self._steps and self._kind is RequestOutputKind.FINAL_ONLY:
             self._kind = RequestOutputKind.CUMULATIVE
         self._candidates = [
-            _CandidateRun(uuid.uuid4().hex, self._kind) for _ in range(self._rerank.k)
+            CandidateRun(uuid.uuid4().hex, self._kind) for _ in range(self._rerank.k)
         ]
 
     async def run(self, sample: _Sample) -> list[Outputs]:
@@ -210,7 +142,7 @@ class PromptRun:
         return [self._candidates[index].outputs for index in chosen]
 
     async def _follow(
-        self, candidate: _CandidateRun, stream: AsyncGenerator[RequestOutput, None]
+        self, candidate: CandidateRun, stream: AsyncGenerator[RequestOutput, None]
     ) -> None:
         try:
             async for output in stream:
@@ -227,7 +159,7 @@ class PromptRun:
         for candidate in self._candidates:
             candidate.stop_waiting()
 
-    async def _thin_out(self) -> list[_CandidateRun]:
+    async def _thin_out(self) -> list[CandidateRun]:
         """Follow the schedule; return the candidates that are left at its end.
 
         Who leaves depends on scores up to the checkpoint's token only, however far the faster
@@ -246,7 +178,7 @@ class PromptRun:
             left = [each for index, each in enumerate(left) if index not in set(losers)]
         return left
 
-    async def _peek(self, candidates: Sequence[_CandidateRun], step: Step) -> list[float]:
+    async def _peek(self, candidates: Sequence[CandidateRun], step: Step) -> list[float]:
         """Return the candidates' scores at a checkpoint."""
         lengths = [self._count_compared(each, step.tokens) for each in candidates]
         num_probes = len(self._rerank.probes)
@@ -256,20 +188,24 @@ class PromptRun:
         answers = await self._engine.call_workers(
             "qprobe_peek", keys, lengths, rows, rank=self._rank
         )
-        scores = combine(_merge_answers(answers, keys), self._weights)
+        found = _merge_answers(answers)
+        for candidate, each in zip(candidates, found, strict=True):
+            if each is None:
+                raise self._unknown(candidate)
+        scores = combine(found, self._weights)
         self._engine.metrics.count_non_finite(self._label(), scores)
         check_finite(scores)
         for candidate, score in zip(candidates, scores, strict=True):
             candidate.checkpoint_scores[step.tokens] = score
         return scores
 
-    def _count_compared(self, candidate: _CandidateRun, tokens: int) -> int:
+    def _count_compared(self, candidate: CandidateRun, tokens: int) -> int:
         """Count the tokens that a checkpoint looks at: by what the candidate is, not by when."""
         if candidate.num_tokens > tokens:
             return tokens
         return count_scored_tokens(candidate.read(), self._decode)
 
-    async def _choose(self, left: Sequence[_CandidateRun]) -> list[int]:
+    async def _choose(self, left: Sequence[CandidateRun]) -> list[int]:
         """Take the candidates' scores, draw among those that are left, and note the result."""
         rerank, params = self._rerank, self._params
         await asyncio.gather(*(each.task for each in self._candidates), return_exceptions=True)
@@ -299,9 +235,7 @@ class PromptRun:
             max(len(each.token_ids), num_positions if each.finish_reason is None else 0)
             for each, (_, _, num_positions) in zip(candidates, taken, strict=True)
         ]
-        shown = self._show(candidates, [each for _, each, _ in taken])
-        for reply, count in zip(shown or (), num_tokens, strict=False):
-            reply.num_tokens = count
+        shown = self._show(candidates, num_tokens, [each for _, each, _ in taken])
         result = make_result(
             num_tokens=num_tokens,
             scores=scores,
@@ -319,7 +253,10 @@ class PromptRun:
         return result.selected
 
     def _show(
-        self, candidates: Sequence[Candidate], token_scores: Sequence[list[list[float]]]
+        self,
+        candidates: Sequence[Candidate],
+        num_tokens: Sequence[int],
+        token_scores: Sequence[list[list[float]]],
     ) -> list[CandidateReply] | None:
         """Return the candidates if the reply shows them; their tokens' scores are by each probe."""
         if not self._rerank.return_candidates:
@@ -330,6 +267,7 @@ class PromptRun:
         ]
         return show_candidates(
             candidates,
+            num_tokens=num_tokens,
             token_scores=combined if self._rerank.return_token_scores else None,
             decode=self._decode,
         )
@@ -337,13 +275,29 @@ class PromptRun:
     async def _take_scores(
         self, lengths: list[int], *, with_tokens: bool
     ) -> list[tuple[list[float], list[list[float]], int]]:
-        """Remove all candidates from the workers; see ``ScoringMixin.qprobe_take``."""
+        """Remove all candidates from the workers; see ``ScoringMixin.qprobe_take``.
+
+        Raises:
+            ScoringError: The workers do not know a candidate that is left.
+        """
         details = "tokens" if with_tokens else "pooled"
         keys = [each.key for each in self._candidates]
         answers = await self._engine.call_workers(
             "qprobe_take", keys, lengths, details, rank=self._rank
         )
-        return _merge_answers(answers, keys)
+        taken = []
+        for candidate, each in zip(self._candidates, _merge_answers(answers), strict=True):
+            if each is None and candidate.rejected_at is None:
+                raise self._unknown(candidate)
+            # The workers may forget a dropped one when they hold too much; nothing hangs on it.
+            taken.append(([], [], 0) if each is None else each)
+        return taken
+
+    def _unknown(self, candidate: CandidateRun) -> ScoringError:
+        index = self._candidates.index(candidate)
+        return ScoringError(
+            f"the engine holds no score of candidate {index} of {len(self._candidates)}"
+        )
 
     def _discard(self) -> None:
         """Abort what still runs and drop its scores, whatever becomes of the caller's task.
@@ -398,16 +352,9 @@ def _has_failed(task: asyncio.Task[None]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is not None
 
 
-def _merge_answers(answers: list[Any], keys: Sequence[str]) -> list[Any]:
-    """Return one answer a candidate, of the worker that scores it.
-
-    Raises:
-        ScoringError: The workers do not know a candidate.
-    """
-    merged = []
-    for index, found in enumerate(zip(*(each for each in answers if each), strict=True)):
-        answer = next((each for each in found if each is not None), None)
-        if answer is None:
-            raise ScoringError(f"the engine holds no score of candidate {index} of {len(keys)}")
-        merged.append(answer)
-    return merged
+def _merge_answers(answers: list[Any]) -> list[Any]:
+    """Return one answer a candidate, of the worker that scores it; None where none knows it."""
+    return [
+        next((each for each in found if each is not None), None)
+        for found in zip(*(each for each in answers if each), strict=True)
+    ]

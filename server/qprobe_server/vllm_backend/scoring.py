@@ -10,7 +10,7 @@ A request is scored if its ``SamplingParams.extra_args`` hold EXTRA_ARG; others 
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -319,7 +319,7 @@ class ScoringMixin:
     def qprobe_peek(
         self, keys: list[str], lengths: list[int], rows: list[int]
     ) -> list[list[float] | None] | None:
-        """Return scores of candidates that go on.
+        """Return scores at a checkpoint, and score no further token by the probes asked for.
 
         Args:
             keys: The candidates.
@@ -340,7 +340,15 @@ class ScoringMixin:
                 continue
             probes, scores = found
             peeked.append([self._pool(probes[row], scores[row]) for row in rows])
+            self._end_rows(key, {probes[row] for row in rows})
         return peeked
+
+    def _end_rows(self, key: str, probes: set[int]) -> None:
+        request_id = self._request_ids.get(key)
+        if request_id is not None:
+            candidate = self._running[request_id]
+            rows = tuple(row for row in candidate.rows if row[1] not in probes)
+            self._running[request_id] = replace(candidate, rows=rows)
 
     def qprobe_drop(self, keys: list[str]) -> None:
         """Forget candidates; unknown ones are ignored."""
