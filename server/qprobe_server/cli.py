@@ -83,12 +83,14 @@ def _prepare_environment(environment: dict[str, str]) -> None:
 def _choose_default_model(args: argparse.Namespace) -> str:
     """Return the folder of the default model, and set what such a model wants."""
     from qprobe_server.default_model import prepare_default_model
-    from qprobe_server.vllm_backend.checks import choose_dtype
+    from qprobe_server.vllm_backend.checks import choose_block_size, choose_dtype
 
     for name, value in _DEFAULT_MODEL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if args.dtype == "auto":
         args.dtype = choose_dtype()
+    if args.block_size is None:
+        args.block_size = choose_block_size()
     # Compiling such a model takes minutes on two cores, and makes it 1.3 times as fast.
     args.enforce_eager = "--no-enforce-eager" not in sys.argv
     return str(prepare_default_model())

@@ -133,6 +133,26 @@ def test_the_stream_ends_with_the_result_if_asked(client: openai.OpenAI) -> None
     assert all(chunk.choices for chunk in silent)
 
 
+def test_candidates_share_their_prompt(client: openai.OpenAI, server: Any) -> None:
+    """Its whole cache blocks are read once, whatever k is; here at least one of 32 tokens."""
+
+    def count_hits() -> float:
+        with server.client() as http:
+            lines = http.get("/metrics").text.splitlines()
+        counter = "vllm:prefix_cache_hits_total{"
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(counter))
+
+    message: Any = {"role": "user", "content": f"Name a colour, not {os.urandom(8).hex()}. " * 2}
+    before = count_hits()
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[message], max_tokens=4, extra_body={"q_probe": {"k": 8}}
+    )
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 32
+    # Where they are read in one step, too: vLLM hands out a block when it plans its computation.
+    assert count_hits() - before >= 7 * 32
+
+
 def test_completions_with_best_of_and_n(client: openai.OpenAI) -> None:
     prompts = ["def add(a, b):", "import os\n"]
     answer = client.completions.create(

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from vllm.exceptions import VLLMValidationError
 
@@ -120,6 +121,42 @@ async def test_dropped_candidates_stop_soon(ask: Any, prompt: list[int]) -> None
     late = [length - at - 1 for at, length in pairs if at is not None]
     assert len(late) == K - 2
     assert all(0 <= each <= 8 for each in late), late
+
+
+async def test_heads_are_scored_until_their_checkpoint(
+    ask: Any, engine: RerankingLLM, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a few tokens more, which the engine reads before it hears of the decision."""
+    taken: list[Any] = []
+    call_workers = engine.call_workers
+
+    async def note(method: str, *args: Any, **options: Any) -> list[Any]:
+        answers = await call_workers(method, *args, **options)
+        if method == "qprobe_take":
+            taken.extend(answers[0])
+        return answers
+
+    monkeypatch.setattr(engine, "call_workers", note)
+    found = await ask(
+        prompt,
+        k=K,
+        seed=1,
+        probe=HEADED,
+        schedule=SCHEDULE,
+        return_candidates=True,
+        return_token_scores=True,
+        max_tokens=48,
+        min_tokens=48,
+    )
+    left = [index for index, at in enumerate(found.result["rejected_at"]) if at is None]
+    assert len(left) == 2
+    for index in left:
+        _, (whole, *heads), _ = taken[index]
+        assert np.isfinite(whole).all()
+        assert len(whole) == 48
+        for tokens, scores in zip(HEADS, heads, strict=True):
+            assert np.isfinite(scores[:tokens]).all()
+            assert np.isnan(scores[tokens + 8 :]).all()
 
 
 async def test_a_stream_is_the_winners(ask: Any, prompt: list[int]) -> None:

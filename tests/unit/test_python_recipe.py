@@ -4,14 +4,18 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from qprobe.prompts import read_prompts
 from qprobe.rewards import make_reward
 
-PROMPTS = Path(__file__).parents[2] / "probes" / "recipes" / "python" / "prompts.jsonl"
+RECIPE = Path(__file__).parents[2] / "probes" / "recipes" / "python"
+PROMPTS, UNSEEN = RECIPE / "prompts.jsonl", RECIPE / "unseen.jsonl"
 
 
-def test_rows_are_enough_and_varied() -> None:
-    rows = [row.fields for row in read_prompts(PROMPTS, check=make_reward("tests").check)]
+@pytest.mark.parametrize("path", [PROMPTS, UNSEEN])
+def test_rows_are_enough_and_varied(path: Path) -> None:
+    rows = [row.fields for row in read_prompts(path, check=make_reward("tests").check)]
     assert len(rows) >= 150
     assert len({row["id"] for row in rows}) == len(rows)
     assert len({row["messages"][0]["content"] for row in rows}) == len(rows)
@@ -20,10 +24,18 @@ def test_rows_are_enough_and_varied() -> None:
     assert len(set(Counter(row["category"] for row in rows).values())) == 1
 
 
-def test_solutions_pass_and_others_fail() -> None:
-    """Every seventh task, and so some of each category: 24 of them."""
+def test_no_task_is_in_both_files() -> None:
+    seen, unseen = ([row.fields for row in read_prompts(path)] for path in (PROMPTS, UNSEEN))
+    assert not {row["id"] for row in seen} & {row["id"] for row in unseen}
+    texts = {row["messages"][0]["content"] for row in seen}
+    assert not texts & {row["messages"][0]["content"] for row in unseen}
+
+
+@pytest.mark.parametrize("path", [PROMPTS, UNSEEN])
+def test_solutions_pass_and_others_fail(path: Path) -> None:
+    """Every seventh task, and so some of each category."""
     reward = make_reward("tests")
-    rows = [row.fields for row in read_prompts(PROMPTS)][::7]
+    rows = [row.fields for row in read_prompts(path)][::7]
     assert len({row["category"] for row in rows}) == 6
     with ThreadPoolExecutor(2) as pool:
         right = list(pool.map(lambda row: reward(row, f"```python\n{row['solution']}\n```"), rows))

@@ -20,6 +20,7 @@ from qprobe_server.fit import ModelFacts
 __all__ = [
     "VLLM_VERSION",
     "check_installation",
+    "choose_block_size",
     "choose_dtype",
     "describe_model",
     "find_worker_cls",
@@ -56,6 +57,16 @@ def choose_dtype() -> str:
         return "auto"
     flags = Path("/proc/cpuinfo").read_text().split()
     return "auto" if {"avx512_bf16", "amx_bf16", "bf16"}.intersection(flags) else "float32"
+
+
+def choose_block_size() -> int | None:
+    """Return the tokens of a cache block for a small model on this machine; None is vLLM's choice.
+
+    The candidates of a prompt share its whole blocks. On a CPU vLLM takes blocks of 128 tokens
+    (platforms/cpu.py), and then every candidate reads a shorter prompt anew; its attention wants
+    multiples of 32.
+    """
+    return 32 if current_platform.is_cpu() else None
 
 
 def find_worker_cls(name: str) -> str:
