@@ -50,8 +50,8 @@ def write_report(metrics: Json, folder: Path) -> None:
 
     Args:
         metrics: What ``evaluate`` returned, with any of: ``title`` (text), ``settings`` (an object
-            shown as a table), ``learning_curve`` (rows of ``learning_curve``) and ``sweep`` (the
-            ``cells`` of ``sweep.json``).
+            shown as a table), ``learning_curve`` (rows of ``learning_curve``), ``schedule`` (what
+            ``judge_schedule`` returned) and ``sweep`` (the ``cells`` of ``sweep.json``).
         folder: Made if it is not there. Each file appears whole, the page last.
 
     Raises:
@@ -196,6 +196,15 @@ def _summarise(metrics: Json) -> list[str]:
         sentences.append(
             f"Of two samples of one prompt with different rewards, the better one has the higher "
             f"score {value} of the time ({interval}; 0.500 is chance)."
+        )
+    if "schedule" in metrics:
+        row = metrics["schedule"]
+        reward, interval = format_figure(row, "reward")
+        difference = " [".join(format_figure(row["minus_best_of_k"], "difference"))
+        sentences.append(
+            f"With the probe's schedule {row['schedule']} it earns {reward} ({interval}) for "
+            f"{row['tokens']:.0f} tokens a prompt, {row['tokens_share']:.0%} of those without; the "
+            f"difference is {difference}]."
         )
     return sentences
 

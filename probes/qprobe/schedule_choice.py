@@ -26,7 +26,15 @@ from qprobe.schedule_simulation import (
     simulate_adaptive,
 )
 
-__all__ = ["Choice", "Plan", "choose_plan", "choose_schedule", "list_schedules", "measure_schedule"]
+__all__ = [
+    "Choice",
+    "Plan",
+    "choose_plan",
+    "choose_schedule",
+    "judge_schedule",
+    "list_schedules",
+    "measure_schedule",
+]
 
 Json = dict[str, Any]
 PlanT = TypeVar("PlanT", bound=Hashable)
@@ -187,16 +195,33 @@ def measure_schedule(
                 "tokens": choice.chosen.tokens,
                 "best_of_k": choice.whole.reward,
             },
-            "unseen": {
-                **bootstrap.mean(chosen.rewards).to_json("reward"),
-                "tokens": float(chosen.tokens.mean()),
-                "tokens_share": float(chosen.tokens.mean() / whole.tokens.mean()),
-                "minus_best_of_k": bootstrap.mean(chosen.rewards - whole.rewards).to_json(
-                    "difference"
-                ),
-            },
+            "unseen": _compare_with_whole(chosen, whole, bootstrap),
         },
         **_measure_adaptive(choice, chosen, bootstrap, chosen_on, unseen, k=k, beta=beta),
+    }
+
+
+def judge_schedule(samples: ScoredSamples, schedule: Schedule, *, k: int, beta: float) -> Json:
+    """Measure a schedule that was chosen elsewhere; see ``simulate`` for arguments and errors.
+
+    Returns:
+        In JSON types: ``schedule``, ``reward``, ``low``, ``high``, ``tokens`` (a prompt),
+        ``tokens_share`` (of k whole candidates') and ``minus_best_of_k`` (those at the same beta).
+    """
+    outcome, whole = simulate(samples, [schedule, ()], k=k, beta=beta)
+    bootstrap = Bootstrap(len(outcome.rewards))
+    return {
+        "schedule": format_schedule(schedule),
+        **_compare_with_whole(outcome, whole, bootstrap),
+    }
+
+
+def _compare_with_whole(outcome: Outcome, whole: Outcome, bootstrap: Bootstrap) -> Json:
+    return {
+        **bootstrap.mean(outcome.rewards).to_json("reward"),
+        "tokens": float(outcome.tokens.mean()),
+        "tokens_share": float(outcome.tokens.mean() / whole.tokens.mean()),
+        "minus_best_of_k": bootstrap.mean(outcome.rewards - whole.rewards).to_json("difference"),
     }
 
 

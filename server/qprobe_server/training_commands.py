@@ -23,6 +23,8 @@ from qprobe.learning_curve import learning_curve
 from qprobe.probe import OBJECTIVES, Layer
 from qprobe.report import write_report
 from qprobe.rewards.answers import read_number
+from qprobe.schedule_choice import judge_schedule
+from qprobe.schedule_scores import score_samples
 from qprobe.sweep import Cell, format_table, run_sweep, split_prompts, write_sweep
 from qprobe.training import FittedProbe, TrainingSettings, fit_probe
 from qprobe_server import schedule_command
@@ -334,6 +336,12 @@ def _eval(args: argparse.Namespace) -> None:
     scores = probe.score(held_out.features(reading)).double().numpy()
     read_answer = read_number if dataset.manifest.get("reward") == "numeric" else None
     metrics = evaluate(scores, held_out, k=k, beta=beta, read_answer=read_answer)
+    if info.schedule:
+        try:
+            samples = score_samples(probe, held_out)
+            metrics["schedule"] = judge_schedule(samples, info.schedule, k=k, beta=beta)
+        except DatasetError as error:  # collected without what its checkpoints read
+            sys.stderr.write(f"the probe's schedule is not measured: {error}\n")
     if len(test) < len(dataset.prompts) and not args.no_learning_curve:
         known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
         settings = TrainingSettings(
@@ -370,3 +378,7 @@ def _print_headline(metrics: Json) -> None:
     if closed:
         low, high = closed["low"], closed["high"]
         write(f"of the gap closed: {closed['share']:.0%}  ({low:.0%} to {high:.0%})\n")
+    row = metrics.get("schedule")
+    if row:
+        write(f"schedule {row['schedule']}: {row['reward']:.4f}  ({row['low']:.4f} to ")
+        write(f"{row['high']:.4f}) for {row['tokens_share']:.0%} of the tokens\n")

@@ -127,6 +127,29 @@ def test_the_probe_is_the_same_but_for_what_was_chosen(
     ]
 
 
+def test_eval_measures_the_schedule_on_the_same_unseen_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    probe: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output, report = choose(monkeypatch, data, probe, "--budget", 0.8)
+    chosen = json.loads((report / "schedule.json").read_text())["chosen"]
+    assert chosen["schedule"]
+    run(monkeypatch, "eval", output, data, "-o", report, "--no-learning-curve")
+    found = json.loads((report / "metrics.json").read_text())["schedule"]
+    assert found == {"schedule": chosen["schedule"], **chosen["unseen"]}
+    assert f"schedule {chosen['schedule']}: {found['reward']:.4f}" in capsys.readouterr().out
+    assert f"schedule {chosen['schedule']} it earns" in (report / "report.html").read_text()
+    # Not of a probe without one; and a dataset that lacks a beginning still tells all else.
+    run(monkeypatch, "eval", probe, data, "-o", report, "--no-learning-curve")
+    assert "schedule" not in json.loads((report / "metrics.json").read_text())
+    poor = write_dataset(probe.parent / "poor", readings=["3/mean"])
+    run(monkeypatch, "eval", output, poor, "-o", report, "--no-learning-curve")
+    assert "schedule" not in json.loads((report / "metrics.json").read_text())
+    assert "schedule is not measured: reading: '3/mean/" in capsys.readouterr().err
+
+
 def test_no_score_to_choose_on_was_trained_on_its_own_prompt(data: Path, probe: Path) -> None:
     """Other rewards of a prompt change the scores of others, and never its own."""
     dataset, info = Dataset.load(data), load_probe(probe).info
