@@ -58,7 +58,7 @@ class DatasetWriter:
         self._lock = _lock(folder)
         try:
             self._begin(lines)
-        except BaseException:
+        except BaseException:  # an interrupt too must release the lock
             self.close()
             raise
 

@@ -1,4 +1,4 @@
-"""``qprobe sweep``, ``train`` and ``eval``: a thin layer over functions of the package ``qprobe``.
+"""``qprobe sweep`` and ``train``, thin layers over the package ``qprobe``; all commands' parser.
 
 Needs no engine. What ``train`` has set aside for tests is recorded in the probe, so that ``eval``
 on the same dataset takes those prompts and no others.
@@ -15,21 +15,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from qprobe import Probe, ProbeInfo, load_probe, save_probe
+from qprobe import Probe, ProbeInfo, save_probe
 from qprobe.dataset import Dataset, Reading
 from qprobe.errors import DatasetError
-from qprobe.evaluation import evaluate
-from qprobe.learning_curve import learning_curve
 from qprobe.probe import OBJECTIVES, Layer
 from qprobe.report import write_report
-from qprobe.rewards.answers import read_number
-from qprobe.schedule_choice import judge_schedule
-from qprobe.schedule_scores import score_samples
 from qprobe.sweep import Cell, format_table, run_sweep, split_prompts, write_sweep
 from qprobe.training import FittedProbe, TrainingSettings, fit_probe
-from qprobe_server import schedule_command
+from qprobe_server import eval_command, schedule_command
 from qprobe_server.errors import StartupError
-from qprobe_server.held_out import check_same_model, list_unseen
 
 __all__ = ["run", "train"]
 
@@ -87,17 +81,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     _add_training_flags(train)
     train.set_defaults(run=_train)
 
-    evaluation = commands.add_parser("eval", help="measure a probe on prompts it has not seen")
-    evaluation.add_argument("probe", type=Path, metavar="PROBE", help="its file")
-    evaluation.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
-    evaluation.add_argument("-o", "--output", type=Path, required=True, help="the report's folder")
-    evaluation.add_argument("--k", type=int, help="default: what the probe recommends")
-    evaluation.add_argument("--beta", type=float, help="likewise")
-    evaluation.add_argument(
-        "--no-learning-curve", action="store_true", help="skip training on fewer prompts"
-    )
-    evaluation.set_defaults(run=_eval)
-
+    eval_command.add_parser(commands)
     schedule_command.add_parser(commands)
     return main.parse_args(list(argv))
 
@@ -204,7 +188,7 @@ def _sweep(args: argparse.Namespace) -> None:
     cells = [cell.to_json() for cell in result.cells]
     write_report({**result.metrics, "title": title, "sweep": cells}, args.output)
     sys.stdout.write(format_table(result))
-    _print_headline(result.metrics)
+    eval_command.print_headline(result.metrics)
     sys.stdout.write(f"{args.output / 'report.html'}\n{args.output / 'probe.safetensors'}\n")
 
 
@@ -320,65 +304,3 @@ def _make_probe(
         checkpoints=tuple(heads or ()),
     )
     return Probe(info, fitted.layers, heads)
-
-
-def _eval(args: argparse.Namespace) -> None:
-    _check_folder(args.output)
-    probe = load_probe(args.probe)
-    dataset = Dataset.load(args.data)
-    info = probe.info
-    check_same_model(info, dataset)
-    reading = Reading(info.layer, info.pooling, info.window)
-    test = list_unseen(probe, dataset)
-    held_out = dataset.subset(test)
-    k = info.k if args.k is None else args.k
-    beta = info.beta if args.beta is None else args.beta
-    scores = probe.score(held_out.features(reading)).double().numpy()
-    read_answer = read_number if dataset.manifest.get("reward") == "numeric" else None
-    metrics = evaluate(scores, held_out, k=k, beta=beta, read_answer=read_answer)
-    if info.schedule:
-        try:
-            samples = score_samples(probe, held_out)
-            metrics["schedule"] = judge_schedule(samples, info.schedule, k=k, beta=beta)
-        except DatasetError as error:  # collected without what its checkpoints read
-            sys.stderr.write(f"the probe's schedule is not measured: {error}\n")
-    if len(test) < len(dataset.prompts) and not args.no_learning_curve:
-        known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
-        settings = TrainingSettings(
-            objective=info.objective,
-            beta=beta,
-            k=k,
-            hidden=tuple(info.training["hidden"]),
-            weight_decays=tuple(info.training["weight_decays"]),
-            num_folds=info.training["folds"],
-            seed=info.training["seed"],
-        )
-        metrics["learning_curve"] = learning_curve(
-            known, held_out, reading=reading, settings=settings
-        )
-    metrics["title"] = args.probe.name
-    metrics["settings"] = {
-        "model": info.base_model,
-        "reading": str(reading),
-        "objective": info.objective,
-        **{name: value for name, value in info.training.items() if name != "test_prompts"},
-    }
-    write_report(metrics, args.output)
-    _print_headline(metrics)
-    sys.stdout.write(f"{args.output / 'report.html'}\n")
-
-
-def _print_headline(metrics: Json) -> None:
-    write = sys.stdout.write
-    write(f"{metrics['num_prompts']} prompts, k={metrics['k']}, beta={metrics['beta']:g}\n")
-    for name in ("base", "policy", "ceiling"):
-        row = metrics[name]
-        write(f"{name:9}{row['reward']:.4f}  ({row['low']:.4f} to {row['high']:.4f})\n")
-    closed = metrics["gap_closed"]
-    if closed:
-        low, high = closed["low"], closed["high"]
-        write(f"of the gap closed: {closed['share']:.0%}  ({low:.0%} to {high:.0%})\n")
-    row = metrics.get("schedule")
-    if row:
-        write(f"schedule {row['schedule']}: {row['reward']:.4f}  ({row['low']:.4f} to ")
-        write(f"{row['high']:.4f}) for {row['tokens_share']:.0%} of the tokens\n")

@@ -43,7 +43,7 @@ class FunctionReward:
             )
         try:
             module = _import(source)
-        except Exception as error:
+        except Exception as error:  # the user's module may raise anything
             raise RewardError(
                 f"reward {self.name!r}: importing {source!r} raised {type(error).__name__}: {error}"
             ) from error
@@ -101,7 +101,7 @@ def _import(source: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # an exit in it too: no half of a module stays
         del sys.modules[name]
         raise
     return module

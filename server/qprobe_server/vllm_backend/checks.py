@@ -1,7 +1,8 @@
 """Whether vLLM, the machine and the model are such that probes can be scored.
 
 Relies on vLLM 0.32.0: ``VllmConfig.use_v2_model_runner``, ``ModelConfig.get_hidden_size,
-get_total_num_hidden_layers``, ``get_model_cls`` and ``supports_eagle3``.
+get_total_num_hidden_layers``, ``get_model_cls``, ``supports_eagle3`` and the block size of
+``CpuPlatform.check_and_update_config``.
 """
 
 import importlib.util

@@ -1,0 +1,107 @@
+"""``qprobe eval``: a report on a probe, by prompts that it was not trained on.
+
+Needs no engine.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qprobe import load_probe
+from qprobe.dataset import Dataset, Reading
+from qprobe.errors import DatasetError
+from qprobe.evaluation import evaluate
+from qprobe.learning_curve import learning_curve
+from qprobe.report import write_report
+from qprobe.rewards.answers import read_number
+from qprobe.schedule_choice import judge_schedule
+from qprobe.schedule_scores import score_samples
+from qprobe.training import TrainingSettings
+from qprobe_server.errors import StartupError
+from qprobe_server.held_out import check_same_model, list_unseen
+
+if TYPE_CHECKING:  # the class is argparse's own secret
+    from argparse import _SubParsersAction
+
+__all__ = ["add_parser", "print_headline"]
+
+Json = dict[str, Any]
+
+
+def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command's flags; it runs with ``args.run(args)``."""
+    parser = commands.add_parser("eval", help="measure a probe on prompts it has not seen")
+    parser.add_argument("probe", type=Path, metavar="PROBE", help="its file")
+    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the report's folder")
+    parser.add_argument("--k", type=int, help="default: what the probe recommends")
+    parser.add_argument("--beta", type=float, help="likewise")
+    parser.add_argument(
+        "--no-learning-curve", action="store_true", help="skip training on fewer prompts"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.output.exists() and not args.output.is_dir():
+        raise StartupError(f"--output {str(args.output)!r} must be a folder")
+    probe = load_probe(args.probe)
+    dataset = Dataset.load(args.data)
+    info = probe.info
+    check_same_model(info, dataset)
+    reading = Reading(info.layer, info.pooling, info.window)
+    test = list_unseen(probe, dataset)
+    held_out = dataset.subset(test)
+    k = info.k if args.k is None else args.k
+    beta = info.beta if args.beta is None else args.beta
+    scores = probe.score(held_out.features(reading)).double().numpy()
+    read_answer = read_number if dataset.manifest.get("reward") == "numeric" else None
+    metrics = evaluate(scores, held_out, k=k, beta=beta, read_answer=read_answer)
+    if info.schedule:
+        try:
+            samples = score_samples(probe, held_out)
+            metrics["schedule"] = judge_schedule(samples, info.schedule, k=k, beta=beta)
+        except DatasetError as error:  # collected without what its checkpoints read
+            sys.stderr.write(f"the probe's schedule is not measured: {error}\n")
+    if len(test) < len(dataset.prompts) and not args.no_learning_curve:
+        known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
+        settings = TrainingSettings(
+            objective=info.objective,
+            beta=beta,
+            k=k,
+            hidden=tuple(info.training["hidden"]),
+            weight_decays=tuple(info.training["weight_decays"]),
+            num_folds=info.training["folds"],
+            seed=info.training["seed"],
+        )
+        metrics["learning_curve"] = learning_curve(
+            known, held_out, reading=reading, settings=settings
+        )
+    metrics["title"] = args.probe.name
+    metrics["settings"] = {
+        "model": info.base_model,
+        "reading": str(reading),
+        "objective": info.objective,
+        **{name: value for name, value in info.training.items() if name != "test_prompts"},
+    }
+    write_report(metrics, args.output)
+    print_headline(metrics)
+    sys.stdout.write(f"{args.output / 'report.html'}\n")
+
+
+def print_headline(metrics: Json) -> None:
+    """Print what ``evaluate`` returned, and the schedule's figures if they are there."""
+    write = sys.stdout.write
+    write(f"{metrics['num_prompts']} prompts, k={metrics['k']}, beta={metrics['beta']:g}\n")
+    for name in ("base", "policy", "ceiling"):
+        row = metrics[name]
+        write(f"{name:9}{row['reward']:.4f}  ({row['low']:.4f} to {row['high']:.4f})\n")
+    closed = metrics["gap_closed"]
+    if closed:
+        low, high = closed["low"], closed["high"]
+        write(f"of the gap closed: {closed['share']:.0%}  ({low:.0%} to {high:.0%})\n")
+    row = metrics.get("schedule")
+    if row:
+        write(f"schedule {row['schedule']}: {row['reward']:.4f}  ({row['low']:.4f} to ")
+        write(f"{row['high']:.4f}) for {row['tokens_share']:.0%} of the tokens\n")
