@@ -167,7 +167,12 @@ def _name_model(model: str) -> Json:
     folder = Path(model)
     if not folder.is_dir():
         return {"model": model}
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    # What generation_config.json sets is in the manifest already, as far as it counts.
+    files = {
+        path.name: path.stat().st_size
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != "generation_config.json"
+    }
     config = _hash(folder / "config.json") if (folder / "config.json").is_file() else ""
     content = hashlib.sha256(json.dumps([files, config]).encode()).hexdigest()
     return {"model": folder.resolve().name, "model_files": content}

@@ -26,8 +26,10 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # A request without max_tokens would else run to the context's end, k times. At temperature 0.5 one
 # sample solves half more of the Python recipe's tasks than at the 0.8 of the paper, and the best of
-# 16 as many. The shipped probe `python` was trained at it.
-_GENERATION = {"max_new_tokens": 256, "temperature": 0.5, "top_p": 0.95}
+# 16 as many. The shipped probe `python` was trained at it. No top_p: on a CPU vLLM sorts the whole
+# vocabulary for one, and samples two fifths fewer tokens.
+_GENERATION = {"max_new_tokens": 256, "temperature": 0.5, "top_p": 1.0}
+_GENERATION_FILE = "generation_config.json"
 
 
 def prepare_default_model() -> Path:
@@ -39,6 +41,7 @@ def prepare_default_model() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qprobe" / "models"
     target = cache / MODEL_NAME
     if target.is_dir():
+        _write_generation(target)  # another version of qprobe may have made it
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".preparing-") as folder:
@@ -101,6 +104,18 @@ def _convert(gguf: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model.to(torch.bfloat16).save_pretrained(target)
     tokenizer.save_pretrained(target)
-    path = target / "generation_config.json"
+    _write_generation(target)
+
+
+def _write_generation(target: Path) -> None:
+    path = target / _GENERATION_FILE
     config = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**config, **_GENERATION}, indent=2))
+    if not _GENERATION.items() <= config.items():
+        part = target / f".{_GENERATION_FILE}.{os.getpid()}"
+        try:
+            part.write_text(json.dumps({**config, **_GENERATION}, indent=2))
+            part.rename(path)
+        except OSError as error:
+            raise StartupError(
+                f"{path} is of another version of qprobe and cannot be written: {error}"
+            ) from error

@@ -234,7 +234,7 @@ def ask(engine: RerankingLLM, served: list[ServedProbe]) -> Ask:
             explicit=True,
         )
         kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
-        fields = {"temperature": 0.8, "top_p": 0.95, "max_tokens": 24, **params}
+        fields = {"temperature": 0.8, "max_tokens": 24, **params}
         sampling = SamplingParams(output_kind=kind, **fields)
         token = current_rerank.set(rerank)
         try:
