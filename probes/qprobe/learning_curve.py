@@ -18,7 +18,7 @@ __all__ = ["SIZES", "learning_curve"]
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
 
-SIZES = (5, 10, 20, 50)
+SIZES = (5, 10, 20, 50, 100, 200, 400)
 _NUM_ORDERS = 5
 _SEED = 20240715
 

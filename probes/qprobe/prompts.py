@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from qprobe.errors import PromptFileError, RowError
 from qprobe.layouts import LAYOUTS, Layout, read_text, show
+from qprobe.split import check_split, has_split
 
 __all__ = ["GivenCompletion", "PromptRow", "read_prompts"]
 
@@ -94,7 +95,17 @@ def read_prompts(
         rows.append(row)
     if not rows:
         raise PromptFileError(path, None, "file", "holds no rows")
+    _check_splits(path, rows)
     return rows
+
+
+def _check_splits(path: Path, rows: list[PromptRow]) -> None:
+    if has_split([row.fields for row in rows]):
+        for row in rows:
+            try:
+                check_split(row.fields)
+            except RowError as error:
+                raise PromptFileError(path, row.line, error.field, error.message) from error
 
 
 def _check_rewards(row: PromptRow) -> None:

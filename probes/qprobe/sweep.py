@@ -15,9 +15,10 @@ from qprobe.dataset import Dataset, Reading
 from qprobe.errors import EvaluationError, TrainingError
 from qprobe.evaluation import evaluate, expected_rewards
 from qprobe.report import write_files
+from qprobe.split import split_prompts
 from qprobe.training import FittedProbe, TrainingSettings, fit_probe
 
-__all__ = ["Cell", "SweepResult", "format_table", "run_sweep", "split_prompts", "write_sweep"]
+__all__ = ["Cell", "SweepResult", "format_table", "run_sweep", "write_sweep"]
 
 Json = dict[str, Any]
 
@@ -86,47 +87,13 @@ class SweepResult:
         }
 
 
-def split_prompts(
-    prompts: Sequence[Json], *, test_fraction: float = 0.25, seed: int = 0
-) -> tuple[list[int], list[int]]:
-    """Split prompts at random into development and test prompts, each ascending.
-
-    Rows that ask the same, as data of preferences have them, stay together.
-
-    Args:
-        prompts: Rows of a dataset, at least 4 different prompts.
-        test_fraction: Above 0, below 1; rounded to at least 2 different prompts on each side.
-        seed: Of the split.
-
-    Raises:
-        EvaluationError: An argument is out of range; it is named.
-    """
-    # The last is of pairs of whole chats.
-    asked = [
-        json.dumps(row.get("messages") or row.get("prompt") or row.get("chosen", [])[:-1])
-        for row in prompts
-    ]
-    different = list(dict.fromkeys(asked))
-    if len(different) < 4:
-        raise EvaluationError(
-            "prompts", f"must be at least 4 different ones to split them, got {len(different)!r}"
-        )
-    if not 0 < test_fraction < 1:
-        raise EvaluationError("test_fraction", f"must be between 0 and 1, got {test_fraction!r}")
-    num_test = min(max(2, round(test_fraction * len(different))), len(different) - 2)
-    order = np.random.default_rng(seed).permutation(len(different)).tolist()
-    chosen = {different[i] for i in order[:num_test]}
-    test = [i for i, each in enumerate(asked) if each in chosen]
-    return sorted(set(range(len(asked))) - set(test)), test
-
-
 def run_sweep(
     dataset: Dataset,
     *,
     readings: Sequence[Reading],
     objectives: Sequence[str],
     settings: TrainingSettings,
-    test_fraction: float = 0.25,
+    test_fraction: float | None = None,
     seed: int = 0,
     progress: Callable[[Cell], None] | None = None,
 ) -> SweepResult:
@@ -142,7 +109,7 @@ def run_sweep(
         objectives: At least one. One that refuses the data, such as ``ce`` with rewards above 1,
             leaves an empty cell.
         settings: Of every training, but for the objective.
-        test_fraction: Of the prompts, set aside first.
+        test_fraction: Of the prompts, set aside first; None as in ``split_prompts``.
         seed: Of the split.
         progress: Called after each cell.
 

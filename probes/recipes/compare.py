@@ -1,7 +1,8 @@
 """Compares ways of training on one dataset, by prompts that each probe has not seen.
 
-Every prompt is held out once: a probe is trained on the other folds, its weight decay chosen by
-cross-validation within them. So all prompts count, and the ways are compared pairwise on them.
+Prompts that the rows set aside as ``test`` are left out. Every other one is held out once: a probe
+is trained on the other folds, its weight decay chosen by cross-validation within them. So all of
+these prompts count, and the ways are compared pairwise on them.
 
     python probes/recipes/compare.py build/python --reading 15/mean/48
 """
@@ -23,6 +24,7 @@ from qprobe.dataset import Dataset, Reading
 from qprobe.errors import QProbeError
 from qprobe.expectation import expected_rewards
 from qprobe.probe import OBJECTIVES
+from qprobe.split import has_split, split_prompts
 from qprobe.training import TrainingSettings, fit_probe
 
 __all__ = ["held_out_rewards", "main"]
@@ -76,6 +78,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     dataset = Dataset.load(args.data)
+    if has_split(dataset.prompts):  # what is chosen here must not have looked at the test prompts
+        dataset = dataset.subset(split_prompts(dataset.prompts)[0])
     reading = Reading.parse(args.reading)
     settings = TrainingSettings(objective=args.objective, k=args.k, beta=args.beta)
     groups, rewards = dataset.groups, dataset.rewards

@@ -17,9 +17,10 @@ from qprobe.report import write_report
 from qprobe.rewards.answers import read_number
 from qprobe.schedule_choice import judge_schedule
 from qprobe.schedule_scores import score_samples
+from qprobe.split import SEEN
 from qprobe.training import TrainingSettings
 from qprobe_server.errors import StartupError
-from qprobe_server.held_out import check_same_model, list_unseen
+from qprobe_server.held_out import check_same_adapter, check_same_model, list_unseen
 
 if TYPE_CHECKING:  # the class is argparse's own secret
     from argparse import _SubParsersAction
@@ -50,8 +51,12 @@ def _run(args: argparse.Namespace) -> None:
     dataset = Dataset.load(args.data)
     info = probe.info
     check_same_model(info, dataset)
+    try:
+        check_same_adapter(info, dataset)
+    except DatasetError as error:  # what a probe is worth on another adapter may be the question
+        sys.stderr.write(f"note: {error}\n")
     reading = Reading(info.layer, info.pooling, info.window)
-    test = list_unseen(probe, dataset)
+    test = list_unseen(info, dataset)
     held_out = dataset.subset(test)
     k = info.k if args.k is None else args.k
     beta = info.beta if args.beta is None else args.beta
@@ -64,8 +69,10 @@ def _run(args: argparse.Namespace) -> None:
             metrics["schedule"] = judge_schedule(samples, info.schedule, k=k, beta=beta)
         except DatasetError as error:  # collected without what its checkpoints read
             sys.stderr.write(f"the probe's schedule is not measured: {error}\n")
-    if len(test) < len(dataset.prompts) and not args.no_learning_curve:
-        known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
+    known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
+    # Else it would be the curve of another probe.
+    is_its_training = len(known.prompts) == info.training.get("train_prompts")
+    if is_its_training and not args.no_learning_curve:
         settings = TrainingSettings(
             objective=info.objective,
             beta=beta,
@@ -83,9 +90,10 @@ def _run(args: argparse.Namespace) -> None:
         "model": info.base_model,
         "reading": str(reading),
         "objective": info.objective,
-        **{name: value for name, value in info.training.items() if name != "test_prompts"},
+        **{name: value for name, value in info.training.items() if name != SEEN},
     }
     write_report(metrics, args.output)
+    sys.stdout.write(f"{len(test)} of {len(dataset.prompts)} prompts, not trained on\n")
     print_headline(metrics)
     sys.stdout.write(f"{args.output / 'report.html'}\n")
 

@@ -1,12 +1,14 @@
 """Which prompts of a dataset a probe may be judged on."""
 
+import sys
 from pathlib import Path
 
-from qprobe import Probe, ProbeInfo
+from qprobe import ProbeInfo
 from qprobe.dataset import Dataset
 from qprobe.errors import DatasetError
+from qprobe.split import identify_prompts, read_seen
 
-__all__ = ["check_same_model", "list_unseen"]
+__all__ = ["check_same_adapter", "check_same_model", "list_unseen"]
 
 
 def check_same_model(info: ProbeInfo, dataset: Dataset) -> None:
@@ -26,27 +28,36 @@ def check_same_model(info: ProbeInfo, dataset: Dataset) -> None:
             raise DatasetError(name, f"is {there} in the dataset, {here} in the probe")
 
 
-def list_unseen(probe: Probe, dataset: Dataset) -> list[int]:
-    """Return the prompts of a dataset that the probe was not trained on.
-
-    Prompts from the same file have the same numbers, also where they were sampled anew.
+def check_same_adapter(info: ProbeInfo, dataset: Dataset) -> None:
+    """Check that the dataset was sampled with the LoRA adapter of the probe's, or both without one.
 
     Raises:
-        DatasetError: There are none, or they cannot be told.
+        DatasetError: It was not.
     """
-    training = probe.info.training
-    every = list(range(len(dataset.prompts)))
-    # A probe made by other means may say nothing of its prompts.
-    if (training.get("prompts") or {}).get("sha256") != dataset.manifest["prompts"]["sha256"]:
-        return every
-    if training.get("num_prompts") != len(every):
-        raise DatasetError(
-            "num_prompts",
-            f"is {len(every)}, and the probe was trained on {training.get('num_prompts')} prompts "
-            "of the same file: evaluate on the same number, or on others",
+    there, here = dataset.manifest.get("adapter"), info.training.get("adapter")
+    if there != here:
+        raise DatasetError("adapter", f"is {there!r} in the dataset, {here!r} in the probe")
+
+
+def list_unseen(info: ProbeInfo, dataset: Dataset) -> list[int]:
+    """Return the prompts of a dataset that nothing of the probe was trained or chosen on.
+
+    They are told by what they ask, whatever file they come from. Of a probe that says nothing of
+    its prompts, as one made by other means, all are taken for unseen; stderr tells.
+
+    Raises:
+        DatasetError: There are none.
+        ProbeFileError: What the probe says of its prompts cannot be read.
+    """
+    seen = read_seen(info.training)
+    if not seen:
+        sys.stderr.write(
+            "the probe does not say which prompts it was trained on: all count as unseen\n"
         )
-    if not training.get("test_prompts"):
+    asked = identify_prompts(dataset.prompts)
+    unseen = [index for index, each in enumerate(asked) if each not in seen]
+    if not unseen:
         raise DatasetError(
             "folder", "is what the probe was trained on, all of it: evaluate on other prompts"
         )
-    return list(training["test_prompts"])
+    return unseen

@@ -6,6 +6,7 @@ Needs no engine. The heads that score the prompts to choose on have not been tra
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,10 @@ from qprobe.schedule_choice import choose_schedule, measure_schedule
 from qprobe.schedule_report import write_schedule_report
 from qprobe.schedule_scores import cross_fit, score_samples
 from qprobe.schedule_simulation import ScoredSamples
-from qprobe.sweep import split_prompts
+from qprobe.split import SEEN, has_split, note_seen, split_prompts
 from qprobe.training import TrainingSettings
 from qprobe_server.errors import StartupError
-from qprobe_server.held_out import check_same_model, list_unseen
+from qprobe_server.held_out import check_same_adapter, check_same_model, list_unseen
 
 if TYPE_CHECKING:  # the class is argparse's own secret
     from argparse import _SubParsersAction
@@ -71,6 +72,7 @@ def _run(args: argparse.Namespace) -> None:
         )
     dataset = Dataset.load(args.data)
     check_same_model(info, dataset)
+    check_same_adapter(info, dataset)
     _check_readings(info, dataset)
     k = info.k if args.k is None else args.k
     beta = info.beta if args.beta is None else args.beta
@@ -79,7 +81,7 @@ def _run(args: argparse.Namespace) -> None:
         raise EvaluationError(
             "k", f"must be from 1 to {fewest}, the fewest samples of a prompt, got {k}"
         )
-    chosen_on, unseen, held_out = _score(probe, dataset)
+    chosen_on, unseen, held_out, seen_now = _score(probe, dataset)
     choice = choose_schedule(chosen_on, k=k, beta=beta, budget=args.budget, reward=args.reward)
     metrics = {
         **measure_schedule(choice, chosen_on, unseen, k=k, beta=beta),
@@ -96,7 +98,11 @@ def _run(args: argparse.Namespace) -> None:
             "dataset": dataset.digest,
         },
     }
-    made = replace(info, k=k, beta=beta, schedule=choice.chosen.what)
+    # Nor may ``eval`` judge the schedule by what it was chosen on.
+    seen = {SEEN: info.training.get(SEEN, "") + note_seen(seen_now)} if seen_now else {}
+    made = replace(
+        info, k=k, beta=beta, schedule=choice.chosen.what, training={**info.training, **seen}
+    )
     write_schedule_report(metrics, args.report)
     save_probe(Probe(made, probe.layers, probe.heads), args.output)
     _print_headline(metrics)
@@ -133,27 +139,41 @@ def _check_readings(info: ProbeInfo, dataset: Dataset) -> None:
             )
 
 
-def _score(probe: Probe, dataset: Dataset) -> tuple[ScoredSamples, ScoredSamples, str]:
-    """Return scores of the prompts to choose on and of others, and how the former are held out."""
-    unseen = list_unseen(probe, dataset)
+def _score(
+    probe: Probe, dataset: Dataset
+) -> tuple[ScoredSamples, ScoredSamples, str, Sequence[Json]]:
+    """Return scores of the prompts to choose on and of others.
+
+    Also how the former are held out, and those of them that the probe had not seen before.
+    """
+    unseen = list_unseen(probe.info, dataset)
     known = sorted(set(range(len(dataset.prompts))) - set(unseen))
     if not known:
-        known, unseen = split_prompts(dataset.prompts, test_fraction=0.5)
+        fraction = None if has_split(dataset.prompts) else 0.5
+        known, unseen = split_prompts(dataset.prompts, test_fraction=fraction)
         chosen_on = score_samples(probe, dataset.subset(known))
-        held_out = "half of the dataset, which the probe was not trained on"
-    else:
-        settings = _training_settings(probe.info)
-        chosen_on = cross_fit(
-            dataset.subset(known),
-            probe.info,
-            settings,
-            progress=lambda line: sys.stderr.write(f"{line}\n"),
+        held_out = "a part of the dataset, which the probe was not trained on"
+        new = [dataset.prompts[index] for index in known]
+        return chosen_on, score_samples(probe, dataset.subset(unseen)), held_out, new
+    trained_on = probe.info.training.get("train_prompts")
+    if len(known) != trained_on:
+        raise DatasetError(
+            "folder",
+            f"has {len(known)} of the {trained_on} prompts that the probe was trained on: choose "
+            "on all of them, or on none",
         )
-        held_out = (
-            "those of its training, each scored by heads trained anew without it, in "
-            f"{settings.num_folds} folds"
-        )
-    return chosen_on, score_samples(probe, dataset.subset(unseen)), held_out
+    settings = _training_settings(probe.info)
+    chosen_on = cross_fit(
+        dataset.subset(known),
+        probe.info,
+        settings,
+        progress=lambda line: sys.stderr.write(f"{line}\n"),
+    )
+    held_out = (
+        "those of its training, each scored by heads trained anew without it, in "
+        f"{settings.num_folds} folds"
+    )
+    return chosen_on, score_samples(probe, dataset.subset(unseen)), held_out, []
 
 
 def _training_settings(info: ProbeInfo) -> TrainingSettings:

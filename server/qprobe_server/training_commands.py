@@ -1,7 +1,6 @@
 """``qprobe sweep`` and ``train``, thin layers over the package ``qprobe``; all commands' parser.
 
-Needs no engine. What ``train`` has set aside for tests is recorded in the probe, so that ``eval``
-on the same dataset takes those prompts and no others.
+Needs no engine. A probe records the prompts that it has seen, so that ``eval`` takes others.
 """
 
 import argparse
@@ -20,7 +19,8 @@ from qprobe.dataset import Dataset, Reading
 from qprobe.errors import DatasetError
 from qprobe.probe import OBJECTIVES, Layer
 from qprobe.report import write_report
-from qprobe.sweep import Cell, format_table, run_sweep, split_prompts, write_sweep
+from qprobe.split import DEFAULT_TEST_FRACTION, SEEN, note_seen, split_prompts
+from qprobe.sweep import Cell, format_table, run_sweep, write_sweep
 from qprobe.training import FittedProbe, TrainingSettings, fit_probe
 from qprobe_server import eval_command, schedule_command
 from qprobe_server.errors import StartupError
@@ -101,8 +101,8 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test-fraction",
         type=float,
-        default=0.25,
-        help="of the prompts, set aside for the test; default 0.25",
+        help="of the prompts, set aside for the test at random; default: the rows' field 'split' "
+        f"says train or test; if they have none, {DEFAULT_TEST_FRACTION}",
     )
 
 
@@ -218,7 +218,7 @@ def train(
     reading: Reading,
     settings: TrainingSettings,
     *,
-    test_fraction: float,
+    test_fraction: float | None,
     licence: str | None = None,
     checkpoints: Sequence[int] = (),
 ) -> Probe:
@@ -228,7 +228,7 @@ def train(
         dataset: Loaded whole.
         reading: Stored in it.
         settings: Of the training; the seed also of the split.
-        test_fraction: Of the prompts, 0 <= test_fraction < 1.
+        test_fraction: Of the prompts, 0 <= test_fraction < 1; None as in ``split_prompts``.
         licence: SPDX expression for the weights.
         checkpoints: Numbers of tokens. The probe gets a linear head for each, trained in the same
             way on the mean over the first so many tokens of the same layer.
@@ -238,7 +238,7 @@ def train(
     """
     kept: list[int] = list(range(len(dataset.prompts)))
     test: list[int] = []
-    if test_fraction:
+    if test_fraction != 0:
         kept, test = split_prompts(dataset.prompts, test_fraction=test_fraction, seed=settings.seed)
     known = dataset.subset(kept)
     fitted = fit_probe(known.features(reading), known.rewards, known.groups, settings)
@@ -271,12 +271,10 @@ def _make_probe(
         "dataset": dataset.digest,
         "adapter": manifest.get("adapter"),
         "prompts": manifest.get("prompts"),
-        "num_prompts": len(dataset.prompts),
         "reward": manifest.get("reward"),
         "sampling": manifest.get("sampling"),
         "train_prompts": len(dataset.prompts) - len(test),
         "train_samples": int(trained_on.sum()),
-        "test_prompts": test,
         "train_base": float(dataset.rewards[trained_on].mean()),
         "cross_validated_reward": best,
         "weight_decay": fitted.weight_decay,
@@ -288,6 +286,7 @@ def _make_probe(
         "beta": settings.beta,
         "folds": settings.num_folds,
         "qprobe": version("qprobe"),
+        SEEN: note_seen([dataset.prompts[i] for i in np.unique(dataset.groups[trained_on])]),
     }
     info = ProbeInfo(
         base_model=manifest["model"],

@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 PROBE = ROOT / "probes" / "qprobe" / "shipped" / "python.safetensors"
 PROMPTS = ROOT / "probes" / "recipes" / "python" / "prompts.jsonl"
 # As the dataset of the probe was collected.
-SEED_STRIDE, MAX_TOKENS, TEMPERATURE, TOP_P = 10_000, 256, 0.5, 0.95
+SEED_STRIDE, MAX_TOKENS, TEMPERATURE, TOP_P = 10_000, 256, 0.5, 1.0
 ARMS = ("whole", "scheduled")
 
 
@@ -215,9 +215,8 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--data", type=Path, help="the probe's dataset: compare the simulation too")
     args = parser.parse_args()
-    info = load_probe(PROBE).info
     rows = [json.loads(line) for line in PROMPTS.read_text().splitlines()]
-    tasks = [(number, rows[number]) for number in info.training["test_prompts"][: args.tasks]]
+    tasks = [each for each in enumerate(rows) if each[1]["split"] == "test"][: args.tasks]
     output = ROOT / "build" / "bench-early-rejection.json"
     output.parent.mkdir(exist_ok=True)
     answers: dict[str, list[Json]] = {arm: [] for arm in ARMS}
@@ -244,7 +243,7 @@ def main() -> None:
         "k": args.k,
         "clients": args.clients,
         "tasks": [number for number, _ in tasks],
-        "schedule": format_schedule(info.schedule),
+        "schedule": format_schedule(load_probe(PROBE).info.schedule),
         **summarise(tasks, answers, blocks),
         "block_seconds": blocks,
     }

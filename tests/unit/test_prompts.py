@@ -208,6 +208,16 @@ def test_the_check_is_asked_about_every_row_before_any_is_returned(file: Path) -
     assert seen == [{"prompt": "a"}, {"prompt": "bad"}]
 
 
+def test_a_split_is_in_every_row_or_in_none(file: Path) -> None:
+    write(file, {"prompt": "a", "split": "train"}, {"prompt": "b", "split": "test"})
+    assert [row.fields["split"] for row in read_prompts(file)] == ["train", "test"]
+    for odd in ({}, {"split": "validation"}, {"split": ["test"]}):
+        write(file, {"prompt": "a", "split": "train"}, {"prompt": "b", **odd})
+        with pytest.raises(PromptFileError, match=":2: split: must be 'train' or 'test'") as caught:
+            read_prompts(file)
+        assert repr(odd.get("split")) in str(caught.value)
+
+
 MBPP: Json = {
     "task_id": 1,
     "text": "Write a function to add two numbers.",

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe import Probe, load_probe
+from qprobe import Probe, load_probe, save_probe
 from qprobe.dataset import Dataset, Sample
 from qprobe.dataset_writer import DatasetWriter
 from qprobe.schedule import format_schedule
 from qprobe.schedule_scores import cross_fit, score_samples
-from qprobe.sweep import split_prompts
+from qprobe.split import read_seen, split_prompts
 from qprobe.training import TrainingSettings
 from qprobe_server import cli, schedule_command
+from qprobe_server.held_out import list_unseen
 
 NUM_PROMPTS, N, HIDDEN = 24, 6, 3
 MANIFEST: dict[str, Any] = {
@@ -32,7 +33,7 @@ MANIFEST: dict[str, Any] = {
 }
 
 
-def write_dataset(folder: Path, **manifest: Any) -> Path:
+def write_dataset(folder: Path, *, named: str = "p", **manifest: Any) -> Path:
     """Rewards are the sign of the first feature; beginnings show it with noise."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(NUM_PROMPTS * N, HIDDEN))
@@ -52,7 +53,7 @@ def write_dataset(folder: Path, **manifest: Any) -> Path:
         )
         for i in range(NUM_PROMPTS * N)
     ]
-    rows = [{"prompt": f"p{i}"} for i in range(NUM_PROMPTS)]
+    rows = [{"prompt": f"{named}{i}"} for i in range(NUM_PROMPTS)]
     embeddings = {
         "3/mean": features,
         "3/mean/4": features + noise,
@@ -172,8 +173,8 @@ def test_no_score_to_choose_on_was_trained_on_its_own_prompt(data: Path, probe: 
 def test_prompts_that_the_probe_has_not_seen_are_halved(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, probe: Path
 ) -> None:
-    """Half to choose on by the probe as it is, the other half to report on."""
-    other = write_dataset(tmp_path / "other", prompts={"name": "q.jsonl", "sha256": "ba5"})
+    """Half to choose on by the probe as it is, the other half to report on, and for ``eval``."""
+    other = write_dataset(tmp_path / "other", named="q")
     monkeypatch.setattr(schedule_command, "cross_fit", None)  # nothing is trained
     scored: list[list[str]] = []
 
@@ -182,12 +183,35 @@ def test_prompts_that_the_probe_has_not_seen_are_halved(
         return score_samples(probe, dataset)
 
     monkeypatch.setattr(schedule_command, "score_samples", spy)
-    _, report = choose(monkeypatch, other, probe, "--budget", 0.9)
+    output, report = choose(monkeypatch, other, probe, "--budget", 0.9)
     rows = Dataset.load(other).prompts
     halves = split_prompts(rows, test_fraction=0.5)
     assert scored == [[rows[i]["prompt"] for i in half] for half in halves]
     found = json.loads((report / "schedule.json").read_text())
     assert found["num_prompts"] == {"choice": 12, "unseen": 12}
+    info = load_probe(output).info
+    assert list_unseen(info, Dataset.load(other)) == halves[1]
+    assert read_seen(info.training) > read_seen(load_probe(probe).info.training)
+
+
+def test_a_part_of_what_the_probe_was_trained_on_is_refused(
+    monkeypatch: pytest.MonkeyPatch, data: Path, probe: Path
+) -> None:
+    info = load_probe(probe).info
+    monkeypatch.setitem(info.training, "train_prompts", 20)
+    changed = probe.with_name("changed.safetensors")
+    loaded = load_probe(probe)
+    save_probe(Probe(info, loaded.layers, loaded.heads), changed)
+    with pytest.raises(SystemExit, match="folder: has 18 of the 20 prompts"):
+        choose(monkeypatch, data, changed)
+
+
+def test_another_adapter_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, probe: Path
+) -> None:
+    other = write_dataset(tmp_path / "other", adapter={"name": "mine"})
+    with pytest.raises(SystemExit, match=r"adapter: is \{'name': 'mine'\} in the dataset"):
+        choose(monkeypatch, other, probe)
 
 
 @pytest.mark.parametrize(

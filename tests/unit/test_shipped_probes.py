@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from qprobe import load_probe
+from qprobe.split import read_seen
 from qprobe_server.default_model import MODEL_NAME
 
 SHIPPED = sorted(Path(str(resources.files("qprobe") / "shipped")).iterdir())
@@ -22,7 +23,7 @@ def test_a_shipped_probe(path: Path) -> None:
     assert (info.base_model, info.hidden_size, info.num_layers) == (MODEL_NAME, 576, 30)
     assert info.licence == "Apache-2.0"
     assert probe.is_linear
-    assert info.training["test_prompts"]
+    assert len(read_seen(info.training)) == info.training["train_prompts"]
     assert info.training["cross_validated_reward"] > info.training["train_base"] > 0
 
 

@@ -15,7 +15,8 @@ from qprobe import sweep
 from qprobe.dataset import Dataset, Reading, Sample
 from qprobe.errors import DatasetError, EvaluationError, TrainingError
 from qprobe.learning_curve import learning_curve
-from qprobe.sweep import Cell, format_table, run_sweep, split_prompts, write_sweep
+from qprobe.split import split_prompts
+from qprobe.sweep import Cell, format_table, run_sweep, write_sweep
 from qprobe.training import TrainingSettings, fit_probe
 
 NUM_PROMPTS, N, HIDDEN = 40, 6, 4
@@ -162,6 +163,31 @@ def test_splits() -> None:
         split_prompts(DATASET.prompts[:3])
     with pytest.raises(EvaluationError, match=r"test_fraction.*1\.0"):
         split_prompts(DATASET.prompts, test_fraction=1.0)
+
+
+def test_rows_may_say_their_split() -> None:
+    """A fraction that is asked for goes before it."""
+    rows = [{"prompt": f"q{i}", "split": "test" if i in (1, 4) else "train"} for i in range(6)]
+    assert split_prompts(rows) == split_prompts(rows, seed=1) == ([0, 2, 3, 5], [1, 4])
+    assert len(split_prompts(rows, test_fraction=0.5)[1]) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({3: {"split": "validation"}}, "of row 4 must be .*'validation'"),
+        ({3: {}}, "of row 4 must be .*None"),
+        ({1: {"split": "train"}}, "must be 'test' in 2 different"),
+        ({5: {"split": "test", "prompt": "q0"}}, "of row 6 is 'test', and a row"),
+    ],
+)
+def test_a_split_that_is_none(changed: dict[int, dict[str, Any]], said: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"q{i}", **changed.get(i, {"split": "test" if i in (1, 4) else "train"})}
+        for i in range(6)
+    ]
+    with pytest.raises(EvaluationError, match=f"split: {said}"):
+        split_prompts(rows)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe import load_probe
-from qprobe.dataset import Sample
+from qprobe import Probe, load_probe, save_probe
+from qprobe.dataset import Dataset, Sample
 from qprobe.dataset_writer import DatasetWriter
+from qprobe.split import SEEN, identify_prompts, read_seen
 from qprobe_server import cli
 
 NUM_PROMPTS, N, HIDDEN = 20, 4, 3
@@ -29,8 +31,10 @@ MANIFEST: dict[str, Any] = {
 SMALL = ("--k", str(N), "--folds", "2", "--test-fraction", "0.25")
 
 
-def write_dataset(folder: Path, *, seed: int = 0, num_prompts: int = NUM_PROMPTS) -> Path:
-    """Rewards are the sign of the first feature."""
+def write_dataset(
+    folder: Path, *, seed: int = 0, num_prompts: int = NUM_PROMPTS, first: int = 0
+) -> Path:
+    """Rewards are the sign of the first feature; prompts have numbers from the first up."""
     features = np.random.default_rng(seed).normal(size=(num_prompts * N, HIDDEN))
     samples = [
         Sample(
@@ -46,7 +50,7 @@ def write_dataset(folder: Path, *, seed: int = 0, num_prompts: int = NUM_PROMPTS
         )
         for i in range(num_prompts * N)
     ]
-    rows = [{"prompt": f"p{i}"} for i in range(num_prompts)]
+    rows = [{"prompt": f"p{first + i}"} for i in range(num_prompts)]
     with DatasetWriter(folder, {**MANIFEST, "num_prompts": num_prompts}, rows) as writer:
         for shard in writer.missing():
             prompts = writer.prompts_of(shard)
@@ -114,7 +118,8 @@ def test_eval_takes_the_prompts_set_aside_also_of_a_new_collection(
     """Of the same file, sampled with another seed: no prompt that was trained on is measured."""
     data = write_dataset(tmp_path / "data")
     probe = train(monkeypatch, data, tmp_path / "p.safetensors")
-    assert len(load_probe(probe).info.training["test_prompts"]) == 5
+    training = load_probe(probe).info.training
+    assert len(read_seen(training)) == training["train_prompts"] == 15
     assert count_prompts(monkeypatch, probe, data, data / "report") == 5
     write_dataset(data)  # a collection that is started again, with a report in its folder
     assert count_prompts(monkeypatch, probe, data, tmp_path / "r") == 5
@@ -122,13 +127,45 @@ def test_eval_takes_the_prompts_set_aside_also_of_a_new_collection(
     assert count_prompts(monkeypatch, probe, anew, tmp_path / "r") == 5
 
 
-def test_eval_takes_all_prompts_of_another_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_eval_leaves_out_what_the_probe_has_seen_in_whatever_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 20 other rows all are measured; of 10 old and 10 new ones those not trained on."""
+    probe = train(monkeypatch, write_dataset(tmp_path / "data"), tmp_path / "p.safetensors")
+    seen = read_seen(load_probe(probe).info.training)
+    monkeypatch.setitem(MANIFEST, "prompts", {"name": "q.jsonl", "sha256": "ba5"})
+    other = write_dataset(tmp_path / "other", first=NUM_PROMPTS)
+    assert count_prompts(monkeypatch, probe, other, tmp_path / "r") == NUM_PROMPTS
+    mixed = write_dataset(tmp_path / "mixed", first=NUM_PROMPTS // 2)
+    fresh = [each for each in identify_prompts(Dataset.load(mixed).prompts) if each not in seen]
+    assert NUM_PROMPTS // 2 < len(fresh) < NUM_PROMPTS
+    assert count_prompts(monkeypatch, probe, mixed, tmp_path / "r") == len(fresh)
+    assert f"{len(fresh)} of {NUM_PROMPTS} prompts, not trained on" in capsys.readouterr().out
+
+
+def test_eval_says_that_a_probe_does_not_tell_what_it_has_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_dataset(tmp_path / "data")
+    probe = load_probe(train(monkeypatch, data, tmp_path / "p.safetensors"))
+    silent = tmp_path / "silent.safetensors"
+    save_probe(Probe(replace(probe.info, training={}), probe.layers), silent)
+    assert count_prompts(monkeypatch, silent, data, tmp_path / "r") == NUM_PROMPTS
+    assert "does not say which prompts" in capsys.readouterr().err
+    bad = tmp_path / "bad.safetensors"
+    save_probe(Probe(replace(probe.info, training={SEEN: "abc"}), probe.layers), bad)
+    with pytest.raises(SystemExit, match=f"training.{SEEN}: must be 8 digits"):
+        run(monkeypatch, "eval", bad, data, "-o", tmp_path / "r")
+
+
+def test_eval_notes_another_adapter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     probe = train(monkeypatch, write_dataset(tmp_path / "data"), tmp_path / "p.safetensors")
-    monkeypatch.setitem(MANIFEST, "prompts", {"name": "q.jsonl", "sha256": "ba5"})
-    other = write_dataset(tmp_path / "other", num_prompts=7)
-    assert count_prompts(monkeypatch, probe, other, tmp_path / "r") == 7
+    monkeypatch.setitem(MANIFEST, "adapter", {"name": "mine"})
+    other = write_dataset(tmp_path / "other")
+    assert count_prompts(monkeypatch, probe, other, tmp_path / "r") == 5
+    assert "note: adapter: is {'name': 'mine'} in the dataset, None" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -143,15 +180,6 @@ def test_eval_refuses_what_another_model_made(
     with pytest.raises(SystemExit, match=f"{field}: is .*{value}.* in the dataset"):
         run(monkeypatch, "eval", probe, other, "-o", tmp_path / "r")
     assert not (tmp_path / "r").exists()
-
-
-def test_eval_refuses_more_prompts_of_the_same_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    probe = train(monkeypatch, write_dataset(tmp_path / "data"), tmp_path / "p.safetensors")
-    more = write_dataset(tmp_path / "more", num_prompts=NUM_PROMPTS + 1)
-    with pytest.raises(SystemExit, match="num_prompts: is 21"):
-        run(monkeypatch, "eval", probe, more, "-o", tmp_path / "r")
 
 
 def test_outputs_that_cannot_be_are_refused_first(
