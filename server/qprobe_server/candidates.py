@@ -1,5 +1,6 @@
 """Sampled completions as the choice sees them, and the choice. Knows no vLLM."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,11 +170,13 @@ def show_candidates(
             shows as U+FFFD in each.
     """
     shown = []
+    # Of many candidates' tokens most are the same, and the event loop waits for this.
+    decode_token = functools.cache(lambda token: decode([token]))
     for index, each in enumerate(candidates):
         given: dict[str, Any] = {}
         if token_scores is not None:
             scores = token_scores[index]
-            tokens = [decode([token]) for token in each.token_ids[: len(scores)]]
+            tokens = [decode_token(token) for token in each.token_ids[: len(scores)]]
             given = {"tokens": tokens, "token_scores": list(scores)}
         shown.append(
             CandidateReply(

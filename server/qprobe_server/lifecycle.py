@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from qprobe import Probe, ProbeFileError, ProbeInfo
 from qprobe_server.errors import RequestError
@@ -68,6 +69,9 @@ class ProbeLifecycle:
         async with self._changing:
             former = self._registry.get(loaded.name)
             if former is not None and former.version == loaded.version:
+                if self._store is not None:  # it may be served as a file of --probe
+                    kept = replace(loaded, created=former.created)
+                    await asyncio.to_thread(self._store.save, kept, data)
                 return former, False
             served = self._registry.reserve(loaded)
             await self._load([(served, loaded.probe)])

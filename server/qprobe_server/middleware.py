@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qprobe_server.access_log import settle_request_id
 from qprobe_server.errors import RequestError
 from qprobe_server.registry import ProbeRegistry
 from qprobe_server.rerank import Rerank, current_rerank, resolve, resolve_alias
@@ -70,12 +71,14 @@ class RerankMiddleware:
         state: AppState = scope["app"].state.qprobe
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         try:
-            raw, rerank = _prepare(path, raw, state)
+            raw, rerank, body = _prepare(path, raw, state)
         except RequestError as error:
             await JSONResponse(error.body(), status_code=error.status)(scope, receive, send)
             return
         headers = MutableHeaders(raw=list(scope["headers"]))
         headers["content-length"] = str(len(raw))
+        if body is not None:
+            settle_request_id(scope, headers, body.get("request_id"))
         scope = {**scope, "headers": headers.raw}
         replay = _replay(raw, receive)
         if rerank is None:
@@ -128,16 +131,18 @@ def _replay(raw: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _prepare(path: str, raw: bytes, state: AppState) -> tuple[bytes, Rerank | None]:
-    """Return the body for vLLM, and how the request is reranked, if it is."""
+def _prepare(
+    path: str, raw: bytes, state: AppState
+) -> tuple[bytes, Rerank | None, dict[str, Any] | None]:
+    """Return the body for vLLM, how the request is reranked, if it is, and its fields, if read."""
     if path not in RERANKED and path not in _ALIASED and b'"q_probe"' not in raw:
-        return raw, None
+        return raw, None, None
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
-        return raw, None  # vLLM's own error says what is wrong with it
+        return raw, None, None  # vLLM's own error says what is wrong with it
     if not isinstance(body, dict):
-        return raw, None
+        return raw, None, None
     if path in RERANKED:
         rerank = resolve(
             body,
@@ -146,12 +151,12 @@ def _prepare(path: str, raw: bytes, state: AppState) -> tuple[bytes, Rerank | No
             is_model=state.is_model,
             reads_best_of=path == _COMPLETIONS,
         )
-        return (raw if rerank is None else json.dumps(body).encode()), rerank
+        return (raw if rerank is None else json.dumps(body).encode()), rerank, body
     if body.get("q_probe") is not None:
         raise RequestError(f"q_probe: {path} samples nothing to rerank", param="q_probe")
     if path in _ALIASED and resolve_alias(body, state.registry, state.is_model) is not None:
-        return json.dumps(body).encode(), None
-    return raw, None
+        return json.dumps(body).encode(), None, body
+    return raw, None, body
 
 
 class _ReplyWriter:

@@ -4,8 +4,9 @@ A score is written where its token stands in the completion, so a position that 
 again (preemption, a rejected draft token) overwrites itself and nothing is counted twice.
 """
 
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 __all__ = ["TokenScores", "pool"]
 
 _FIRST_WIDTH = 256
+# A table of more numbers than this, 16 MiB of float32, is given back once nothing runs.
+_KEPT_SIZE = 1 << 22
 
 
 @dataclass
@@ -30,14 +33,21 @@ class TokenScores:
     i-th token of the completion. An offset never written reads as NaN.
 
     Args:
-        max_finished: How many scores of finished candidates are kept, all together, before the
-            oldest candidates are dropped. Only candidates that nobody asks for come to that.
+        keep_finished_s: How long a finished candidate is kept for whoever takes or drops it, as
+            everybody does who lives; longer than its slowest sibling may run.
+        clock: Tells the time, in seconds.
     """
 
-    def __init__(self, *, max_finished: int) -> None:
-        self._max_finished = max_finished
-        self._num_finished = 0
-        self._records: OrderedDict[str, _Record] = OrderedDict()
+    def __init__(
+        self, *, keep_finished_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._keep_finished_s = keep_finished_s
+        self._clock = clock
+        self._records: dict[str, _Record] = {}
+        self._finished_s: OrderedDict[str, float] = OrderedDict()  # when, the oldest first
+        self._empty_table()
+
+    def _empty_table(self) -> None:
         self._free: list[int] = []
         self._table = np.full((0, _FIRST_WIDTH), np.nan, dtype=np.float32)  # (slots, offsets)
         self._written = np.zeros(0, dtype=np.int64)  # (slots,): offsets below are in use
@@ -85,13 +95,12 @@ class TokenScores:
         record = self._records.get(key)
         if record is None or record.slots is None:
             return
-        record.scores = [self._release(slot) for slot in record.slots]
+        record.scores = self._release(record.slots)
         record.slots = None
-        self._records.move_to_end(key)
-        self._num_finished += _count(record)
-        while self._num_finished > self._max_finished:
-            oldest = next(key for key, each in self._records.items() if each.scores is not None)
-            self.drop(oldest)
+        now_s = self._clock()
+        self._finished_s[key] = now_s
+        while next(iter(self._finished_s.values())) < now_s - self._keep_finished_s:
+            self.drop(next(iter(self._finished_s)))
 
     def read(self, key: str, length: int) -> tuple[Sequence[int], NDArray[np.float32]] | None:
         """Return a candidate's probes and its scores at offsets 0 to length.
@@ -132,21 +141,20 @@ class TokenScores:
         record = self._records.pop(key, None)
         if record is None:
             return
-        for slot in record.slots or ():
-            self._release(slot)
-        self._num_finished -= _count(record)
+        self._finished_s.pop(key, None)
+        self._release(record.slots or ())
 
-    def _release(self, slot: int) -> NDArray[np.float32]:
-        used = int(self._written[slot])
-        scores = self._table[slot, :used].copy()
-        self._table[slot, :used] = np.nan
-        self._written[slot] = 0
-        self._free.append(slot)
+    def _release(self, slots: Sequence[int]) -> list[NDArray[np.float32]]:
+        scores = []
+        for slot in slots:
+            used = int(self._written[slot])
+            scores.append(self._table[slot, :used].copy())
+            self._table[slot, :used] = np.nan
+            self._written[slot] = 0
+            self._free.append(slot)
+        if len(self._free) == len(self._table) and self._table.size > _KEPT_SIZE:
+            self._empty_table()
         return scores
-
-
-def _count(record: _Record) -> int:
-    return sum(each.size for each in record.scores or ())
 
 
 def pool(scores: NDArray[np.float32], *, pooling: str, window: int | None) -> float:

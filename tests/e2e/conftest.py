@@ -1,6 +1,7 @@
 """One real server process for the whole run, started as a user starts it."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -51,6 +52,14 @@ class Server:
         headers = {"authorization": f"Bearer {self.key}"}
         limits = httpx.Limits(max_keepalive_connections=0)
         return httpx.Client(base_url=self.url, headers=headers, timeout=120, limits=limits)
+
+    def wait_until_running(self) -> None:
+        """Wait until the engine works at a request."""
+        running = re.compile(r"^vllm:num_requests_running\{.*\} [1-9]", re.MULTILINE)
+        deadline = time.monotonic() + 30
+        while not running.search(self.client().get("/metrics").text):
+            assert time.monotonic() < deadline, "the request never ran"
+            time.sleep(0.05)
 
 
 def free_port() -> int:

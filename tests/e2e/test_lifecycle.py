@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -62,15 +61,6 @@ def put(server: Any, name: str, data: bytes) -> Any:
     return server.client().put(f"/v1/probes/{name}", content=data, headers=admin(server))
 
 
-def wait_until_running(server: Any) -> None:
-    """Wait until the engine works at a request."""
-    running = re.compile(r"^vllm:num_requests_running\{.*\} [1-9]", re.MULTILINE)
-    deadline = time.monotonic() + 30
-    while not running.search(server.client().get("/metrics").text):
-        assert time.monotonic() < deadline, "the request never ran"
-        time.sleep(0.05)
-
-
 def test_replacing_a_probe_under_load(server: Any, make_shifted: MakeShifted) -> None:
     """No request fails, and the scores of each are those of the version that its reply names."""
     files = {sign: make_shifted(sign * SHIFT) for sign in (1, -1)}
@@ -125,7 +115,7 @@ def test_a_request_ends_with_the_probe_that_it_began_with(
 
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_until_running(server)
+    server.wait_until_running()
     deleted = server.client().delete("/v1/probes/leaving", headers=admin(server))
     assert deleted.status_code == 200
     assert not answered
@@ -199,6 +189,9 @@ def test_the_access_log_tells_of_a_request_by_its_id(server: Any) -> None:
         lines = server.log.read_text().splitlines()
         entries = [json.loads(each) for each in lines if "look-for-me" in each and each[0] == "{"]
         time.sleep(0.05)
+    of_body = server.client().post(CHAT, json={**asked, "request_id": "of-the-body"})
+    assert of_body.headers["x-request-id"] == "of-the-body"
+    assert of_body.json()["id"] == "chatcmpl-of-the-body"
     (entry,) = entries
     assert (entry["status"], entry["path"], entry["probe"], entry["k"]) == (200, CHAT, "end", 4)
 

@@ -1,10 +1,12 @@
-"""A server started in another way: no admin key, uploads of an earlier life, traces."""
+"""A server started in another way: no admin key, uploads of an earlier life, traces; its end."""
 
 import http.server
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from importlib import resources
 from pathlib import Path
@@ -75,6 +77,7 @@ def second(
         *("--probe", f"end={given}", "--probe-dir", str(folder / "kept")),
         *("--probe", f"python={shipped}", "--schedule", "24:2"),
         *("--otlp-traces-endpoint", spans[0]),
+        *("--shutdown-timeout", "60"),
         QPROBE_ADMIN_API_KEY="",
         OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="http/protobuf",
     ) as started:
@@ -148,3 +151,36 @@ def test_nothing_secret_is_in_the_log(second: Any) -> None:
     assert CHAT in log
     assert SECRET not in log
     assert second.key not in log
+
+
+def test_prompts_that_are_reranked_end_before_the_server_does(second: Any) -> None:
+    """The last test, as it stops the server: a whole reply and a stream, asked before the signal.
+
+    The server's schedule drops candidates meanwhile, for which it has to ask the engine.
+    """
+
+    def ask_long(*, stream: bool) -> Any:
+        body = {
+            "model": "smollm2-135m:python",
+            "messages": [{"role": "user", "content": "Count to a hundred."}],
+            "max_tokens": 150,
+            "ignore_eos": True,
+            "stream": stream,
+            "q_probe": {"k": 4},
+        }
+        return second.client().post(CHAT, json=body)
+
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask_long, stream=stream) for stream in (False, True)]
+        second.wait_until_running()
+        time.sleep(1)
+        assert not any(each.done() for each in asked)
+        second.process.send_signal(signal.SIGTERM)
+        whole, streamed = (each.result() for each in asked)
+    assert whole.status_code == 200, whole.text
+    (result,) = whole.json()["q_probe"]["results"]
+    assert result["rejected_at"].count(None) == 2
+    assert whole.json()["usage"]["completion_tokens"] == 150
+    assert '"rejected_at"' in streamed.text
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    second.process.wait(timeout=60)

@@ -86,3 +86,13 @@ async def test_a_request_that_does_not_fit_the_queue_leaves_nothing(
     assert len(refused) == 1
     assert not [each for each in answers if isinstance(each, BaseException)][1:]
     assert await settle(engine) == (0, 0)
+
+
+async def test_a_prompts_own_candidates_do_not_fill_the_queue_of_tokens(
+    ask: Any, engine: RerankingLLM, chat_ids: ChatIds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16 candidates the fourth would find the prompts of three waiting to be read."""
+    prompt = chat_ids("Hello")
+    monkeypatch.setattr(engine.scheduler_config, "max_num_queued_tokens", 3 * len(prompt))
+    answer = await ask(prompt, k=16, max_tokens=2)
+    assert len(answer.result["scores"]) == 16

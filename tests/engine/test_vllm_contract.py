@@ -4,6 +4,7 @@ When vLLM changes one of these, the failing assertion says which, and the module
 ``qprobe_server/vllm_backend`` that names the class in its docstring is the one to adapt.
 """
 
+import argparse
 import inspect
 import re
 from collections.abc import Callable
@@ -15,12 +16,13 @@ from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve
+from vllm.entrypoints.launchers.launcher import serve_http
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.model_executor.models.interfaces import SupportsEagle3, supports_eagle3
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.core import EngineCore
+from vllm.v1.engine.core import EngineCore, EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.engine.parallel_sampling import ParentRequest
@@ -28,6 +30,7 @@ from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import ExecuteModelState, GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
+from qprobe_server.vllm_backend.arguments import prepare_engine_args
 from qprobe_server.vllm_backend.checks import VLLM_VERSION, check_installation
 from qprobe_server.vllm_backend.engine import RerankingLLM
 
@@ -184,3 +187,35 @@ def test_prompt_logprobs_keep_every_prompt_token_from_the_prefix_cache() -> None
     """Or a completion that is read as part of a prompt would lack states."""
     assert SamplingParams(prompt_logprobs=0).skip_reading_prefix_cache, changed("SamplingParams")
     assert not SamplingParams().skip_reading_prefix_cache
+
+
+def test_shutdown() -> None:
+    """It comes in a thread of its own, and a core that drains answers no calls of workers."""
+    assert "timeout" in inspect.signature(AsyncLLM.shutdown).parameters, changed(
+        "AsyncLLM.shutdown"
+    )
+    assert "None, partial(engine_client.shutdown, timeout=timeout)" in source(serve_http), changed(
+        "serve_http"
+    )
+    assert callable(EngineCoreProc._reject_utility_in_shutdown), changed("EngineCoreProc")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, None), ([""], [""]), (["key"], ["key", "admin"]), (["", "key"], ["key", "admin"])],
+)
+def test_the_admin_key_opens_all_where_a_key_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, given: list[str] | None, expected: list[str] | None
+) -> None:
+    """And closes nothing where none is: to vLLM an empty key is none."""
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    args = argparse.Namespace(
+        api_key=given,
+        admin_api_key="admin",
+        api_server_count=1,
+        headless=False,
+        worker_cls="auto",
+        additional_config=None,
+    )
+    prepare_engine_args(args, [20], "ours")
+    assert args.api_key == expected

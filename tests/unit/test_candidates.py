@@ -168,3 +168,19 @@ def test_token_scores_stand_beside_their_tokens() -> None:
     )
     assert (first.tokens, first.token_scores) == (["a", "b"], [0.5, -1.0])
     assert (second.tokens, second.token_scores) == ([], [])
+
+
+def test_each_token_is_decoded_once() -> None:
+    """However many candidates have it: the event loop waits for them all."""
+    seen: list[int] = []
+
+    def note(token_ids: Sequence[int]) -> str:
+        seen.extend(token_ids)
+        return decode(token_ids)
+
+    candidates = [candidate(list(b"abab"), "length") for _ in range(3)]
+    shown = show_candidates(
+        candidates, num_tokens=[4] * 3, token_scores=[[0.0] * 4] * 3, decode=note
+    )
+    assert all(each.tokens == ["a", "b", "a", "b"] for each in shown)
+    assert sorted(seen) == list(b"ab")

@@ -159,6 +159,23 @@ async def test_a_server_that_starts_again_has_what_was_uploaded(
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 2
 
 
+async def test_an_upload_of_what_is_served_already_is_kept(
+    server: Server, client: httpx.AsyncClient, make_probe: MakeProbe, tmp_path: Path
+) -> None:
+    """As a file of --probe is: after the upload it is on the disk, and served as before."""
+    data = make_probe("given").read_bytes()
+    await server.lifecycle.start([read_probe("given", data, created=5)])
+    reply = await put(client, "given", data)
+    assert (reply.status_code, reply.json()["created"]) == (200, 5)
+    assert server.names() == ["given"]
+    again = await put(client, "given", data)
+    assert again.status_code == 200
+    server.store.close()
+    with closing(ProbeStore(tmp_path / "kept")) as store:
+        (kept,) = store.restore()
+    assert (kept.name, kept.version, kept.created) == ("given", reply.json()["version"], 5)
+
+
 async def test_nothing_of_a_name_reaches_a_path(
     server: Server, client: httpx.AsyncClient, make_probe: MakeProbe, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from qprobe_server.access_log import AccessLogMiddleware
 from qprobe_server.middleware import AppState, RerankMiddleware
 from qprobe_server.registry import ProbeRegistry
 from qprobe_server.rerank import current_rerank
@@ -33,6 +34,7 @@ def serve(
         is_model="base".__eq__,
     )
     app.add_middleware(RerankMiddleware)
+    app.add_middleware(AccessLogMiddleware)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
@@ -112,6 +114,31 @@ async def test_an_alias_works_where_nothing_is_sampled(registry: ProbeRegistry) 
     async with serve(registry, {"/tokenize": echo}) as client:
         reply = await client.post("/tokenize", json={"model": "base:good"})
     assert reply.json() == {"body": {"model": "base"}, "reranked": False}
+
+
+@pytest.mark.parametrize("model", ["base", "base:good"])
+async def test_vllm_gets_the_id_of_the_header_else_that_of_the_body_else_a_new_one(
+    registry: ProbeRegistry, model: str
+) -> None:
+    """Which of them it takes is vLLM's own rule; it has no header where its body has an id."""
+
+    async def tell(request: Request) -> JSONResponse:
+        return JSONResponse({"header": request.headers.get("x-request-id")})
+
+    async def ask(header: str | None, **fields: Any) -> tuple[str | None, str]:
+        headers = {} if header is None else {"x-request-id": header}
+        reply = await client.post(CHAT, json={"model": model, **fields}, headers=headers)
+        return reply.json()["header"], reply.headers["x-request-id"]
+
+    async with serve(registry, {CHAT: tell}) as client:
+        assert await ask("mine", request_id="other") == ("mine", "mine")
+        assert await ask(None, request_id="other") == (None, "other")
+        for odd in ("a b", 7):
+            seen, logged = await ask(None, request_id=odd)
+            assert (seen, len(logged)) == (None, 32)
+        seen, logged = await ask(None)
+        assert seen == logged
+        assert len(logged) == 32
 
 
 async def test_q_probe_is_refused_where_nothing_is_reranked(registry: ProbeRegistry) -> None:

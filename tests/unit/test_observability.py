@@ -124,7 +124,7 @@ def lines() -> Iterator[list[str]]:
 async def answer(request: Request) -> JSONResponse:
     await request.body()
     request.scope["qprobe_log"].update({"probe": "mine", "k": 4})
-    return JSONResponse({"id": request.headers["x-request-id"]})
+    return JSONResponse({"id": request.scope["qprobe_log"]["request_id"]})
 
 
 async def fail(request: Request) -> JSONResponse:

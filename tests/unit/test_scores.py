@@ -21,7 +21,7 @@ def take(store: TokenScores, key: str, length: int) -> list[float]:
 def test_any_order_of_writes_reads_like_a_dictionary() -> None:
     """Random interleavings of 40 candidates: every position holds its own last value."""
     rng = random.Random(0)
-    store = TokenScores(max_finished=10**6)
+    store = TokenScores(keep_finished_s=60)
     expected: dict[str, dict[int, float]] = {}
     slots: dict[str, int] = {}
     for step in range(4000):
@@ -48,7 +48,7 @@ def test_any_order_of_writes_reads_like_a_dictionary() -> None:
 
 
 def test_a_slot_is_clean_when_it_is_used_again() -> None:
-    store = TokenScores(max_finished=100)
+    store = TokenScores(keep_finished_s=60)
     for _ in range(50):
         (slot,) = store.start("a", [0])
         write(store, slot, [5], [1.0])
@@ -56,7 +56,7 @@ def test_a_slot_is_clean_when_it_is_used_again() -> None:
 
 
 def test_a_running_candidate_can_be_taken_with_its_probe() -> None:
-    store = TokenScores(max_finished=100)
+    store = TokenScores(keep_finished_s=60)
     (slot,) = store.start("a", [7])
     write(store, slot, [0, 1, 2], [1.0, 2.0, 3.0])
     taken = store.take("a", 1)
@@ -68,7 +68,7 @@ def test_a_running_candidate_can_be_taken_with_its_probe() -> None:
 
 def test_a_mix_has_a_row_for_each_of_its_probes() -> None:
     """Of 40 candidates by 3 probes each, more than the table's first rows."""
-    store = TokenScores(max_finished=10**6)
+    store = TokenScores(keep_finished_s=60)
     slots = {number: store.start(f"c{number}", [5, 6, 7]) for number in range(40)}
     assert len({slot for given in slots.values() for slot in given}) == 120
     for number, given in slots.items():
@@ -84,22 +84,41 @@ def test_a_mix_has_a_row_for_each_of_its_probes() -> None:
     assert len(store) == 0
 
 
-def test_finished_scores_are_bounded_and_the_oldest_go_first() -> None:
-    store = TokenScores(max_finished=30)
+def test_finished_scores_that_nobody_takes_are_forgotten_in_time() -> None:
+    """10 candidates that finish 10 s apart: those of the last 30 s are there, and the running."""
+    now_s = 0.0
+    store = TokenScores(keep_finished_s=30, clock=lambda: now_s)
     (running,) = store.start("running", [0])
     for number in range(10):
+        now_s = 10.0 * number
         (slot,) = store.start(f"c{number}", [0])
         write(store, slot, list(range(10)), [float(number)] * 10)
         store.finish(f"c{number}")
-    assert len(store) == 4
-    assert store.take("c6", 9) is None
-    assert take(store, "c7", 9) == [7.0] * 10
+    assert len(store) == 5
+    assert store.take("c5", 9) is None
+    assert take(store, "c6", 9) == [6.0] * 10
     write(store, running, [0], [1.0])
     assert take(store, "running", 0) == [1.0]
 
 
+def test_the_memory_of_long_completions_is_given_back() -> None:
+    """100 rows of 60,000 tokens: 23 MiB, while one of them runs; and the next starts afresh."""
+    store = TokenScores(keep_finished_s=60)
+    slots = {number: store.start(f"c{number}", [0])[0] for number in range(100)}
+    write(store, slots[7], [59_999], [1.0])
+    for number in range(99):
+        store.finish(f"c{number}")
+    assert store._table.nbytes > 20 << 20
+    store.drop("c99")
+    assert store._table.nbytes == 0
+    assert take(store, "c7", 59_999)[-1] == 1.0
+    (slot,) = store.start("next", [0])
+    write(store, slot, [1], [2.0])
+    assert take(store, "next", 1)[-1] == 2.0
+
+
 def test_dropping_frees_and_unknown_keys_are_ignored() -> None:
-    store = TokenScores(max_finished=30)
+    store = TokenScores(keep_finished_s=60)
     for _ in range(1000):
         (slot,) = store.start("a", [0])
         write(store, slot, [1], [1.0])
@@ -113,7 +132,7 @@ def test_dropping_frees_and_unknown_keys_are_ignored() -> None:
 
 
 def test_a_key_is_started_once() -> None:
-    store = TokenScores(max_finished=30)
+    store = TokenScores(keep_finished_s=60)
     store.start("a", [0])
     with pytest.raises(KeyError):
         store.start("a", [0])

@@ -324,8 +324,9 @@ def prepare_engine_args(args: argparse.Namespace, layers: Sequence[int], worker_
             f"--api-server-count must be 1 with qprobe, got {args.api_server_count}: run more "
             "servers behind a load balancer"
         )
-    if args.admin_api_key is not None and (keys := args.api_key or [envs.VLLM_API_KEY]) != [None]:
-        # Where an API key is wanted the admin key is one.
+    # Where an API key is wanted the admin key is one. vLLM takes an empty key for none.
+    keys = [key for key in args.api_key or [envs.VLLM_API_KEY] if key]
+    if args.admin_api_key is not None and keys:
         args.api_key = [*keys, args.admin_api_key]
     claim_worker(args, worker_cls, layers)
 

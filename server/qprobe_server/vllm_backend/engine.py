@@ -1,11 +1,13 @@
 """vLLM's engine client with one difference: ``generate`` answers with the best of k by a probe.
 
-Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/abort`` (v1/engine/async_llm.py),
+Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/abort/shutdown`` and
+``scheduler_config`` (v1/engine/async_llm.py),
 ``AsyncMPClient._call_utility_async, core_engines`` and, with data parallelism,
 ``DPLBAsyncMPClient.engine_inflight`` (v1/engine/core_client.py).
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -29,6 +31,8 @@ __all__ = ["RerankingLLM"]
 
 # How often a wait for the workers looks whether the engine still lives.
 _CHECK_ENGINE_S = 1.0
+# How often a server that stops looks whether its prompts have ended.
+_CHECK_PROMPTS_S = 0.05
 # Probes that are given to the workers in one call: 4 MiB of a hidden size of 4,096.
 _LOADED_AT_ONCE = 256
 
@@ -44,6 +48,7 @@ class RerankingLLM(AsyncLLM):
         self.metrics = RerankMetrics(get_prometheus_registry())
         self._cleanups: set[asyncio.Task[None]] = set()
         self._candidates_on_rank: Counter[int] = Counter()
+        self._running_prompts: set[PromptRun] = set()
 
     async def load_probes(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
         """Give the workers linear probes and their heads; requests name them by their indices.
@@ -71,12 +76,35 @@ class RerankingLLM(AsyncLLM):
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Count the k candidates of a request instead of its n answers, before it begins.
 
-        Later calls, with a request id, are vLLM's own for each candidate.
+        Later calls, with a request id, are vLLM's own for each candidate. They go by the number of
+        requests only: by ``max_num_queued_tokens`` a prompt's first candidates, which wait to be
+        read, would refuse its others. vLLM admits the n answers of a request together, too.
         """
         rerank = current_rerank.get()
         if rerank is not None and request_id is None:
             n = rerank.k
+        elif rerank is not None and self.scheduler_config.max_num_queued_tokens is not None:
+            return
         super().check_admission(n, request_id)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Stop the engine; first let the prompts end that are being reranked, within the timeout.
+
+        An engine core that is shutting down lets requests end, but answers no more calls of the
+        workers (``EngineCoreProc._reject_utility_in_shutdown``, v1/engine/core.py), by which the
+        scores come. vLLM's launcher calls this in a thread of its own. On the event loop itself,
+        which these prompts need, nothing is waited for.
+
+        Args:
+            timeout: Seconds for the prompts and the engine together; None waits for no prompt.
+        """
+        if timeout and not _is_on_event_loop():
+            deadline_s = time.monotonic() + timeout
+            waited_for = set(self._running_prompts)
+            while waited_for & self._running_prompts and time.monotonic() < deadline_s:
+                time.sleep(_CHECK_PROMPTS_S)
+            timeout = max(0.0, deadline_s - time.monotonic())
+        super().shutdown(timeout=timeout)
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
@@ -152,9 +180,11 @@ class RerankingLLM(AsyncLLM):
         k = rerank.k
         if rank is not None:
             self._candidates_on_rank[rank] += k
+        self._running_prompts.add(run)
         try:
             return await run.run(sample)
         finally:
+            self._running_prompts.remove(run)
             if rank is not None:
                 self._candidates_on_rank[rank] -= k
 
@@ -200,6 +230,14 @@ class RerankingLLM(AsyncLLM):
             range(len(engines)),
             key=lambda rank: inflight[engines[rank]] + self._candidates_on_rank[rank],
         )
+
+
+def _is_on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _describe(rerank: Rerank, prompt_index: int) -> dict[str, Any]:

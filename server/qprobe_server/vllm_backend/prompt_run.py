@@ -289,7 +289,7 @@ class PromptRun:
         for candidate, each in zip(self._candidates, _merge_answers(answers), strict=True):
             if each is None and candidate.rejected_at is None:
                 raise self._unknown(candidate)
-            # The workers may forget a dropped one when they hold too much; nothing hangs on it.
+            # The workers may have forgotten a dropped one; nothing hangs on it.
             taken.append(([], [], 0) if each is None else each)
         return taken
 

@@ -34,8 +34,8 @@ EXTRA_ARG = "qprobe"
 _FINAL = -1
 # Rows scored at once, at most: 64 MiB for states of 8,192 numbers.
 _ROWS = 1024
-# Scores of finished candidates that nobody took, in tokens: 64 MiB of float32.
-_MAX_FINISHED_SCORES = 1 << 24
+# Finished candidates that nobody takes, as after the death of a server, are forgotten after this.
+_KEEP_FINISHED_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ScoringMixin:
         self._layers: list[int] = list(
             self.vllm_config.additional_config[ADDITIONAL_CONFIG]["layers"]
         )
-        self._scores = TokenScores(max_finished=_MAX_FINISHED_SCORES)
+        self._scores = TokenScores(keep_finished_s=_KEEP_FINISHED_S)
         self._running: dict[str, _Candidate] = {}  # by vLLM's request id
         self._request_ids: dict[str, str] = {}  # of the running candidates, by their key
         self._steps: deque[_Step | str] = deque()  # str: key of a candidate that has finished
