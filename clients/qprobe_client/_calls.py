@@ -61,7 +61,11 @@ def rerank_object(
     return_candidates: bool,
     return_token_scores: bool,
 ) -> dict[str, Any]:
-    """Return the ``q_probe`` object; empty if nothing is asked for."""
+    """Return the ``q_probe`` object; empty if nothing is asked for.
+
+    Raises:
+        ArgumentError: The schedule is not one of pairs.
+    """
     asked = {
         "probe": dict(probe) if isinstance(probe, Mapping) else probe,
         "k": k,
@@ -69,11 +73,18 @@ def rerank_object(
         "target_kl": target_kl,
         "schedule": schedule
         if schedule is None or isinstance(schedule, str)
-        else [{"tokens": tokens, "keep": keep} for tokens, keep in schedule],
+        else _list_steps(schedule),
         "return_candidates": return_candidates or None,
         "return_token_scores": return_token_scores or None,
     }
     return {name: value for name, value in asked.items() if value is not None}
+
+
+def _list_steps(schedule: Sequence[tuple[int, int]]) -> list[dict[str, int]]:
+    for step in schedule:
+        if not isinstance(step, Sequence) or len(step) != 2:
+            raise ArgumentError(f"schedule: must be pairs (tokens, keep), got {step!r}")
+    return [{"tokens": tokens, "keep": keep} for tokens, keep in schedule]
 
 
 def chat_call(

@@ -37,21 +37,27 @@ class Bootstrap:
     truth 92 % of the time, of 50 values 94 %.
 
     Args:
-        num_prompts: At least 2.
+        num_prompts: How many values there are of a quantity.
+        questions: Shape (prompts,), from 0 up: what each asks. Those that ask the same tell about
+            the same, and are resampled together. None: each asks something else.
 
     Raises:
-        EvaluationError: There are fewer than 2 prompts.
+        EvaluationError: There are fewer than 2 different prompts.
     """
 
-    def __init__(self, num_prompts: int) -> None:
-        if num_prompts < 2:
+    def __init__(self, num_prompts: int, questions: NDArray[np.int64] | None = None) -> None:
+        if questions is None:
+            questions = np.arange(num_prompts)
+        num_questions = int(questions.max(initial=-1)) + 1
+        if num_questions < 2:
             raise EvaluationError(
-                "prompts", f"must be at least 2 for an interval, got {num_prompts}"
+                "prompts", f"must be at least 2 different ones for an interval, got {num_questions}"
             )
         rng = np.random.default_rng(_SEED)
-        even = np.full(num_prompts, 1 / num_prompts)
+        even = np.full(num_questions, 1 / num_questions)
+        drawn = rng.multinomial(num_questions, even, size=NUM_RESAMPLES)
         # How often each prompt is in each resample: (resamples, prompts).
-        self._counts = rng.multinomial(num_prompts, even, size=NUM_RESAMPLES).astype(float)
+        self._counts = drawn[:, questions].astype(float)
 
     def mean(self, values: Floats) -> Interval:
         """Return the mean of one value a prompt, shape (prompts,); NaN leaves a prompt out."""
@@ -74,10 +80,11 @@ class Bootstrap:
 
     def mean_of_runs(self, values: Floats) -> Interval:
         """Return the mean of values of shape (runs, prompts), both of which are resampled."""
-        num_runs, num_prompts = values.shape
+        num_runs = len(values)
         rng = np.random.default_rng((_SEED, num_runs))
         runs = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=NUM_RESAMPLES)
-        draws = ((runs @ values) * self._counts).sum(axis=1) / (num_runs * num_prompts)
+        sizes = num_runs * self._counts.sum(axis=1)
+        draws = ((runs @ values) * self._counts).sum(axis=1) / sizes
         return _interval(values.mean(), draws)
 
 

@@ -14,8 +14,9 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from qprobe.errors import DatasetError
 from qprobe.probe import Layer, Pooling
+from qprobe.split import identify_prompts
 
 __all__ = ["FORMAT_VERSION", "GREEDY", "Dataset", "Reading", "Sample", "hash_file"]
 
@@ -167,17 +169,33 @@ class Dataset:
         """The embeddings that are stored."""
         return list(self._embeddings)
 
+    @cached_property
+    def questions(self) -> NDArray[np.int64]:
+        """What each prompt asks, numbered from 0: (prompts,). Rows that ask the same share one."""
+        asked = identify_prompts(self.prompts)
+        numbers = {each: number for number, each in enumerate(dict.fromkeys(asked))}
+        return np.array([numbers[each] for each in asked], dtype=np.int64)
+
+    def require(self, readings: Iterable[Reading]) -> None:
+        """Check that embeddings are stored, before minutes go into the first.
+
+        Raises:
+            DatasetError: One is not; the message says which are.
+        """
+        for reading in readings:
+            if reading not in self._embeddings:
+                stored = ", ".join(map(str, self._embeddings))
+                raise DatasetError(
+                    "reading", f"{str(reading)!r} is not in the dataset, which has {stored}"
+                )
+
     def features(self, reading: Reading) -> Tensor:
         """Return an embedding of all samples: (samples, hidden), float32. Reads it from disk.
 
         Raises:
             DatasetError: It is not stored; the message says which are.
         """
-        if reading not in self._embeddings:
-            stored = ", ".join(map(str, self._embeddings))
-            raise DatasetError(
-                "reading", f"{str(reading)!r} is not in the dataset, which has {stored}"
-            )
+        self.require([reading])
         found = self._embeddings[reading]
         return (found if self._rows is None else found[torch.from_numpy(self._rows)]).float()
 

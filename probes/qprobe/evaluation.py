@@ -62,7 +62,7 @@ def evaluate(
     if not math.isfinite(beta):
         raise EvaluationError("beta", f"must be finite, got {beta!r}")
     counts = np.bincount(groups, minlength=len(dataset.prompts))
-    bootstrap = Bootstrap(len(counts))
+    bootstrap = Bootstrap(len(counts), dataset.questions)
     policy = expect(scores, rewards, groups, k=k, beta=beta)  # checks the arguments too
     base = expected_rewards(scores, rewards, groups, k=1, beta=0)
     ceiling = expected_rewards(rewards, rewards, groups, k=k, beta=0)

@@ -55,7 +55,7 @@ def learning_curve(
     """
     total = len(development.prompts)
     features = (development.features(reading), test.features(reading))
-    bootstrap = Bootstrap(len(test.prompts))
+    bootstrap = Bootstrap(len(test.prompts), test.questions)
     rng = np.random.default_rng(_SEED)
     orders = [rng.permutation(total) for _ in range(_NUM_ORDERS)]
 
@@ -66,7 +66,8 @@ def learning_curve(
         differing = sum(np.ptp(development.rewards[each]) > 0 for each in kept)
         folds = max(2, min(settings.num_folds, int(differing)))
         chosen = replace(settings, num_folds=folds)
-        fitted = fit_probe(features[0][rows], development.rewards[rows], groups, chosen)
+        questions = development.questions[development.groups[rows]]
+        fitted = fit_probe(features[0][rows], development.rewards[rows], groups, chosen, questions)
         return _expect(fitted.score(features[1]).double().numpy(), test, settings)
 
     # First, so that what no set of prompts can be trained with is an error, not the base model.

@@ -61,14 +61,16 @@ def cross_fit(
         TrainingError: A probe cannot be trained on all folds but one.
     """
     num_folds = settings.num_folds
-    if len(dataset.prompts) < num_folds:
+    questions = dataset.questions[dataset.groups]  # (samples,)
+    num_questions = int(questions.max(initial=-1)) + 1
+    if num_questions < num_folds:
         raise EvaluationError(
-            "folds", f"must be at most {len(dataset.prompts)}, the prompts, got {num_folds}"
+            "folds", f"must be at most {num_questions}, the different prompts, got {num_folds}"
         )
-    order = np.random.default_rng(settings.seed).permutation(len(dataset.prompts))
+    order = np.random.default_rng(settings.seed).permutation(num_questions)
     folds = np.empty_like(order)
     folds[order] = np.arange(len(order)) % num_folds
-    sample_folds = folds[dataset.groups]
+    sample_folds = folds[questions]
 
     def score(reading: Reading, settings: TrainingSettings) -> Floats:
         progress(f"{reading}: {num_folds} trainings for scores of prompts not trained on")
@@ -77,7 +79,11 @@ def cross_fit(
             known = np.flatnonzero(sample_folds != fold)
             rest = np.flatnonzero(sample_folds == fold)
             fitted = fit_probe(
-                features[known], dataset.rewards[known], dataset.groups[known], settings
+                features[known],
+                dataset.rewards[known],
+                dataset.groups[known],
+                settings,
+                questions[known],
             )
             scores[rest] = fitted.score(features[rest]).double().numpy()
         return scores

@@ -125,6 +125,7 @@ def run_sweep(
         raise EvaluationError(
             "k", f"must be at most {fewest}, the fewest samples of a prompt, got {settings.k!r}"
         )
+    dataset.require(readings)
     choices = [replace(settings, objective=objective) for objective in objectives]
     development, test = split_prompts(dataset.prompts, test_fraction=test_fraction, seed=seed)
     known = dataset.subset(development)
@@ -158,7 +159,8 @@ def _try(
     known: Dataset, features: Tensor, reading: Reading, settings: TrainingSettings
 ) -> tuple[Cell, FittedProbe | None]:
     try:
-        fitted = fit_probe(features, known.rewards, known.groups, settings)
+        questions = known.questions[known.groups]
+        fitted = fit_probe(features, known.rewards, known.groups, settings, questions)
     except TrainingError as error:
         return Cell(reading, settings.objective, None, None, str(error)), None
     reward = max(float(row["reward"]) for row in fitted.cross_validation)

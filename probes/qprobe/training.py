@@ -116,6 +116,7 @@ def fit_probe(
     rewards: NDArray[np.float64],
     groups: NDArray[np.int64],
     settings: TrainingSettings,
+    questions: NDArray[np.int64] | None = None,
 ) -> FittedProbe:
     """Train a probe.
 
@@ -136,12 +137,15 @@ def fit_probe(
         rewards: Shape (samples,), finite; from 0 to 1 for ``ce``.
         groups: Shape (samples,): the prompt of each, never decreasing.
         settings: How.
+        questions: Shape (samples,): what the prompt of each asks. Prompts that ask the same, as
+            pairs of preferences do, are held out together. None: each asks something else.
 
     Raises:
-        TrainingError: Data are not as above, fewer than ``num_folds`` prompts have differing
+        TrainingError: Data are not as above, fewer than ``num_folds`` questions have differing
             rewards, or the network learnt nothing (its weights decayed to 0).
     """
-    _check_data(features, rewards, groups, settings)
+    _check_data(features, rewards, groups)
+    folds = _folds(rewards, groups, groups if questions is None else questions, settings)
     decays = settings.weight_decays or (
         _MLP_WEIGHT_DECAYS if settings.hidden else _LINEAR_WEIGHT_DECAYS
     )
@@ -153,7 +157,7 @@ def fit_probe(
             torch.as_tensor(rewards, dtype=torch.float64),
             torch.from_numpy(np.unique(groups, return_inverse=True)[1]),
         )
-        held_out = _cross_validate(samples, inputs.variances, decays, settings)
+        held_out = _cross_validate(samples, folds, inputs.variances, decays, settings)
         chosen = int(held_out.mean(1).argmax())  # the first of equals, thus the strongest
         *_, (layers, scale) = _fit(samples, inputs.variances, decays[: chosen + 1], settings)
         layers = inputs.undo(layers)
@@ -173,10 +177,13 @@ def fit_probe(
 
 
 def _cross_validate(
-    samples: _Samples, variances: Tensor, decays: tuple[float, ...], settings: TrainingSettings
+    samples: _Samples,
+    folds: Tensor,
+    variances: Tensor,
+    decays: tuple[float, ...],
+    settings: TrainingSettings,
 ) -> NDArray[np.float64]:
     """Return the expected reward of each held-out prompt: shape (decays, prompts)."""
-    folds = _folds(samples, settings)
     rewards = np.empty((len(decays), len(folds)))
     sample_folds = folds[samples.groups]
     for fold in range(settings.num_folds):
@@ -232,15 +239,36 @@ def _spread(values: Tensor, groups: Tensor) -> float:
     return float((variances * sizes / (sizes - 1)).mean().sqrt())
 
 
-def _folds(samples: _Samples, settings: TrainingSettings) -> Tensor:
-    """Return the fold of each prompt; every fold has prompts that tell probes apart."""
-    differ = _differ(samples.rewards, samples.groups)
+def _folds(
+    rewards: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    questions: NDArray[np.int64],
+    settings: TrainingSettings,
+) -> Tensor:
+    """Return the fold of each prompt; every fold has questions that tell probes apart.
+
+    Raises:
+        TrainingError: There are too few of these.
+    """
+    starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
+    asked = torch.from_numpy(np.unique(questions[starts], return_inverse=True)[1])  # (prompts,)
+    telling = asked[_differ(torch.as_tensor(rewards), torch.as_tensor(groups))]
+    if not len(telling):
+        raise TrainingError("rewards", "differ within no prompt, so there is nothing to learn")
+    differ = torch.zeros(int(asked.max()) + 1, dtype=torch.bool)  # (questions,)
+    differ[telling] = True
+    if int(differ.sum()) < settings.num_folds:
+        raise TrainingError(
+            "num_folds",
+            f"must be at most {int(differ.sum())!r}, the prompts with differing rewards (the same "
+            f"one counts once), got {settings.num_folds!r}",
+        )
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(differ), generator=generator)
     order = torch.cat([order[differ[order]], order[~differ[order]]])
     folds = torch.empty_like(order)
     folds[order] = torch.arange(len(order)) % settings.num_folds
-    return folds
+    return folds[asked]
 
 
 def _differ(rewards: Tensor, groups: Tensor) -> Tensor:
@@ -252,12 +280,7 @@ def _differ(rewards: Tensor, groups: Tensor) -> Tensor:
     return highest > lowest.scatter_reduce(0, segments, rewards, "amin")
 
 
-def _check_data(
-    features: Tensor,
-    rewards: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    settings: TrainingSettings,
-) -> None:
+def _check_data(features: Tensor, rewards: NDArray[np.float64], groups: NDArray[np.int64]) -> None:
     if features.ndim != 2 or 0 in features.shape:
         raise TrainingError("features", f"must be (samples, hidden), got {tuple(features.shape)!r}")
     for name, array in (("rewards", rewards), ("groups", groups)):
@@ -271,15 +294,6 @@ def _check_data(
     if (np.diff(groups) < 0).any():
         place = int((np.diff(groups) < 0).argmax()) + 1
         raise TrainingError("groups", f"must not decrease, but does at sample {place!r}")
-    differing = int(_differ(torch.as_tensor(rewards), torch.as_tensor(groups)).sum())
-    if differing == 0:
-        raise TrainingError("rewards", "differ within no prompt, so there is nothing to learn")
-    if differing < settings.num_folds:
-        raise TrainingError(
-            "num_folds",
-            f"must be at most {differing!r}, the prompts with differing rewards, "
-            f"got {settings.num_folds!r}",
-        )
 
 
 def _check_count(name: str, value: object, *, lowest: int) -> None:

@@ -54,7 +54,13 @@ def held_out_rewards(
     for fold in range(_NUM_FOLDS):
         known = rng.permutation(np.flatnonzero(folds != fold))[: train_prompts or None]
         train, test = np.isin(dataset.groups, known), folds[dataset.groups] == fold
-        fitted = fit_probe(features[train], dataset.rewards[train], dataset.groups[train], settings)
+        fitted = fit_probe(
+            features[train],
+            dataset.rewards[train],
+            dataset.groups[train],
+            settings,
+            dataset.questions[dataset.groups[train]],
+        )
         scores[test] = fitted.score(features[test]).double().numpy()
     return expected_rewards(
         scores, dataset.rewards, dataset.groups, k=settings.k, beta=settings.beta

@@ -73,7 +73,8 @@ def _run(args: argparse.Namespace) -> None:
     dataset = Dataset.load(args.data)
     check_same_model(info, dataset)
     check_same_adapter(info, dataset)
-    _check_readings(info, dataset)
+    heads = [Reading(info.layer, "mean", tokens) for tokens in info.checkpoints]
+    dataset.require([Reading(info.layer, info.pooling, info.window), *heads])
     k = info.k if args.k is None else args.k
     beta = info.beta if args.beta is None else args.beta
     fewest = int(np.bincount(dataset.groups, minlength=len(dataset.prompts)).min())
@@ -122,21 +123,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise StartupError(f"--reward must be a finite number, got {args.reward!r}")
     if args.beta is not None and not is_beta(args.beta):
         raise StartupError(f"--beta must be a finite number >= 0, got {args.beta!r}")
-
-
-def _check_readings(info: ProbeInfo, dataset: Dataset) -> None:
-    """Check for all readings before minutes go into the first.
-
-    Raises:
-        DatasetError: One is not stored.
-    """
-    wanted = [Reading(info.layer, "mean", tokens) for tokens in info.checkpoints]
-    for reading in (Reading(info.layer, info.pooling, info.window), *wanted):
-        if reading not in dataset.readings:
-            stored = ", ".join(map(str, dataset.readings))
-            raise DatasetError(
-                "readings", f"of the dataset are {stored}; the probe needs {str(reading)!r}"
-            )
 
 
 def _score(

@@ -241,16 +241,17 @@ def train(
     if test_fraction != 0:
         kept, test = split_prompts(dataset.prompts, test_fraction=test_fraction, seed=settings.seed)
     known = dataset.subset(kept)
-    fitted = fit_probe(known.features(reading), known.rewards, known.groups, settings)
-    heads = {
-        tokens: fit_probe(
-            known.features(Reading(reading.layer, "mean", tokens)),
-            known.rewards,
-            known.groups,
-            replace(settings, hidden=()),
-        ).layers[0]
-        for tokens in sorted(set(checkpoints))
-    }
+    questions = known.questions[known.groups]
+
+    def fit(reading: Reading, settings: TrainingSettings) -> FittedProbe:
+        features = known.features(reading)
+        return fit_probe(features, known.rewards, known.groups, settings, questions)
+
+    readings = {tokens: Reading(reading.layer, "mean", tokens) for tokens in sorted({*checkpoints})}
+    known.require([reading, *readings.values()])
+    fitted = fit(reading, settings)
+    linear = replace(settings, hidden=())
+    heads = {tokens: fit(of_head, linear).layers[0] for tokens, of_head in readings.items()}
     return _make_probe(dataset, reading, settings, fitted, test=test, licence=licence, heads=heads)
 
 

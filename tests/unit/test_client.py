@@ -171,6 +171,9 @@ async def test_a_schedule_is_sent_and_its_result_read(make_client: MakeClient) -
     assert (got.rerank.scores, got.rerank.kl) == ([None, 1.5], None)
     assert (got.rerank.num_tokens, got.rerank.rejected_at) == ([18, 40], [16, None])
     assert got.rerank.checkpoint_scores == [{16: -1.0}, {16: 0.5}]
+    for odd in ([{"tokens": 16, "keep": 1}], [16], [(16, 1, 2)]):
+        with pytest.raises(ArgumentError, match=r"schedule: must be pairs \(tokens, keep\), got "):
+            await settle(client.chat("hey", model="m", schedule=odd))
     await settle(client.chat("hey", model="m", schedule="off"))
     assert json.loads(seen[1].content)["q_probe"] == {"schedule": "off"}
 

@@ -58,9 +58,9 @@ def test_no_probe_has_seen_the_prompt_it_is_judged_on(monkeypatch: pytest.Monkey
     features = dataset.features(GOOD)
     trained_on = []
 
-    def record(known: torch.Tensor, rewards: Any, groups: Any, settings: Any) -> Any:
+    def record(known: torch.Tensor, rewards: Any, groups: Any, *rest: Any) -> Any:
         trained_on.append(set(groups.tolist()))
-        return fit_probe(known, rewards, groups, settings)
+        return fit_probe(known, rewards, groups, *rest)
 
     monkeypatch.setattr(compare, "fit_probe", record)
     found = compare.held_out_rewards(dataset, features, SETTINGS)

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections import Counter
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,19 @@ def test_a_paired_difference_is_known_better_than_its_sides() -> None:
         Bootstrap(1)
 
 
+def test_prompts_that_ask_the_same_count_as_one() -> None:
+    """Of 20 values each given 5 times the interval is that of the 20, not a narrower one."""
+    values = np.random.default_rng(7).normal(size=20)
+    questions = np.repeat(np.arange(20), 5)
+    plain = Bootstrap(20).mean(values)
+    found = Bootstrap(100, questions).mean(np.repeat(values, 5))
+    assert astuple(found) == pytest.approx(astuple(plain))
+    runs = np.tile(np.repeat(values, 5), (3, 1))
+    assert Bootstrap(100, questions).mean_of_runs(runs).low == pytest.approx(plain.low)
+    with pytest.raises(EvaluationError, match="at least 2"):
+        Bootstrap(3, np.zeros(3, dtype=np.int64))
+
+
 def test_a_missing_value_leaves_its_prompt_out() -> None:
     values = np.array([1.0, math.nan, 3.0, 5.0])
     assert Bootstrap(4).mean(values).value == 3
@@ -246,7 +260,7 @@ def make_dataset() -> Dataset:
     ]
     greedy = np.where(np.arange(NUM_PROMPTS) < 4, np.nan, 1.0)
     manifest = {"model": "org/model", "reward": "tests", "readings": ["3/mean"], "secret": "path"}
-    prompts: list[dict[str, Any]] = [{"prompt": "p"}] * NUM_PROMPTS
+    prompts: list[dict[str, Any]] = [{"prompt": f"p{i}"} for i in range(NUM_PROMPTS)]
     embeddings = {Reading(3, "mean"): torch.tensor(features).half()}
     return Dataset(manifest, prompts, samples, embeddings, greedy)
 

@@ -69,7 +69,7 @@ def make_metrics() -> Json:
         for i, reward in enumerate(rewards)
     ]
     manifest = {"model": "org/<b>model</b>", "reward": "tests", "sampling": {"n": N}}
-    prompts: list[Json] = [{"prompt": "a prompt nobody may see"}] * NUM_PROMPTS
+    prompts: list[Json] = [{"prompt": f"a prompt nobody may see, {i}"} for i in range(NUM_PROMPTS)]
     embeddings = {Reading(3, "mean"): torch.zeros(len(rewards), 1).half()}
     dataset = Dataset(manifest, prompts, samples, embeddings, np.ones(NUM_PROMPTS))
     scores = rewards + rng.normal(size=len(rewards))

@@ -249,7 +249,7 @@ def test_a_probe_without_heads_and_a_dataset_without_their_readings_are_refused(
     with pytest.raises(SystemExit, match=r"checkpoints: .*plain\.safetensors' has none: train it"):
         choose(monkeypatch, data, plain)
     poor = write_dataset(tmp_path / "poor", readings=["3/mean", "3/mean/4"])
-    with pytest.raises(SystemExit, match=r"readings: of the dataset are .* needs '3/mean/8'"):
+    with pytest.raises(SystemExit, match=r"reading: '3/mean/8' is not in the dataset"):
         choose(monkeypatch, poor, probe)
     with pytest.raises(SystemExit, match=r"--output .* must be a file"):
         run(monkeypatch, "schedule", data, probe, "-o", tmp_path, "--report", tmp_path / "r")

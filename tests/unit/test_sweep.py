@@ -223,7 +223,13 @@ def test_what_cannot_be_swept_is_refused() -> None:
     with pytest.raises(EvaluationError, match="at least one"):
         run_sweep(DATASET, readings=[], objectives=["mse"], settings=SETTINGS)
     with pytest.raises(DatasetError, match="7/last"):
-        run_sweep(DATASET, readings=[Reading(7, "last")], objectives=["mse"], settings=SETTINGS)
+        run_sweep(
+            DATASET,
+            readings=[GOOD, Reading(7, "last")],
+            objectives=["mse"],
+            settings=SETTINGS,
+            progress=lambda cell: pytest.fail(f"{cell} was tried first"),
+        )
 
 
 def test_a_learning_curve_climbs_to_the_probe_of_all_prompts(

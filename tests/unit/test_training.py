@@ -1,6 +1,7 @@
 """Fitted probes, against scikit-learn, closed forms and problems with a known answer."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,27 @@ def test_the_order_of_prompts_does_not_matter(objective: str) -> None:
     plain = fit((features, rewards, groups), objective=objective, weight_decays=(1.0,))
     other = fit(moved, objective=objective, weight_decays=(1.0,))
     assert torch.allclose(plain.score(features), other.score(features), atol=2e-2)
+
+
+def test_prompts_that_ask_the_same_are_held_out_together() -> None:
+    """20 questions asked twice, each known by a feature of its own and its reward by nothing else.
+
+    Held out alone, a prompt's reward is known from its twin; held out together, nothing is.
+    """
+    rng = np.random.default_rng(20)
+    kinds = np.repeat(np.arange(20), 4)  # of a question each of 4 samples is of its own kind
+    features = np.eye(80)[np.tile(np.arange(80), 2)]
+    rewards = np.tile(rng.permuted(np.tile([0.0, 0.0, 1.0, 1.0], (20, 1)), axis=1).ravel(), 2)
+    groups = np.repeat(np.arange(40), 4)
+    questions = np.tile(kinds, 2)
+    settings = TrainingSettings(objective="mse", beta=1.0, k=4, weight_decays=(0.1,), num_folds=4)
+    problem = torch.tensor(features, dtype=torch.float32), rewards, groups
+    (alone,) = fit_probe(*problem, settings).cross_validation
+    (together,) = fit_probe(*problem, settings, questions).cross_validation
+    assert alone["reward"] > 0.75
+    assert together["reward"] == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(TrainingError, match=r"num_folds: must be at most 20, .* got 21"):
+        fit_probe(*problem, replace(settings, num_folds=21), questions)
 
 
 @pytest.mark.parametrize("objective", ["mse", "pg", "ppo", "bt"])
