@@ -110,7 +110,7 @@ def test_a_request_ends_with_the_probe_that_it_began_with(
     answered: list[Any] = []
 
     def ask() -> None:
-        asked = body("leaving", max_tokens=600, ignore_eos=True)
+        asked = body("leaving", max_tokens=300, ignore_eos=True)
         answered.append(server.client().post(CHAT, json=asked))
 
     thread = threading.Thread(target=ask)
