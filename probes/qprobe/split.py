@@ -27,19 +27,21 @@ DEFAULT_TEST_FRACTION = 0.25
 # list, since a server may hold thousands of probes.
 SEEN = "seen_prompts"
 _SIDES = ("train", "test")
-_DIGITS = 8
+_DIGITS = 12
 
 
 def identify_prompts(prompts: Sequence[Json]) -> list[str]:
-    """Return 8 hex digits for each row, by what it asks: its ``prompt`` or ``messages``.
+    """Return 12 hex digits for each row, by what it asks: its ``prompt`` or ``messages``.
 
-    Two of 10,000 different prompts come out the same with a probability of 1 %.
+    Any two of 100,000 different prompts come out the same with a probability of 2e-5.
     """
     # The last is of pairs of whole chats.
     asked = (
         row.get("messages") or row.get("prompt") or row.get("chosen", [])[:-1] for row in prompts
     )
-    return [hashlib.sha256(json.dumps(each).encode()).hexdigest()[:_DIGITS] for each in asked]
+    # A message is the same in whatever order its fields are written.
+    texts = (json.dumps(each, sort_keys=True) for each in asked)
+    return [hashlib.sha256(text.encode()).hexdigest()[:_DIGITS] for text in texts]
 
 
 def note_seen(prompts: Sequence[Json]) -> str:

@@ -69,10 +69,10 @@ def _run(args: argparse.Namespace) -> None:
             metrics["schedule"] = judge_schedule(samples, info.schedule, k=k, beta=beta)
         except DatasetError as error:  # collected without what its checkpoints read
             sys.stderr.write(f"the probe's schedule is not measured: {error}\n")
-    known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
-    # Else it would be the curve of another probe.
-    is_its_training = len(known.prompts) == info.training.get("train_prompts")
-    if is_its_training and not args.no_learning_curve:
+    num_known = len(dataset.prompts) - len(test)
+    # With others it would be the curve of another probe.
+    if num_known == info.training.get("train_prompts") and not args.no_learning_curve:
+        known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
         settings = TrainingSettings(
             objective=info.objective,
             beta=beta,

@@ -15,7 +15,7 @@ from qprobe import sweep
 from qprobe.dataset import Dataset, Reading, Sample
 from qprobe.errors import DatasetError, EvaluationError, TrainingError
 from qprobe.learning_curve import learning_curve
-from qprobe.split import split_prompts
+from qprobe.split import identify_prompts, split_prompts
 from qprobe.sweep import Cell, format_table, run_sweep, write_sweep
 from qprobe.training import TrainingSettings, fit_probe
 
@@ -170,6 +170,14 @@ def test_rows_may_say_their_split() -> None:
     rows = [{"prompt": f"q{i}", "split": "test" if i in (1, 4) else "train"} for i in range(6)]
     assert split_prompts(rows) == split_prompts(rows, seed=1) == ([0, 2, 3, 5], [1, 4])
     assert len(split_prompts(rows, test_fraction=0.5)[1]) == 3
+
+
+def test_what_a_row_asks_does_not_hang_on_the_order_of_fields() -> None:
+    one = {"messages": [{"role": "user", "content": "q"}], "tests": ["a"]}
+    same = {"tests": ["b"], "messages": [{"content": "q", "role": "user"}]}
+    other = {"messages": [{"role": "user", "content": "Q"}]}
+    found = identify_prompts([one, same, other])
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_eval_says_that_a_probe_does_not_tell_what_it_has_seen(
     assert "does not say which prompts" in capsys.readouterr().err
     bad = tmp_path / "bad.safetensors"
     save_probe(Probe(replace(probe.info, training={SEEN: "abc"}), probe.layers), bad)
-    with pytest.raises(SystemExit, match=f"training.{SEEN}: must be 8 digits"):
+    with pytest.raises(SystemExit, match=f"training.{SEEN}: must be 12 digits"):
         run(monkeypatch, "eval", bad, data, "-o", tmp_path / "r")
 
 

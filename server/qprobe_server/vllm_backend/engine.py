@@ -76,9 +76,9 @@ class RerankingLLM(AsyncLLM):
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Count the k candidates of a request instead of its n answers, before it begins.
 
-        Later calls, with a request id, are vLLM's own for each candidate. They go by the number of
-        requests only: by ``max_num_queued_tokens`` a prompt's first candidates, which wait to be
-        read, would refuse its others. vLLM admits the n answers of a request together, too.
+        Later calls, with a request id, are vLLM's own for each candidate. With a limit
+        ``max_num_queued_tokens`` these admit all: a prompt's first candidates, which wait to be
+        read, would else refuse its others. vLLM admits the n answers of a request together, too.
         """
         rerank = current_rerank.get()
         if rerank is not None and request_id is None:
