@@ -12,6 +12,7 @@ from qprobe.errors import EvaluationError, ProbeFileError, RowError
 __all__ = [
     "DEFAULT_TEST_FRACTION",
     "SEEN",
+    "SEEN_BY_SCHEDULE",
     "check_split",
     "has_split",
     "identify_prompts",
@@ -23,9 +24,10 @@ __all__ = [
 Json = dict[str, Any]
 
 DEFAULT_TEST_FRACTION = 0.25
-# The field of ``ProbeInfo.training`` that says which prompts a probe has seen: one text and not a
-# list, since a server may hold thousands of probes.
+# Fields of ``ProbeInfo.training``: the prompts that a probe was trained on, and others that its
+# schedule was chosen on. One text each and not a list, since a server may hold thousands of probes.
 SEEN = "seen_prompts"
+SEEN_BY_SCHEDULE = "schedule_prompts"
 _SIDES = ("train", "test")
 _DIGITS = 12
 
@@ -45,19 +47,19 @@ def identify_prompts(prompts: Sequence[Json]) -> list[str]:
 
 
 def note_seen(prompts: Sequence[Json]) -> str:
-    """Return the value of ``training.seen_prompts`` for a probe made with these prompts."""
+    """Return the value of either field for a probe made with these prompts."""
     return "".join(dict.fromkeys(identify_prompts(prompts)))
 
 
-def read_seen(training: Json) -> set[str]:
-    """Return the prompts, as ``identify_prompts`` has them, that a probe was made with; or none.
+def read_seen(training: Json, field: str = SEEN) -> set[str]:
+    """Return the prompts, as ``identify_prompts`` has them, that a field names; or none.
 
     Raises:
         ProbeFileError: The value is not one of ``note_seen``.
     """
-    noted = training.get(SEEN, "")
+    noted = training.get(field, "")
     if not isinstance(noted, str) or len(noted) % _DIGITS:
-        raise ProbeFileError(f"training.{SEEN}", f"must be {_DIGITS} digits for each prompt")
+        raise ProbeFileError(f"training.{field}", f"must be {_DIGITS} digits for each prompt")
     return {noted[start : start + _DIGITS] for start in range(0, len(noted), _DIGITS)}
 
 

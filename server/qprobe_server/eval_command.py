@@ -17,7 +17,7 @@ from qprobe.report import write_report
 from qprobe.rewards.answers import read_number
 from qprobe.schedule_choice import judge_schedule
 from qprobe.schedule_scores import score_samples
-from qprobe.split import SEEN
+from qprobe.split import SEEN, SEEN_BY_SCHEDULE
 from qprobe.training import TrainingSettings
 from qprobe_server.errors import StartupError
 from qprobe_server.held_out import check_same_adapter, check_same_model, list_unseen
@@ -90,7 +90,11 @@ def _run(args: argparse.Namespace) -> None:
         "model": info.base_model,
         "reading": str(reading),
         "objective": info.objective,
-        **{name: value for name, value in info.training.items() if name != SEEN},
+        **{
+            name: value
+            for name, value in info.training.items()
+            if name not in (SEEN, SEEN_BY_SCHEDULE)
+        },
     }
     write_report(metrics, args.output)
     sys.stdout.write(f"{len(test)} of {len(dataset.prompts)} prompts, not trained on\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 from qprobe import ProbeInfo
 from qprobe.dataset import Dataset
 from qprobe.errors import DatasetError
-from qprobe.split import identify_prompts, read_seen
+from qprobe.split import SEEN_BY_SCHEDULE, identify_prompts, read_seen
 
 __all__ = ["check_same_adapter", "check_same_model", "list_unseen"]
 
@@ -54,6 +54,7 @@ def list_unseen(info: ProbeInfo, dataset: Dataset) -> list[int]:
         sys.stderr.write(
             "the probe does not say which prompts it was trained on: all count as unseen\n"
         )
+    seen |= read_seen(info.training, SEEN_BY_SCHEDULE)
     asked = identify_prompts(dataset.prompts)
     unseen = [index for index, each in enumerate(asked) if each not in seen]
     if not unseen:

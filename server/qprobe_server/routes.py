@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from qprobe.split import SEEN
+from qprobe.split import SEEN, SEEN_BY_SCHEDULE
 from qprobe_server.errors import RequestError
 from qprobe_server.lifecycle import ProbeLifecycle
 from qprobe_server.middleware import AppState
@@ -139,7 +139,11 @@ def _make_card(probe: ServedProbe, registry: ProbeRegistry) -> ProbeCard:
         beta=info.beta,
         checkpoints=list(info.checkpoints),
         schedule=[ScheduleStep(**asdict(step)) for step in info.schedule],
-        training={name: value for name, value in info.training.items() if name != SEEN},
+        training={
+            name: value
+            for name, value in info.training.items()
+            if name not in (SEEN, SEEN_BY_SCHEDULE)
+        },
         licence=info.licence,
         num_requests=registry.num_requests(probe.name),
     )

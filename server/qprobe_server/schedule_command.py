@@ -21,7 +21,7 @@ from qprobe.schedule_choice import choose_schedule, measure_schedule
 from qprobe.schedule_report import write_schedule_report
 from qprobe.schedule_scores import cross_fit, score_samples
 from qprobe.schedule_simulation import ScoredSamples
-from qprobe.split import SEEN, has_split, note_seen, split_prompts
+from qprobe.split import SEEN_BY_SCHEDULE, has_split, note_seen, split_prompts
 from qprobe.training import TrainingSettings
 from qprobe_server.errors import StartupError
 from qprobe_server.held_out import check_same_adapter, check_same_model, list_unseen
@@ -65,7 +65,12 @@ def add_parser(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
 def _run(args: argparse.Namespace) -> None:
     _check_arguments(args)
     probe = load_probe(args.probe)
-    info = probe.info
+    # What a former schedule was chosen on says nothing of this one.
+    training = probe.info.training.items()
+    info = replace(
+        probe.info,
+        training={name: value for name, value in training if name != SEEN_BY_SCHEDULE},
+    )
     if not info.checkpoints:
         raise ProbeFileError(
             "checkpoints", f"{str(args.probe)!r} has none: train it with --checkpoints"
@@ -82,7 +87,7 @@ def _run(args: argparse.Namespace) -> None:
         raise EvaluationError(
             "k", f"must be from 1 to {fewest}, the fewest samples of a prompt, got {k}"
         )
-    chosen_on, unseen, held_out, seen_now = _score(probe, dataset)
+    chosen_on, unseen, held_out, seen_now = _score(probe, info, dataset)
     choice = choose_schedule(chosen_on, k=k, beta=beta, budget=args.budget, reward=args.reward)
     metrics = {
         **measure_schedule(choice, chosen_on, unseen, k=k, beta=beta),
@@ -99,10 +104,10 @@ def _run(args: argparse.Namespace) -> None:
             "dataset": dataset.digest,
         },
     }
-    # Nor may ``eval`` judge the schedule by what it was chosen on.
-    seen = {SEEN: info.training.get(SEEN, "") + note_seen(seen_now)} if seen_now else {}
+    # ``eval`` may not judge the schedule by what it was chosen on.
+    noted = {SEEN_BY_SCHEDULE: note_seen(seen_now)} if seen_now else {}
     made = replace(
-        info, k=k, beta=beta, schedule=choice.chosen.what, training={**info.training, **seen}
+        info, k=k, beta=beta, schedule=choice.chosen.what, training={**info.training, **noted}
     )
     write_schedule_report(metrics, args.report)
     save_probe(Probe(made, probe.layers, probe.heads), args.output)
@@ -126,13 +131,13 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _score(
-    probe: Probe, dataset: Dataset
+    probe: Probe, info: ProbeInfo, dataset: Dataset
 ) -> tuple[ScoredSamples, ScoredSamples, str, Sequence[Json]]:
     """Return scores of the prompts to choose on and of others.
 
     Also how the former are held out, and those of them that the probe had not seen before.
     """
-    unseen = list_unseen(probe.info, dataset)
+    unseen = list_unseen(info, dataset)
     known = sorted(set(range(len(dataset.prompts))) - set(unseen))
     if not known:
         fraction = None if has_split(dataset.prompts) else 0.5
@@ -141,17 +146,17 @@ def _score(
         held_out = "a part of the dataset, which the probe was not trained on"
         new = [dataset.prompts[index] for index in known]
         return chosen_on, score_samples(probe, dataset.subset(unseen)), held_out, new
-    trained_on = probe.info.training.get("train_prompts")
+    trained_on = info.training.get("train_prompts")
     if len(known) != trained_on:
         raise DatasetError(
             "folder",
             f"has {len(known)} of the {trained_on} prompts that the probe was trained on: choose "
             "on all of them, or on none",
         )
-    settings = _training_settings(probe.info)
+    settings = _training_settings(info)
     chosen_on = cross_fit(
         dataset.subset(known),
-        probe.info,
+        info,
         settings,
         progress=lambda line: sys.stderr.write(f"{line}\n"),
     )

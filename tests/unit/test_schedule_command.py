@@ -191,7 +191,10 @@ def test_prompts_that_the_probe_has_not_seen_are_halved(
     assert found["num_prompts"] == {"choice": 12, "unseen": 12}
     info = load_probe(output).info
     assert list_unseen(info, Dataset.load(other)) == halves[1]
-    assert read_seen(info.training) > read_seen(load_probe(probe).info.training)
+    assert read_seen(info.training) == read_seen(load_probe(probe).info.training)
+    # A schedule that is chosen anew is chosen on the same half.
+    again, _ = choose(monkeypatch, other, output, "--budget", 0.7)
+    assert list_unseen(load_probe(again).info, Dataset.load(other)) == halves[1]
 
 
 def test_a_part_of_what_the_probe_was_trained_on_is_refused(
