@@ -153,7 +153,8 @@ async def test_a_tool_call_comes_whole_streamed_or_not(client: Any) -> None:
     assert call.id
     assert grown.id
     assert call.name == grown.name == "tell"
-    assert call.arguments == grown.arguments
+    # The same values: vLLM writes a whole reply's JSON anew, and streams it as it was sampled.
+    assert json.loads(call.arguments) == json.loads(grown.arguments)
     assert isinstance(json.loads(call.arguments)["city"], str)
 
 
