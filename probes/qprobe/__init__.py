@@ -1,12 +1,17 @@
 """Q-probes: scoring completions from a model's hidden states, and resampling by the scores.
 
-Owns probes, their files and the resampling rule. Knows nothing of HTTP, vLLM or the server.
+Owns probes, datasets, rewards, training and evaluation. Knows nothing of HTTP, vLLM or the server.
 """
 
-from qprobe.artefact import load_probe, parse_probe, save_probe
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from qprobe.errors import ProbeFileError, QProbeError, ScoreError
-from qprobe.probe import Pooling, Probe, ProbeInfo
-from qprobe.resampling import Draw, beta_for_kl, softmax_resample
+
+if TYPE_CHECKING:
+    from qprobe.probe.file import load_probe, parse_probe, save_probe
+    from qprobe.probe.network import Pooling, Probe, ProbeInfo
+    from qprobe.probe.resampling import Draw, beta_for_kl, softmax_resample
 
 __all__ = [
     "Draw",
@@ -22,3 +27,24 @@ __all__ = [
     "save_probe",
     "softmax_resample",
 ]
+
+# Imported when they are first asked for: torch takes seconds, which no command line may cost that
+# only wants to say what is wrong with it.
+_HOMES = {
+    "probe.file": ("load_probe", "parse_probe", "save_probe"),
+    "probe.network": ("Pooling", "Probe", "ProbeInfo"),
+    "probe.resampling": ("Draw", "beta_for_kl", "softmax_resample"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # any public name (PEP 562)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -19,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qprobe.bootstrap import Bootstrap
-from qprobe.dataset import Dataset, Reading
+from qprobe.data.dataset import Dataset, Reading
+from qprobe.data.split import has_split, split_prompts
 from qprobe.errors import QProbeError
-from qprobe.expectation import expected_rewards
-from qprobe.probe import OBJECTIVES
-from qprobe.split import has_split, split_prompts
-from qprobe.training import TrainingSettings, fit_probe
+from qprobe.evaluation.bootstrap import Bootstrap
+from qprobe.evaluation.expectation import expected_rewards
+from qprobe.probe.network import OBJECTIVES
+from qprobe.training.fit import TrainingSettings, fit_probe
 
 __all__ = ["held_out_rewards", "main"]
 

@@ -33,9 +33,10 @@ def main() -> None:
             _collect()
         else:
             # Not at the top: it imports torch, which takes a second.
-            from qprobe_server import training_commands
+            from qprobe_server.commands import arguments
 
-            training_commands.run(sys.argv[1:])
+            args = arguments.parse(sys.argv[1:])
+            args.run(args)
     except (QProbeError, ServerError) as error:
         sys.exit(f"qprobe: {error}")
     except OSError as error:
@@ -64,7 +65,7 @@ def _serve() -> None:
 
 def _collect() -> None:
     _prepare_environment(_ENVIRONMENT | _COLLECT_ENVIRONMENT)
-    from qprobe_server import collect_command
+    from qprobe_server.commands import collect as collect_command
     from qprobe_server.vllm_backend import arguments
 
     args = arguments.parse(sys.argv[1:])

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from qprobe import ProbeFileError, ProbeInfo
-from qprobe.probe import is_beta
-from qprobe.schedule import Schedule
+from qprobe.probe.network import is_beta
+from qprobe.probe.schedule import Schedule
 from qprobe_server.errors import StartupError
 
 __all__ = ["Settings"]

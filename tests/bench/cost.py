@@ -34,12 +34,12 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 
+from qprobe_server.choice.request import Rerank, current_rerank
 from qprobe_server.default_model import prepare_default_model
-from qprobe_server.registry import ProbeRegistry, ServedProbe, read_probe
-from qprobe_server.rerank import Rerank, current_rerank
+from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_probe
 from qprobe_server.vllm_backend.checks import choose_dtype, find_worker_cls
-from qprobe_server.vllm_backend.engine import RerankingLLM
-from qprobe_server.vllm_backend.scoring import ADDITIONAL_CONFIG
+from qprobe_server.vllm_backend.client.engine import RerankingLLM
+from qprobe_server.vllm_backend.worker.scoring import ADDITIONAL_CONFIG
 
 PROBE = Path(__file__).parents[2] / "probes" / "qprobe" / "shipped" / "python.safetensors"
 QUESTION = "Write a Python function `add(a, b)` that returns the sum of a and b."

@@ -26,13 +26,13 @@ import httpx
 import numpy as np
 
 from qprobe import load_probe
-from qprobe.bootstrap import Bootstrap
-from qprobe.dataset import Dataset
-from qprobe.expectation import expected_rewards
+from qprobe.data.dataset import Dataset
+from qprobe.evaluation.bootstrap import Bootstrap
+from qprobe.evaluation.expectation import expected_rewards
+from qprobe.probe.schedule import format_schedule
+from qprobe.rejection.scores import score_samples
+from qprobe.rejection.simulation import simulate
 from qprobe.rewards import Reward, make_reward
-from qprobe.schedule import format_schedule
-from qprobe.schedule_scores import score_samples
-from qprobe.schedule_simulation import simulate
 from qprobe_server.default_model import SERVED_NAME
 
 Json = dict[str, Any]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from qprobe_server.probe_store import ProbeStore
-from qprobe_server.registry import read_probe
+from qprobe_server.library.registry import read_probe
+from qprobe_server.library.store import ProbeStore
 
 CHAT = "/v1/chat/completions"
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"

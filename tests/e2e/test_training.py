@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from qprobe import load_probe
-from qprobe.dataset import Dataset, Reading
+from qprobe.data.dataset import Dataset, Reading
 from qprobe_server.default_model import SERVED_NAME
 
 QPROBE = str(Path(sys.executable).with_name("qprobe"))

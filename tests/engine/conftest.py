@@ -25,14 +25,14 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from qprobe import Probe, ProbeInfo
-from qprobe.probe import Layer, Pooling
-from qprobe.schedule import Step
+from qprobe.probe.network import Layer, Pooling
+from qprobe.probe.schedule import Step
+from qprobe_server.choice.request import Rerank, current_rerank
 from qprobe_server.default_model import prepare_default_model
-from qprobe_server.registry import LoadedProbe, ProbeRegistry, ServedProbe
-from qprobe_server.rerank import Rerank, current_rerank
+from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
 from qprobe_server.vllm_backend.checks import choose_dtype
-from qprobe_server.vllm_backend.engine import RerankingLLM
-from qprobe_server.vllm_backend.scoring import ADDITIONAL_CONFIG
+from qprobe_server.vllm_backend.client.engine import RerankingLLM
+from qprobe_server.vllm_backend.worker.scoring import ADDITIONAL_CONFIG
 
 HIDDEN = 576
 BLOCK_TOKENS = 128
@@ -141,7 +141,7 @@ async def engine(
     args = AsyncEngineArgs(
         model=str(model_path),
         enforce_eager=True,
-        worker_cls="qprobe_server.vllm_backend.cpu_worker.ScoringWorker",
+        worker_cls="qprobe_server.vllm_backend.worker.cpu_worker.ScoringWorker",
         additional_config={ADDITIONAL_CONFIG: {"layers": layers}},
         max_model_len=2048,
         max_num_batched_tokens=256,

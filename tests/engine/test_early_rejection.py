@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from vllm.exceptions import VLLMValidationError
 
-from qprobe.schedule import Step
-from qprobe_server.vllm_backend.engine import RerankingLLM
+from qprobe.probe.schedule import Step
+from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
 # As in conftest.py.
 HEADS = {4: 80, 8: 32, 16: 81}

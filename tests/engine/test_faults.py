@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from vllm.exceptions import GracefulHTTPError
 
-from qprobe_server.registry import ServedProbe
-from qprobe_server.rerank import Rerank, current_rerank
-from qprobe_server.vllm_backend.engine import RerankingLLM
+from qprobe_server.choice.request import Rerank, current_rerank
+from qprobe_server.library.registry import ServedProbe
+from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
 ChatIds = Callable[[str], list[int]]
 MAX_QUEUED = 400  # as the engine fixture sets it

@@ -13,8 +13,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from vllm.outputs import CompletionOutput
 
-from qprobe_server.registry import LoadedProbe
-from qprobe_server.vllm_backend.engine import RerankingLLM
+from qprobe_server.library.registry import LoadedProbe
+from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
 ChatIds = Callable[[str], list[int]]
 READINGS = 5

@@ -14,9 +14,9 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from qprobe import Probe
-from qprobe_server.registry import LoadedProbe, ServedProbe
-from qprobe_server.rerank import current_rerank
-from qprobe_server.vllm_backend.engine import RerankingLLM
+from qprobe_server.choice.request import current_rerank
+from qprobe_server.library.registry import LoadedProbe, ServedProbe
+from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
 ChatIds = Callable[[str], list[int]]
 QUESTION = "Write a Python function `add(a, b)` that returns the sum of a and b."

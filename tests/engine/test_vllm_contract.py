@@ -32,7 +32,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from qprobe_server.vllm_backend.arguments import prepare_engine_args
 from qprobe_server.vllm_backend.checks import VLLM_VERSION, check_installation
-from qprobe_server.vllm_backend.engine import RerankingLLM
+from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
 
 def changed(what: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qprobe import Probe, ProbeInfo, save_probe
-from qprobe_server.registry import ProbeRegistry, ServedProbe, read_probe
+from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_probe
 
 MakeProbe = Callable[..., Path]
 

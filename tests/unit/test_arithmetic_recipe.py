@@ -4,7 +4,7 @@ import operator
 import re
 from pathlib import Path
 
-from qprobe.prompts import read_prompts
+from qprobe.data.prompts import read_prompts
 from qprobe.rewards import make_reward
 
 RECIPE = Path(__file__).parents[2] / "probes" / "recipes" / "arithmetic" / "prompts.jsonl"

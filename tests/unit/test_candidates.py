@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qprobe_server.candidates import (
+from qprobe_server.choice.candidates import (
     Candidate,
     check_finite,
     choose,

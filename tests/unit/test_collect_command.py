@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qprobe_server import collect_command
-from qprobe_server.reward_service import HttpReward
+from qprobe_server.commands import collect as collect_command
+from qprobe_server.commands.reward_service import HttpReward
 
 URL = "https://user:hunter2@host:8443/score?token=hunter2#x"
 

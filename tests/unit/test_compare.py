@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe.dataset import Dataset, Reading, Sample
-from qprobe.training import TrainingSettings, fit_probe
+from qprobe.data.dataset import Dataset, Reading, Sample
+from qprobe.training.fit import TrainingSettings, fit_probe
 
 PATH = Path(__file__).parents[2] / "probes" / "recipes" / "compare.py"
 NUM_PROMPTS, N, HIDDEN = 20, 6, 4

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qprobe.prompts import read_prompts
+from qprobe.data.prompts import read_prompts
 from qprobe.rewards import make_reward
 
 Json = dict[str, Any]

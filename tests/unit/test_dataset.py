@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe.dataset import GREEDY, Dataset, Reading, Sample
-from qprobe.dataset_writer import DatasetWriter
+from qprobe.data.dataset import GREEDY, Dataset, Reading, Sample
+from qprobe.data.writer import DatasetWriter
 from qprobe.errors import DatasetError
 
 READINGS = ("15/last", "15/mean", "final/mean/8")
@@ -93,7 +93,7 @@ def test_an_interrupted_writer_goes_on(tmp_path: Path) -> None:
     with DatasetWriter(broken, MANIFEST, PROMPTS) as writer:
         write(writer, 0)
     (broken / "embeddings" / "00001.safetensors").write_bytes(b"older")
-    (broken / "samples" / ".00001.jsonl.part").write_text('{"prompt": 2, "ind')
+    (broken / "samples" / ".part-00001").write_text('{"prompt": 2, "ind')
     with pytest.raises(DatasetError, match="not finished"):
         Dataset.load(broken)
     with DatasetWriter(broken, {**MANIFEST, "versions": {"torch": "3"}}, PROMPTS) as again:
@@ -125,7 +125,7 @@ def test_foreign_files_are_not_touched(tmp_path: Path) -> None:
         DatasetWriter(tmp_path / "thesis.tex", MANIFEST, PROMPTS)
 
 
-@pytest.mark.parametrize("left", [".prompts.jsonl.part", "prompts.jsonl", ".manifest.json.part"])
+@pytest.mark.parametrize("left", [".part-prompts", "prompts.jsonl", ".part-manifest"])
 def test_a_collection_killed_before_its_manifest_goes_on(tmp_path: Path, left: str) -> None:
     (tmp_path / "samples").mkdir()
     (tmp_path / left).write_text('{"torn')
@@ -147,7 +147,7 @@ def test_the_digest_is_of_the_dataset_only(tmp_path: Path) -> None:
     digest = Dataset.load(tmp_path).digest
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "metrics.json").write_text("{}")
-    (tmp_path / ".complete.json.part").write_text("torn")
+    (tmp_path / ".part-complete").write_text("torn")
     write_all(tmp_path)
     (tmp_path / "report" / "metrics.json").unlink()
     assert Dataset.load(tmp_path).digest == digest

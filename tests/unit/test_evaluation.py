@@ -17,11 +17,16 @@ from scipy.stats import binom, mannwhitneyu, spearmanr
 from scipy.stats import t as student
 
 from qprobe import softmax_resample
-from qprobe.bootstrap import Bootstrap
-from qprobe.dataset import Dataset, Reading, Sample
+from qprobe.data.dataset import Dataset, Reading, Sample
 from qprobe.errors import EvaluationError
-from qprobe.evaluation import evaluate
-from qprobe.expectation import NUM_SUBSETS, expect, expected_rewards, expected_vote_rewards
+from qprobe.evaluation.bootstrap import Bootstrap
+from qprobe.evaluation.expectation import (
+    NUM_SUBSETS,
+    expect,
+    expected_rewards,
+    expected_vote_rewards,
+)
+from qprobe.evaluation.metrics import evaluate
 
 Floats = NDArray[np.float64]
 RNG = np.random.default_rng(7)

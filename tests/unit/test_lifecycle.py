@@ -15,12 +15,13 @@ import pytest_asyncio
 from fastapi import FastAPI
 
 from qprobe import Probe, ProbeFileError, ProbeInfo
-from qprobe_server import routes
+from qprobe.files import TORN_PREFIX
+from qprobe_server.edge import routes
+from qprobe_server.edge.middleware import AppState
 from qprobe_server.errors import RequestError, StartupError
-from qprobe_server.lifecycle import ProbeLifecycle
-from qprobe_server.middleware import AppState
-from qprobe_server.probe_store import ProbeStore
-from qprobe_server.registry import ProbeRegistry, ServedProbe, read_probe
+from qprobe_server.library.lifecycle import ProbeLifecycle
+from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_probe
+from qprobe_server.library.store import ProbeStore
 from qprobe_server.settings import Settings
 
 MakeProbe = Callable[..., Path]
@@ -292,11 +293,14 @@ async def test_a_disk_that_fails_changes_nothing(
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
+    data = make_probe("y", k=2).read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fail)
-        assert (await put(client, "mine", make_probe("y", k=2).read_bytes())).status_code == 500
+        assert (await put(client, "mine", data)).status_code == 500
     assert (await client.get("/v1/probes/mine")).json() == before.json()
-    assert not [path for path in server.store._folder.iterdir() if "writing" in path.name]
+    assert not [
+        path for path in server.store._folder.iterdir() if path.name.startswith(TORN_PREFIX)
+    ]
     assert (await put(client, "mine", make_probe("y", k=2).read_bytes())).status_code == 200
 
 
@@ -331,7 +335,7 @@ def test_what_a_crash_left_is_removed_and_what_was_changed_is_refused(
     store = ProbeStore(folder)
     data = make_probe("x").read_bytes()
     store.save(read_probe("mine", data), data)
-    (folder / ".writing-abc").touch()
+    (folder / ".part-abc").touch()
     shutil.copy(tmp_path / "x.safetensors", folder / f"{'0' * 64}.safetensors")
     store.close()
     with closing(ProbeStore(folder)) as again:

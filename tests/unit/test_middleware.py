@@ -10,11 +10,11 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from qprobe_server.access_log import AccessLogMiddleware
-from qprobe_server.middleware import AppState, RerankMiddleware
-from qprobe_server.registry import ProbeRegistry
-from qprobe_server.rerank import current_rerank
-from qprobe_server.schemas import ResultReply
+from qprobe_server.choice.request import current_rerank
+from qprobe_server.choice.schemas import ResultReply
+from qprobe_server.edge.access_log import AccessLogMiddleware
+from qprobe_server.edge.middleware import AppState, RerankMiddleware
+from qprobe_server.library.registry import ProbeRegistry
 from qprobe_server.settings import Settings
 
 Handler = Callable[[Request], Awaitable[Any]]

@@ -9,8 +9,18 @@ import torch
 from torch import Tensor
 
 from qprobe.errors import TrainingError
-from qprobe.objectives import bt, ce, dpo, make_loss, mse, pg, ppo, segment_mean, segment_softmax
-from qprobe.probe import OBJECTIVES
+from qprobe.probe.network import OBJECTIVES
+from qprobe.training.objectives import (
+    bt,
+    ce,
+    dpo,
+    make_loss,
+    mse,
+    pg,
+    ppo,
+    segment_mean,
+    segment_softmax,
+)
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOSSES: dict[str, Objective] = {"mse": mse, "ce": ce, "pg": pg, "ppo": ppo, "bt": bt, "dpo": dpo}

@@ -11,10 +11,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 
-from qprobe_server.access_log import AccessLogMiddleware, start_access_log
-from qprobe_server.metrics import RerankMetrics
-from qprobe_server.registry import ProbeRegistry
-from qprobe_server.schemas import ResultReply
+from qprobe_server.choice.schemas import ResultReply
+from qprobe_server.edge.access_log import AccessLogMiddleware, start_access_log
+from qprobe_server.edge.metrics import RerankMetrics
+from qprobe_server.library.registry import ProbeRegistry
 
 SECRET = "an-otter-named-Zebulon"
 

@@ -11,9 +11,12 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from qprobe_server import playground_routes
+from qprobe_server.edge.playground import routes as playground_routes
 
-FILES = {file.name: file for file in (resources.files("qprobe_server") / "playground").iterdir()}
+FILES = {
+    file.name: file
+    for file in (resources.files("qprobe_server.edge.playground") / "page").iterdir()
+}
 ASSETS = sorted(set(FILES) - {"index.html"})
 MEDIA_TYPES = {
     "css": "text/css; charset=utf-8",
@@ -83,9 +86,9 @@ def test_what_a_browser_has_is_not_sent_again(client: TestClient) -> None:
         "missing.js",
         "index.html",
         "..",
-        "../playground_routes.py",
-        "../../qprobe_server/playground_routes.py",
-        "..\\playground_routes.py",
+        "../routes.py",
+        "../../playground/routes.py",
+        "..\\routes.py",
         "/etc/passwd",
         "./playground.js",
         "playground.js/",

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from qprobe import Probe, ProbeFileError, ProbeInfo, load_probe, parse_probe, save_probe
-from qprobe.schedule import Step
+from qprobe.probe.schedule import Step
 
 INFO = ProbeInfo(
     base_model="some/model",

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from qprobe.data.layouts import Layout
+from qprobe.data.prompts import GivenCompletion, PromptRow, read_prompts
 from qprobe.errors import PromptFileError, RowError
-from qprobe.layouts import Layout
-from qprobe.prompts import GivenCompletion, PromptRow, read_prompts
 from qprobe.rewards import make_reward
 
 Json = dict[str, Any]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qprobe.prompts import read_prompts
+from qprobe.data.prompts import read_prompts
 from qprobe.rewards import make_reward
 
 RECIPE = Path(__file__).parents[2] / "probes" / "recipes" / "python"

@@ -10,8 +10,14 @@ import pytest
 
 from qprobe import ProbeFileError, load_probe
 from qprobe_server.errors import StartupError
-from qprobe_server.fit import ModelFacts, check_exposed, check_fit, check_layers, find_inner_layers
-from qprobe_server.registry import ProbeRegistry, ServedProbe, read_probe
+from qprobe_server.library.fit import (
+    ModelFacts,
+    check_exposed,
+    check_fit,
+    check_layers,
+    find_inner_layers,
+)
+from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_probe
 from qprobe_server.settings import Settings
 
 MakeProbe = Callable[..., Path]

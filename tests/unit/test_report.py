@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe import report
-from qprobe.dataset import Dataset, Reading, Sample
-from qprobe.evaluation import evaluate
-from qprobe.plots import PLOTS
-from qprobe.report import write_files, write_report
+from qprobe.data.dataset import Dataset, Reading, Sample
+from qprobe.evaluation.metrics import evaluate
+from qprobe.files import write_files
+from qprobe.reports import evaluation as report
+from qprobe.reports.evaluation import write_report
+from qprobe.reports.plots import PLOTS
 
 Json = dict[str, Any]
 NUM_PROMPTS, N = 12, 6

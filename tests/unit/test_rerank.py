@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from qprobe.schedule import Step
+from qprobe.probe.schedule import Step
+from qprobe_server.choice.request import Rerank, resolve
+from qprobe_server.choice.schemas import ResultReply
 from qprobe_server.errors import RequestError
-from qprobe_server.registry import ProbeRegistry
-from qprobe_server.rerank import Rerank, resolve
-from qprobe_server.schemas import ResultReply
+from qprobe_server.library.registry import ProbeRegistry
 from qprobe_server.settings import Settings
 
 RESULT = ResultReply(selected=[0], scores=[1.0], weights=[1.0], kl=0.0, beta=0.1, sampled_tokens=3)

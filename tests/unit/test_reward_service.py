@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from qprobe.errors import RewardError
-from qprobe_server.reward_service import HttpReward
+from qprobe_server.commands.reward_service import HttpReward
 
 Answer = httpx.Response | Exception
 SECRET = "the user's own words"

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from qprobe import Probe, load_probe, save_probe
-from qprobe.dataset import Dataset, Sample
-from qprobe.dataset_writer import DatasetWriter
-from qprobe.schedule import format_schedule
-from qprobe.schedule_scores import cross_fit, score_samples
-from qprobe.split import read_seen, split_prompts
-from qprobe.training import TrainingSettings
-from qprobe_server import cli, schedule_command
-from qprobe_server.held_out import list_unseen
+from qprobe.data.dataset import Dataset, Sample
+from qprobe.data.split import read_seen, split_prompts
+from qprobe.data.writer import DatasetWriter
+from qprobe.evaluation.held_out import list_unseen
+from qprobe.probe.schedule import format_schedule
+from qprobe.rejection.scores import cross_fit, score_samples
+from qprobe.training.fit import TrainingSettings
+from qprobe_server import cli
+from qprobe_server.commands import schedule as schedule_command
 
 NUM_PROMPTS, N, HIDDEN = 24, 6, 3
 MANIFEST: dict[str, Any] = {

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qprobe import expectation
 from qprobe.errors import EvaluationError
-from qprobe.expectation import expect
-from qprobe.schedule import Schedule, Step, find_losers
-from qprobe.schedule_choice import choose_schedule, list_schedules, measure_schedule
-from qprobe.schedule_simulation import (
+from qprobe.evaluation import expectation
+from qprobe.evaluation.expectation import expect
+from qprobe.probe.schedule import Schedule, Step, find_losers
+from qprobe.rejection.choice import choose_schedule, list_schedules, measure_schedule
+from qprobe.rejection.simulation import (
     Outcome,
     ScoredSamples,
     measure_spreads,

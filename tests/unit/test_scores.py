@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from qprobe_server.scores import TokenScores, pool
+from qprobe_server.choice.scores import TokenScores, pool
 
 
 def write(store: TokenScores, slot: int, offsets: list[int], values: list[float]) -> None:

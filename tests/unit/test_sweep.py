@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe import sweep
-from qprobe.dataset import Dataset, Reading, Sample
+from qprobe.data.dataset import Dataset, Reading, Sample
+from qprobe.data.split import identify_prompts, split_prompts
 from qprobe.errors import DatasetError, EvaluationError, TrainingError
-from qprobe.learning_curve import learning_curve
-from qprobe.split import identify_prompts, split_prompts
-from qprobe.sweep import Cell, format_table, run_sweep, write_sweep
-from qprobe.training import TrainingSettings, fit_probe
+from qprobe.training import sweep
+from qprobe.training.fit import TrainingSettings, fit_probe
+from qprobe.training.learning_curve import learning_curve
+from qprobe.training.sweep import Cell, format_table, run_sweep, write_sweep
 
 NUM_PROMPTS, N, HIDDEN = 40, 6, 4
 GOOD, BAD = Reading(3, "mean", 8), Reading("final", "last")

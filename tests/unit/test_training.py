@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from qprobe.errors import TrainingError
-from qprobe.probe import OBJECTIVES, Probe, ProbeInfo
-from qprobe.training import FittedProbe, TrainingSettings, fit_probe
+from qprobe.probe.network import OBJECTIVES, Probe, ProbeInfo
+from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
 
 Vector = NDArray[np.float64]
 Problem = tuple[Tensor, Vector, NDArray[np.int64]]

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from qprobe import Probe, load_probe, save_probe
-from qprobe.dataset import Dataset, Sample
-from qprobe.dataset_writer import DatasetWriter
-from qprobe.split import SEEN, identify_prompts, read_seen
+from qprobe.data.dataset import Dataset, Sample
+from qprobe.data.split import SEEN, identify_prompts, read_seen
+from qprobe.data.writer import DatasetWriter
 from qprobe_server import cli
 
 NUM_PROMPTS, N, HIDDEN = 20, 4, 3

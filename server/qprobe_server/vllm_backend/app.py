@@ -27,15 +27,16 @@ from vllm.logger import configure_logging_from_args
 from vllm.usage.usage_lib import UsageContext
 
 from qprobe import ProbeFileError, ProbeInfo
-from qprobe_server import playground_routes, routes
-from qprobe_server.access_log import AccessLogMiddleware, start_access_log
+from qprobe_server.edge import routes
+from qprobe_server.edge.access_log import AccessLogMiddleware, start_access_log
+from qprobe_server.edge.middleware import AppState, RerankMiddleware
+from qprobe_server.edge.openapi import document
+from qprobe_server.edge.playground import routes as playground_routes
 from qprobe_server.errors import RequestError, StartupError
-from qprobe_server.fit import check_exposed, check_fit, check_layers
-from qprobe_server.lifecycle import ProbeLifecycle
-from qprobe_server.middleware import AppState, RerankMiddleware
-from qprobe_server.openapi import document
-from qprobe_server.probe_store import ProbeStore
-from qprobe_server.registry import LoadedProbe, ProbeRegistry
+from qprobe_server.library.fit import check_exposed, check_fit, check_layers
+from qprobe_server.library.lifecycle import ProbeLifecycle
+from qprobe_server.library.registry import LoadedProbe, ProbeRegistry
+from qprobe_server.library.store import ProbeStore
 from qprobe_server.settings import Settings
 from qprobe_server.vllm_backend.arguments import (
     choose_layers,
@@ -48,7 +49,7 @@ from qprobe_server.vllm_backend.checks import (
     describe_model,
     find_worker_cls,
 )
-from qprobe_server.vllm_backend.engine import RerankingLLM
+from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
 __all__ = ["attach", "run"]
 

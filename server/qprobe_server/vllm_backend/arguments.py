@@ -17,14 +17,14 @@ from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from qprobe import ProbeFileError
-from qprobe.probe import Layer
-from qprobe.schedule import Schedule, Step, check_schedule
+from qprobe.probe.network import Layer
+from qprobe.probe.schedule import Schedule, Step, check_schedule
 from qprobe_server.errors import StartupError
-from qprobe_server.fit import find_inner_layers
-from qprobe_server.probe_store import ProbeStore
-from qprobe_server.registry import LoadedProbe, read_probe
+from qprobe_server.library.fit import find_inner_layers
+from qprobe_server.library.registry import LoadedProbe, read_probe
+from qprobe_server.library.store import ProbeStore
 from qprobe_server.settings import Settings
-from qprobe_server.vllm_backend.scoring import ADDITIONAL_CONFIG
+from qprobe_server.vllm_backend.worker.scoring import ADDITIONAL_CONFIG
 
 __all__ = [
     "choose_layers",

@@ -16,7 +16,7 @@ from vllm.model_executor.models.interfaces import supports_eagle3
 from vllm.platforms import current_platform
 
 from qprobe_server.errors import StartupError
-from qprobe_server.fit import ModelFacts
+from qprobe_server.library.fit import ModelFacts
 
 __all__ = [
     "VLLM_VERSION",
@@ -77,9 +77,9 @@ def find_worker_cls(name: str) -> str:
         StartupError: The platform is neither CPU, CUDA nor ROCm.
     """
     if current_platform.is_cpu():
-        return f"qprobe_server.vllm_backend.cpu_worker.{name}"
+        return f"qprobe_server.vllm_backend.worker.cpu_worker.{name}"
     if current_platform.is_cuda_alike():
-        return f"qprobe_server.vllm_backend.gpu_worker.{name}"
+        return f"qprobe_server.vllm_backend.worker.gpu_worker.{name}"
     raise StartupError(f"probes cannot be scored on vLLM's platform {current_platform.device_name}")
 
 

@@ -26,12 +26,12 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 
 from qprobe.errors import RowError
-from qprobe.probe import Layer
-from qprobe_server.candidates import Candidate, count_scored_tokens
+from qprobe.probe.network import Layer
+from qprobe_server.choice.candidates import Candidate, count_scored_tokens
 from qprobe_server.errors import StartupError
 from qprobe_server.vllm_backend.arguments import claim_worker
 from qprobe_server.vllm_backend.checks import check_installation, describe_model, find_worker_cls
-from qprobe_server.vllm_backend.scoring import EXTRA_ARG
+from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
 
 __all__ = ["Completion", "SamplingEngine", "SamplingParameters", "default_layers"]
 

@@ -1,0 +1,1 @@
+"""What a way of choosing is worth on a dataset, and how sure that is."""

@@ -1,0 +1,64 @@
+"""Which prompts of a dataset a probe may be judged on."""
+
+import sys
+from pathlib import Path
+
+from qprobe.data.dataset import Dataset
+from qprobe.data.split import SEEN_BY_SCHEDULE, identify_prompts, read_seen
+from qprobe.errors import DatasetError
+from qprobe.probe.network import ProbeInfo
+
+__all__ = ["check_same_adapter", "check_same_model", "list_unseen"]
+
+
+def check_same_model(info: ProbeInfo, dataset: Dataset) -> None:
+    """Check that the model which made the dataset is the probe's.
+
+    Raises:
+        DatasetError: It is not.
+    """
+    model = dataset.manifest["model"]
+    if Path(info.base_model).name != Path(model).name:
+        raise DatasetError(
+            "model", f"is {model!r} in the dataset, {info.base_model!r} in the probe"
+        )
+    for name in ("hidden_size", "num_layers"):
+        there, here = dataset.manifest[name], getattr(info, name)
+        if there != here:
+            raise DatasetError(name, f"is {there} in the dataset, {here} in the probe")
+
+
+def check_same_adapter(info: ProbeInfo, dataset: Dataset) -> None:
+    """Check that the dataset was sampled with the LoRA adapter of the probe's, or both without one.
+
+    Raises:
+        DatasetError: It was not.
+    """
+    there, here = dataset.manifest.get("adapter"), info.training.get("adapter")
+    if there != here:
+        raise DatasetError("adapter", f"is {there!r} in the dataset, {here!r} in the probe")
+
+
+def list_unseen(info: ProbeInfo, dataset: Dataset) -> list[int]:
+    """Return the prompts of a dataset that nothing of the probe was trained or chosen on.
+
+    They are told by what they ask, whatever file they come from. Of a probe that says nothing of
+    its prompts, as one made by other means, all are taken for unseen; stderr tells.
+
+    Raises:
+        DatasetError: There are none.
+        ProbeFileError: What the probe says of its prompts cannot be read.
+    """
+    seen = read_seen(info.training)
+    if not seen:
+        sys.stderr.write(
+            "the probe does not say which prompts it was trained on: all count as unseen\n"
+        )
+    seen |= read_seen(info.training, SEEN_BY_SCHEDULE)
+    asked = identify_prompts(dataset.prompts)
+    unseen = [index for index, each in enumerate(asked) if each not in seen]
+    if not unseen:
+        raise DatasetError(
+            "folder", "is what the probe was trained on, all of it: evaluate on other prompts"
+        )
+    return unseen

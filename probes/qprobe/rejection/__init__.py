@@ -1,0 +1,1 @@
+"""Early rejection on stored samples: its simulation, and the choice of a schedule."""

@@ -1,0 +1,268 @@
+"""An evaluation as a page that a person can read: one HTML file with all inside, and its parts.
+
+Owns the words and the frame of every page. The figures come from ``evaluation``, the pictures from
+``plots``. Holds no prompt and no completion.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from qprobe.files import write_files
+from qprobe.reports.plots import BASELINES, DARK, LIGHT, PLOTS, Theme, to_png
+
+__all__ = ["format_figure", "make_plot", "render_page", "write_report"]
+
+Json = dict[str, Any]
+
+_TEMPLATE = "page.html.jinja"
+_INTERVAL = "95 % interval"
+_CAPTIONS = {
+    "reward_by_k": "Higher is better: how far the line climbs above the dotted base says what more "
+    "samples buy with this probe; the dashed line is what a perfect judge would get from them.",
+    "reward_by_beta": "At the left the best score is always taken, at the right the base model is "
+    "left as it is; a good beta sits before the fall.",
+    "reward_by_kl": "Up and to the left is better: more reward for less change of the model. KL is "
+    "log k - H(weights) on the line by beta and log k - (k - 1) / k for the best of k, both upper "
+    "bounds.",
+    "learning_curve": "If the line still climbs at the right, more training prompts should help. "
+    "Dots are single random orders of the prompts.",
+    "calibration": "A useful score climbs from lower left to upper right: samples that score above "
+    "their prompt's mean earn more than its mean.",
+    "correlation": "Prompts right of 0 are ranked the right way round; those where all rewards, or "
+    "all scores, are the same say nothing and are left out.",
+    "sweep": "The further from the page's colour the better; the best is in bold. Rewards are "
+    "cross-validated on the development prompts and, as the best of several, a little too high.",
+}
+
+
+def write_report(metrics: Json, folder: Path) -> None:
+    """Write ``report.html``, ``metrics.json`` and the plots as PNG files; older ones are replaced.
+
+    Args:
+        metrics: What ``evaluate`` returned, with any of: ``title`` (text), ``settings`` (an object
+            shown as a table), ``learning_curve`` (rows of ``learning_curve``), ``schedule`` (what
+            ``judge_schedule`` returned) and ``sweep`` (the ``cells`` of ``sweep.json``).
+        folder: Made if it is not there. Each file appears whole, the page last.
+
+    Raises:
+        ValueError: A figure is not finite, so that it has no JSON.
+        OSError: The folder cannot be written.
+    """
+    content = (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode()
+    drawn = {name: draw for name, (key, draw) in PLOTS.items() if metrics.get(key)}
+    plots = [
+        make_plot(name, partial(draw, metrics), caption=_CAPTIONS[name])
+        for name, draw in drawn.items()
+    ]
+    files = {f"{plot['name']}.png": picture for plot, picture in plots}
+    page = _render(metrics, [plot for plot, _ in plots]).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files(folder, {**files, "metrics.json": content, "report.html": page})
+    for name in PLOTS.keys() - drawn.keys():  # of an older report
+        (folder / f"{name}.png").unlink(missing_ok=True)
+
+
+def render_page(content: Json) -> str:
+    """Return an HTML page that needs no other file.
+
+    Args:
+        content: All that the template names, but for the themes. Text is escaped.
+    """
+    text = (resources.files("qprobe.reports") / _TEMPLATE).read_text(encoding="utf-8")
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
+    return template.render(content, light=LIGHT, dark=DARK)
+
+
+def make_plot(
+    name: str, draw: Callable[[Theme], Figure], *, caption: str
+) -> tuple[dict[str, str], bytes]:
+    """Return a plot as ``render_page`` takes it, for light and dark pages, and the light PNG."""
+    light = to_png(draw(LIGHT))
+    plot = {
+        "name": name,
+        "light": _inline(light),
+        "dark": _inline(to_png(draw(DARK))),
+        "alt": f"Plot {name.replace('_', ' ')}; the figures are in the tables",
+        "caption": caption,
+    }
+    return plot, light
+
+
+def _render(metrics: Json, plots: list[dict[str, str]]) -> str:
+    model = metrics["dataset"].get("model")
+    return render_page(
+        {
+            "title": metrics.get("title")
+            or "Evaluation of a probe" + (f" on {model}" if model else ""),
+            "about": _describe(metrics),
+            "numbers": _list_numbers(metrics),
+            "sentences": _summarise(metrics),
+            "plots": plots,
+            "tables": _list_tables(metrics),
+            "settings": list(_flatten({**metrics["dataset"], **metrics.get("settings", {})})),
+            "monte_carlo": _describe_errors(metrics),
+        }
+    )
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _describe(metrics: Json) -> str:
+    fewest, most = metrics["num_samples_per_prompt"]
+    each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    reward = metrics["dataset"].get("reward")
+    judged = f" Rewards come from {reward!r}." if isinstance(reward, str) else ""
+    return (
+        f"{metrics['num_prompts']} prompts with {each} samples each, {metrics['num_samples']} in "
+        f"all. The probe chooses among k = {metrics['k']} at beta = {metrics['beta']:g}.{judged}"
+    )
+
+
+def _list_numbers(metrics: Json) -> list[Json]:
+    shown = [
+        ("base model, one sample", "base", "reward"),
+        ("with the probe", "policy", "reward"),
+        ("gain", "gain", "difference"),
+        ("ceiling, best by reward", "ceiling", "reward"),
+        ("of the gap closed", "gap_closed", "share"),
+    ]
+    numbers = []
+    for name, key, field in shown:
+        if metrics[key] is not None:
+            value, interval = format_figure(metrics[key], field)
+            chosen = key == "policy"
+            numbers.append({"name": name, "value": value, "interval": interval, "chosen": chosen})
+    return numbers
+
+
+def _summarise(metrics: Json) -> list[str]:
+    base, _ = format_figure(metrics["base"], "reward")
+    policy, policy_interval = format_figure(metrics["policy"], "reward")
+    gain, gain_interval = format_figure(metrics["gain"], "difference")
+    low, high = metrics["gain"]["low"], metrics["gain"]["high"]
+    if low > 0:
+        verdict = "The interval lies above 0: on prompts like these the probe helps."
+    elif high < 0:
+        verdict = "The interval lies below 0: on prompts like these the probe does harm."
+    else:
+        verdict = "The interval holds 0: these prompts do not show whether the probe helps."
+    sentences = [
+        f"Choosing among {metrics['k']} samples by the probe's scores earns {policy} in "
+        f"expectation (95 % interval {policy_interval}), against {base} for one "
+        f"sample of the base model. The difference is {gain} ({gain_interval}). {verdict}"
+    ]
+    beaten = [
+        f"{BASELINES[name]} {format_figure(row, 'reward')[0]} (the probe's difference "
+        f"{' ['.join(format_figure(row['policy_minus_baseline'], 'difference'))}])"
+        for name, row in metrics["baselines"].items()
+    ]
+    if beaten:
+        sentences.append(f"Without a probe, on the same samples: {'; '.join(beaten)}.")
+    auc = metrics["correlation"]["auc"]
+    if auc is not None:
+        value, interval = format_figure(auc, "mean")
+        sentences.append(
+            f"Of two samples of one prompt with different rewards, the better one has the higher "
+            f"score {value} of the time ({interval}; 0.500 is chance)."
+        )
+    if "schedule" in metrics:
+        row = metrics["schedule"]
+        reward, interval = format_figure(row, "reward")
+        difference = " [".join(format_figure(row["minus_best_of_k"], "difference"))
+        sentences.append(
+            f"With the probe's schedule {row['schedule']} it earns {reward} ({interval}) for "
+            f"{row['tokens']:.0f} tokens a prompt, {row['tokens_share']:.0%} of those without; the "
+            f"difference is {difference}]."
+        )
+    return sentences
+
+
+def _list_tables(metrics: Json) -> list[Json]:
+    names = {"pearson": "Pearson", "spearman": "Spearman", "auc": "better sample scores higher"}
+    correlation = metrics["correlation"]
+    return [
+        {
+            "name": "ways",
+            "caption": f"Ways of choosing, k = {metrics['k']}",
+            "head": ["way of choosing", "reward", _INTERVAL, "probe minus this", _INTERVAL],
+            "rows": _compare_ways(metrics),
+        },
+        {
+            "name": "resampled",
+            "caption": "The probe at other k and beta",
+            "head": ["k", "beta", "reward", _INTERVAL, "KL, nats"],
+            "rows": [
+                [row["k"], f"{row['beta']:g}", *format_figure(row, "reward"), f"{row['kl']:.3f}"]
+                for row in metrics["resampled"]
+            ],
+        },
+        {
+            "name": "correlations",
+            "caption": f"Scores and rewards within the {correlation['num_prompts']} prompts where "
+            "both vary",
+            "head": ["measure", "mean", _INTERVAL],
+            "rows": [
+                [label, *format_figure(correlation[name], "mean")]
+                for name, label in names.items()
+                if correlation[name] is not None
+            ],
+        },
+    ]
+
+
+def _compare_ways(metrics: Json) -> list[list[str]]:
+    ways = [
+        ("the probe", metrics["policy"], None),
+        ("base model, one sample", metrics["base"], metrics["gain"]),
+        *(
+            (BASELINES[name], row, row["policy_minus_baseline"])
+            for name, row in metrics["baselines"].items()
+        ),
+        ("ceiling: best by reward", metrics["ceiling"], None),
+    ]
+    return [
+        [
+            name,
+            *format_figure(row, "reward"),
+            *(format_figure(minus, "difference") if minus else ("", "")),
+        ]
+        for name, row, minus in ways
+    ]
+
+
+def _describe_errors(metrics: Json) -> str:
+    error = max(row["monte_carlo_error"] for row in metrics["resampled"])
+    if error == 0:
+        return "Nothing here is estimated by simulation."
+    return (
+        "Where there are too many subsets of k samples to go through, a balanced random choice "
+        f"stands for them; that adds a standard error of at most {error:.4f} to a reward."
+    )
+
+
+def format_figure(row: Json, field: str) -> tuple[str, str]:
+    """Return an estimate and its interval as text; a ``difference`` is signed, a ``share`` in %."""
+    sign = "+" if field == "difference" else ""
+    if field == "share":
+        return f"{row[field]:.0%}", f"{row['low']:.0%} to {row['high']:.0%}"
+    value, low, high = (f"{row[name]:{sign}.3f}" for name in (field, "low", "high"))
+    return value, f"{low} to {high}"
+
+
+def _flatten(values: Json, prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield f"{prefix}{name}", text

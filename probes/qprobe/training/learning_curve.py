@@ -1,0 +1,94 @@
+"""How much a probe gains from more prompts to train on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qprobe.data.dataset import Dataset, Reading
+from qprobe.errors import TrainingError
+from qprobe.evaluation.bootstrap import Bootstrap
+from qprobe.evaluation.expectation import expected_rewards
+from qprobe.training.fit import TrainingSettings, fit_probe
+
+__all__ = ["SIZES", "learning_curve"]
+
+Json = dict[str, Any]
+Floats = NDArray[np.float64]
+
+SIZES = (5, 10, 20, 50, 100, 200, 400)
+_NUM_ORDERS = 5
+_SEED = 20240715
+
+
+def learning_curve(
+    development: Dataset,
+    test: Dataset,
+    *,
+    reading: Reading,
+    settings: TrainingSettings,
+    sizes: Sequence[int] = SIZES,
+) -> list[Json]:
+    """Train on the first prompts of 5 random orders, and on all; blocks for as many trainings.
+
+    A set with fewer prompts of differing rewards than folds takes fewer folds. One that no probe
+    can be trained on even so counts as the base model: that is what one would be left with.
+
+    Args:
+        development: What to train on.
+        test: At least 2 other prompts, with at least ``settings.k`` samples each.
+        reading: Stored in both.
+        settings: Of every training, and the k and beta of the evaluation.
+        sizes: Numbers of prompts, at least 2; those not below the number of all are left out. All
+            prompts always come last.
+
+    Returns:
+        A row for each size: ``num_prompts``, ``reward`` (mean over orders, on the test prompts),
+        ``low`` and ``high``, and ``runs``, the reward of each order. Intervals resample both orders
+        and test prompts; as orders share prompts, they are too narrow near the full size.
+
+    Raises:
+        TrainingError: No probe can be trained on all prompts.
+        EvaluationError: The test prompts cannot be evaluated.
+    """
+    total = len(development.prompts)
+    features = (development.features(reading), test.features(reading))
+    bootstrap = Bootstrap(len(test.prompts), test.questions)
+    rng = np.random.default_rng(_SEED)
+    orders = [rng.permutation(total) for _ in range(_NUM_ORDERS)]
+
+    def run(prompts: Sequence[int]) -> Floats:
+        kept = [np.flatnonzero(development.groups == prompt) for prompt in sorted(prompts)]
+        rows = np.concatenate(kept)
+        groups = np.repeat(np.arange(len(kept)), [len(each) for each in kept])
+        differing = sum(np.ptp(development.rewards[each]) > 0 for each in kept)
+        folds = max(2, min(settings.num_folds, int(differing)))
+        chosen = replace(settings, num_folds=folds)
+        questions = development.questions[development.groups[rows]]
+        fitted = fit_probe(features[0][rows], development.rewards[rows], groups, chosen, questions)
+        return _expect(fitted.score(features[1]).double().numpy(), test, settings)
+
+    # First, so that what no set of prompts can be trained with is an error, not the base model.
+    curve = {total: run(range(total))[None]}
+    for size in sorted({each for each in sizes if 2 <= each < total}):
+        found = []
+        for order in orders:
+            try:
+                found.append(run(order[:size].tolist()))
+            except TrainingError:
+                found.append(_expect(np.zeros(len(test.rewards)), test, settings))
+        curve[size] = np.array(found)
+    return [
+        {
+            "num_prompts": size,
+            **bootstrap.mean_of_runs(curve[size]).to_json("reward"),
+            "runs": curve[size].mean(axis=1).tolist(),
+        }
+        for size in sorted(curve)
+    ]
+
+
+def _expect(scores: Floats, test: Dataset, settings: TrainingSettings) -> Floats:
+    return expected_rewards(scores, test.rewards, test.groups, k=settings.k, beta=settings.beta)

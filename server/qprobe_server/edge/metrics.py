@@ -1,0 +1,171 @@
+"""Prometheus metrics of reranking, beside vLLM's own in ``/metrics``.
+
+Labels are bounded: with ten thousand probes only the first few that are used get their own.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from qprobe_server.choice.schemas import ResultReply
+from qprobe_server.library.registry import ProbeRegistry
+
+__all__ = ["Outcome", "RerankMetrics"]
+
+Outcome = Literal["ok", "error", "cancelled"]
+
+_MAX_LABELS = 50
+_OTHER, _MIX = "other", "mix"
+
+
+class RerankMetrics:
+    """What was reranked, by probe, and what that cost.
+
+    Args:
+        registry: The one behind ``/metrics``.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._labels: set[str] = set()
+        self._checkpoints: set[int] = set()
+        by_probe = ["probe"]
+        self._prompts = Counter(
+            "qprobe_prompts", "Reranked prompts", [*by_probe, "outcome"], registry=registry
+        )
+        self._candidates = Histogram(
+            "qprobe_candidates",
+            "Candidates per reranked prompt",
+            by_probe,
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
+        )
+        self._sampled_tokens = Counter(
+            "qprobe_sampled_tokens", "Tokens of all candidates", by_probe, registry=registry
+        )
+        self._rejected_tokens = Counter(
+            "qprobe_rejected_tokens",
+            "Tokens of candidates that were not returned",
+            by_probe,
+            registry=registry,
+        )
+        self._early_rejected = Counter(
+            "qprobe_early_rejected_candidates",
+            "Candidates dropped at a checkpoint, by its tokens",
+            [*by_probe, "checkpoint"],
+            registry=registry,
+        )
+        self._saved_tokens = Counter(
+            "qprobe_saved_tokens",
+            "Tokens that early rejection saved, if a dropped candidate would have been as long as "
+            "its prompt's others",
+            by_probe,
+            registry=registry,
+        )
+        self._wasted_tokens = Counter(
+            "qprobe_wasted_tokens",
+            "Tokens of dropped candidates beyond what their checkpoint needed",
+            by_probe,
+            registry=registry,
+        )
+        self._score_mean = Histogram(
+            "qprobe_score_mean",
+            "Mean of a prompt's scores",
+            by_probe,
+            buckets=(-8, -4, -2, -1, 0, 1, 2, 4, 8),
+            registry=registry,
+        )
+        self._score_spread = Histogram(
+            "qprobe_score_spread",
+            "Standard deviation of a prompt's scores",
+            by_probe,
+            buckets=(0.1, 0.2, 0.5, 1, 2, 5, 10),
+            registry=registry,
+        )
+        self._weight_entropy = Histogram(
+            "qprobe_weight_entropy_nats",
+            "Entropy of a prompt's weights",
+            by_probe,
+            buckets=(0.01, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4),
+            registry=registry,
+        )
+        self._non_finite = Counter(
+            "qprobe_non_finite_scores", "Scores that are no number", by_probe, registry=registry
+        )
+        self._overhead = Histogram(
+            "qprobe_rerank_overhead_seconds",
+            "From the end of a prompt's last candidate to its answer",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
+            registry=registry,
+        )
+        self._loaded = Gauge("qprobe_probes_loaded", "Probes that are served", registry=registry)
+
+    def watch(self, probes: ProbeRegistry) -> None:
+        """Show how many probes there are."""
+        self._loaded.set_function(lambda: len(probes))
+
+    def label(self, names: Sequence[str]) -> str:
+        """Return the label of a request by its probes' names."""
+        if len(names) > 1:
+            return _MIX
+        (name,) = names
+        if name not in self._labels:
+            if len(self._labels) >= _MAX_LABELS or name in (_OTHER, _MIX):
+                return _OTHER
+            self._labels.add(name)
+        return name
+
+    def count_prompt(self, label: str, outcome: Outcome) -> None:
+        """Count a prompt that has ended."""
+        self._prompts.labels(label, outcome).inc()
+
+    def observe(self, label: str, result: ResultReply, num_tokens: Sequence[int]) -> None:
+        """Note what came of a prompt.
+
+        Args:
+            label: Of the request.
+            result: With finite scores; null for candidates that were dropped.
+            num_tokens: Of each candidate.
+        """
+        returned = sum(num_tokens[index] for index in result.selected)
+        self._candidates.labels(label).observe(len(result.scores))
+        self._sampled_tokens.labels(label).inc(result.sampled_tokens)
+        self._rejected_tokens.labels(label).inc(result.sampled_tokens - returned)
+        scores = [score for score in result.scores if score is not None]
+        self._score_mean.labels(label).observe(statistics.fmean(scores))
+        self._score_spread.labels(label).observe(statistics.pstdev(scores))
+        entropy = -math.fsum(weight * math.log(weight) for weight in result.weights if weight)
+        self._weight_entropy.labels(label).observe(max(entropy, 0.0))
+        if result.rejected_at is not None:
+            self._observe_rejection(label, result.rejected_at, num_tokens)
+
+    def _observe_rejection(
+        self, label: str, rejected_at: Sequence[int | None], num_tokens: Sequence[int]
+    ) -> None:
+        both = list(zip(rejected_at, num_tokens, strict=True))
+        usual = statistics.fmean(length for at, length in both if at is None)
+        for at, length in both:
+            if at is None:
+                continue
+            # A checkpoint needs one token more than it compares: the model has read those then.
+            self._wasted_tokens.labels(label).inc(max(length - at - 1, 0))
+            if length > at:  # one that is shorter had ended by itself
+                self._saved_tokens.labels(label).inc(max(usual - length, 0))
+            self._early_rejected.labels(label, self._checkpoint_label(at)).inc()
+
+    def _checkpoint_label(self, tokens: int) -> str:
+        if tokens not in self._checkpoints:
+            if len(self._checkpoints) >= _MAX_LABELS:
+                return _OTHER
+            self._checkpoints.add(tokens)
+        return str(tokens)
+
+    def count_non_finite(self, label: str, scores: Sequence[float]) -> None:
+        """Count the scores that are no number."""
+        self._non_finite.labels(label).inc(sum(not math.isfinite(score) for score in scores))
+
+    def observe_overhead(self, seconds: float) -> None:
+        """Note how long the choice took once all candidates had ended."""
+        self._overhead.observe(seconds)

@@ -1,0 +1,155 @@
+"""Our own routes: what probes there are, and how they come and go."""
+
+import hashlib
+import secrets
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from qprobe.data.split import SEEN, SEEN_BY_SCHEDULE
+from qprobe_server.choice.schemas import (
+    ErrorReply,
+    ProbeCard,
+    ProbeDeleted,
+    ProbeList,
+    ScheduleStep,
+)
+from qprobe_server.edge.middleware import AppState
+from qprobe_server.errors import RequestError
+from qprobe_server.library.lifecycle import ProbeLifecycle
+from qprobe_server.library.registry import ProbeRegistry, ServedProbe
+
+__all__ = ["make_admin_router", "refuse", "router"]
+
+# A probe of a hidden size of 16,384 takes 64 KiB; its header holds what its maker likes.
+_MAX_BYTES = 4 << 20
+
+_NAME = "/v1/probes/{name}"
+
+_Responses = dict[int | str, dict[str, Any]]
+_UNKNOWN: _Responses = {404: {"model": ErrorReply}}
+_BAD_BODY: _Responses = {400: {"model": ErrorReply}, 413: {"model": ErrorReply}}
+_BODY = {
+    "required": True,
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
+
+router = APIRouter()
+
+
+@router.get("/v1/probes")
+async def list_probes(request: Request) -> ProbeList:
+    """List the probes with their metadata."""
+    registry = _state(request).registry
+    return ProbeList(data=[_make_card(each, registry) for each in registry.probes()])
+
+
+@router.get(_NAME, responses=_UNKNOWN)
+async def get_probe(request: Request, name: str) -> ProbeCard:
+    """Return a probe's metadata."""
+    registry = _state(request).registry
+    probe = registry.get(name)
+    if probe is None:
+        raise RequestError(
+            f"name: the probe {name[:80]!r} does not exist", param="name", status=404
+        )
+    return _make_card(probe, registry)
+
+
+def make_admin_router(lifecycle: ProbeLifecycle, admin_api_key: str) -> APIRouter:
+    """Return the routes that change probes, behind a key of their own."""
+    digest = _digest(admin_api_key)
+
+    def check_key(request: Request) -> None:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secrets.compare_digest(_digest(token), digest):
+            raise RequestError(
+                "this route wants the server's admin key as a bearer token",
+                param="authorization",
+                status=401,
+            )
+
+    admin = APIRouter(dependencies=[Depends(check_key)], responses={401: {"model": ErrorReply}})
+
+    @admin.put(
+        _NAME,
+        responses={201: {"model": ProbeCard}, **_BAD_BODY},
+        openapi_extra={"requestBody": _BODY},
+    )
+    async def put_probe(request: Request, response: Response, name: str) -> ProbeCard:
+        """Serve a probe by this name: new, or instead of its present version.
+
+        Requests that have begun with another version end with it.
+        """
+        served, is_new = await lifecycle.put(name, await _read_body(request))
+        response.status_code = 201 if is_new else 200
+        return _make_card(served, _state(request).registry)
+
+    @admin.delete(_NAME, responses={**_UNKNOWN, 409: {"model": ErrorReply}})
+    async def delete_probe(name: str) -> ProbeDeleted:
+        """Serve a probe no more. Requests that have begun with it end with it."""
+        await lifecycle.delete(name)
+        return ProbeDeleted(id=name)
+
+    return admin
+
+
+async def refuse(request: Request, error: Exception) -> JSONResponse:
+    """Answer a request that one of our routes refuses."""
+    assert isinstance(error, RequestError)
+    return JSONResponse(error.body(), status_code=error.status)
+
+
+async def _read_body(request: Request) -> bytes:
+    chunks: list[bytes] = []
+    size = int(request.headers.get("content-length", "0"))  # uvicorn has checked that it is one
+    if size <= _MAX_BYTES:
+        size = 0
+        async for chunk in request.stream():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > _MAX_BYTES:
+                break
+    if size > _MAX_BYTES:
+        raise RequestError(
+            f"body: a probe's file must have at most {_MAX_BYTES} bytes, got {size} or more",
+            param="body",
+            status=413,
+        )
+    return b"".join(chunks)
+
+
+def _state(request: Request) -> AppState:
+    state: AppState = request.app.state.qprobe
+    return state
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _make_card(probe: ServedProbe, registry: ProbeRegistry) -> ProbeCard:
+    info = probe.info
+    return ProbeCard(
+        id=probe.name,
+        version=probe.version,
+        created=probe.created,
+        base_model=info.base_model,
+        layer=info.layer,
+        pooling=info.pooling,
+        window=info.window,
+        objective=info.objective,
+        k=info.k,
+        beta=info.beta,
+        checkpoints=list(info.checkpoints),
+        schedule=[ScheduleStep(**asdict(step)) for step in info.schedule],
+        training={
+            name: value
+            for name, value in info.training.items()
+            if name not in (SEEN, SEEN_BY_SCHEDULE)
+        },
+        licence=info.licence,
+        num_requests=registry.num_requests(probe.name),
+    )

@@ -1,0 +1,1 @@
+"""The probes that are served, and how they come and go."""

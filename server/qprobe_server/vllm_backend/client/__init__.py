@@ -1,0 +1,1 @@
+"""What runs in the API server, around vLLM's engine client."""

@@ -1,0 +1,272 @@
+"""vLLM's engine client with one difference: ``generate`` answers with the best of k by a probe.
+
+Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/abort/shutdown`` and
+``scheduler_config`` (v1/engine/async_llm.py),
+``AsyncMPClient._call_utility_async, core_engines`` and, with data parallelism,
+``DPLBAsyncMPClient.engine_inflight`` (v1/engine/core_client.py).
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+from qprobe import Probe
+from qprobe_server.choice.request import Rerank, current_rerank
+from qprobe_server.edge.metrics import Outcome, RerankMetrics
+from qprobe_server.library.registry import ServedProbe
+from qprobe_server.vllm_backend.client.candidate_run import Outputs
+from qprobe_server.vllm_backend.client.prompt_run import PromptRun
+from qprobe_server.vllm_backend.client.tracing import rerank_span
+from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
+
+__all__ = ["RerankingLLM"]
+
+# How often a wait for the workers looks whether the engine still lives.
+_CHECK_ENGINE_S = 1.0
+# How often a server that stops looks whether its prompts have ended.
+_CHECK_PROMPTS_S = 0.05
+# Probes that are given to the workers in one call: 4 MiB of a hidden size of 4,096.
+_LOADED_AT_ONCE = 256
+
+
+class RerankingLLM(AsyncLLM):
+    """Reranks the requests around which ``current_rerank`` is set; others are vLLM's own.
+
+    vLLM awaits ``generate`` in the task of the HTTP request, so the variable reaches it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.metrics = RerankMetrics(get_prometheus_registry())
+        self._cleanups: set[asyncio.Task[None]] = set()
+        self._candidates_on_rank: Counter[int] = Counter()
+        self._running_prompts: set[PromptRun] = set()
+
+    async def load_probes(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
+        """Give the workers linear probes and their heads; requests name them by their indices.
+
+        In parts, so that steps of the engine come between them.
+        """
+        rows = []
+        for served, probe in probes:
+            info = probe.info
+            rows.append((served.index, info.layer, info.pooling, info.window, probe.layers[0]))
+            for tokens, layer in probe.heads.items():
+                rows.append((served.heads[tokens], info.layer, "mean", tokens, layer))
+        for start in range(0, len(rows), _LOADED_AT_ONCE):
+            some = [
+                (*about, weight[0].numpy().tobytes() + bias.numpy().tobytes())
+                for *about, (weight, bias) in rows[start : start + _LOADED_AT_ONCE]
+            ]
+            await self.call_workers("qprobe_load", some)
+
+    async def num_held_candidates(self) -> int:
+        """Return how many candidates the workers hold scores of."""
+        counts = await self.call_workers("qprobe_num_candidates")
+        return sum(count for count in counts if count is not None)
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        """Count the k candidates of a request instead of its n answers, before it begins.
+
+        Later calls, with a request id, are vLLM's own for each candidate. With a limit
+        ``max_num_queued_tokens`` these admit all: a prompt's first candidates, which wait to be
+        read, would else refuse its others. vLLM admits the n answers of a request together, too.
+        """
+        rerank = current_rerank.get()
+        if rerank is not None and request_id is None:
+            n = rerank.k
+        elif rerank is not None and self.scheduler_config.max_num_queued_tokens is not None:
+            return
+        super().check_admission(n, request_id)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Stop the engine; first let the prompts end that are being reranked, within the timeout.
+
+        An engine core that is shutting down lets requests end, but answers no more calls of the
+        workers (``EngineCoreProc._reject_utility_in_shutdown``, v1/engine/core.py), by which the
+        scores come. vLLM's launcher calls this in a thread of its own. On the event loop itself,
+        which these prompts need, nothing is waited for.
+
+        Args:
+            timeout: Seconds for the prompts and the engine together; None waits for no prompt.
+        """
+        if timeout and not _is_on_event_loop():
+            deadline_s = time.monotonic() + timeout
+            waited_for = set(self._running_prompts)
+            while waited_for & self._running_prompts and time.monotonic() < deadline_s:
+                time.sleep(_CHECK_PROMPTS_S)
+            timeout = max(0.0, deadline_s - time.monotonic())
+        super().shutdown(timeout=timeout)
+
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Sample as vLLM does, or rerank.
+
+        Raises:
+            VLLMValidationError: The request sets the workers' own argument.
+        """
+        if sampling_params.extra_args and EXTRA_ARG in sampling_params.extra_args:
+            raise VLLMValidationError(
+                f"vllm_xargs.{EXTRA_ARG} is reserved; use the q_probe object",
+                parameter=f"vllm_xargs.{EXTRA_ARG}",
+            )
+        rerank = current_rerank.get()
+        if rerank is None:
+            return super().generate(prompt, sampling_params, request_id, **kwargs)
+        prompt_index = rerank.next_prompt()
+        return self._answer(rerank, prompt_index, prompt, sampling_params, request_id, kwargs)
+
+    async def _answer(
+        self,
+        rerank: Rerank,
+        prompt_index: int,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        kwargs: dict[str, Any],
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Rerank one prompt, traced and counted."""
+        label = self.metrics.label([probe.name for probe, _ in rerank.probes])
+        outcome: Outcome = "error"
+        try:
+            if await self.is_tracing_enabled():
+                with rerank_span(kwargs.get("trace_headers")) as (span, headers):
+                    kwargs = {**kwargs, "trace_headers": headers}
+                    winners = await self._rerank(
+                        rerank, prompt_index, prompt, params, request_id, kwargs
+                    )
+                    span.set_attributes(_describe(rerank, prompt_index))
+            else:
+                winners = await self._rerank(
+                    rerank, prompt_index, prompt, params, request_id, kwargs
+                )
+            outcome = "ok"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self.metrics.count_prompt(label, outcome)
+        for output in _merge(winners, request_id, params.output_kind):
+            yield output
+
+    async def _rerank(
+        self,
+        rerank: Rerank,
+        prompt_index: int,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        kwargs: dict[str, Any],
+    ) -> list[Outputs]:
+        """Sample the candidates of a prompt and return the outputs of those chosen."""
+        rank = self._pick_rank(kwargs.get("data_parallel_rank"))
+        run = PromptRun(self, rerank, prompt_index, params, rank)
+        kwargs = {**kwargs, "data_parallel_rank": rank}
+
+        def sample(mine: SamplingParams, index: int) -> AsyncGenerator[RequestOutput, None]:
+            return super(RerankingLLM, self).generate(
+                prompt, mine, f"{request_id}-{index}", **kwargs
+            )
+
+        k = rerank.k
+        if rank is not None:
+            self._candidates_on_rank[rank] += k
+        self._running_prompts.add(run)
+        try:
+            return await run.run(sample)
+        finally:
+            self._running_prompts.remove(run)
+            if rank is not None:
+                self._candidates_on_rank[rank] -= k
+
+    def keep_until_done(self, task: asyncio.Task[None]) -> None:
+        """Hold a task that nobody waits for: asyncio itself keeps weak references only."""
+        self._cleanups.add(task)
+        task.add_done_callback(self._cleanups.discard)
+
+    async def call_workers(self, method: str, *args: Any, rank: int | None = None) -> list[Any]:
+        """Call a method of every worker of one data-parallel rank, or of all; return all answers.
+
+        Raises:
+            EngineDeadError: The engine died meanwhile; vLLM leaves such a call unanswered.
+        """
+        core = self.engine_core
+        engines = core.core_engines
+        if rank is not None and len(engines) > 1:
+            engines = [engines[rank]]
+        call = asyncio.gather(
+            *(
+                core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
+                for engine in engines
+            )
+        )
+        while not call.done():
+            await asyncio.wait({call}, timeout=_CHECK_ENGINE_S)
+            if not call.done() and self.errored:
+                call.cancel()
+                raise self.dead_error
+        return [answer for engine in call.result() for answer in engine]
+
+    def _pick_rank(self, asked: int | None) -> int | None:
+        """Return the data-parallel rank for all candidates of a prompt, so they share its cache.
+
+        The least loaded, by vLLM's count of requests in flight and ours of candidates, which counts
+        from the moment of the choice.
+        """
+        engines = self.engine_core.core_engines
+        if asked is not None or len(engines) == 1:
+            return asked
+        inflight = self.engine_core.engine_inflight
+        return min(
+            range(len(engines)),
+            key=lambda rank: inflight[engines[rank]] + self._candidates_on_rank[rank],
+        )
+
+
+def _is_on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _describe(rerank: Rerank, prompt_index: int) -> dict[str, Any]:
+    """Return the attributes of a prompt's span."""
+    about: dict[str, Any] = {
+        "qprobe.probe": [probe.name for probe, _ in rerank.probes],
+        "qprobe.k": rerank.k,
+    }
+    result = rerank.results.get(prompt_index)
+    if result is not None:
+        about["qprobe.selected"] = result.selected
+        if result.kl is not None:
+            about["qprobe.kl"] = result.kl
+        about["qprobe.sampled_tokens"] = result.sampled_tokens
+    return about
+
+
+def _merge(winners: list[Outputs], request_id: str, kind: RequestOutputKind) -> Outputs:
+    """Return the winners' outputs as those of one request with n answers."""
+    for index, outputs in enumerate(winners):
+        for output in outputs:
+            output.request_id = request_id
+            output.outputs[0].index = index
+            output.finished = False
+    if kind is RequestOutputKind.FINAL_ONLY:
+        answer = winners[0][-1]
+        answer.outputs = [outputs[-1].outputs[0] for outputs in winners]
+        answer.finished = True
+        return [answer]
+    merged = [output for outputs in winners for output in outputs]
+    merged[-1].finished = True
+    return merged

@@ -1,0 +1,360 @@
+"""One prompt of a reranked request: its candidates from their first token to the choice.
+
+Relies on vLLM 0.32.0: ``AsyncLLM.generate`` aborts its request when its task is cancelled
+(v1/engine/async_llm.py), and ``RequestOutputKind`` (sampling_params.py).
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from copy import copy
+from typing import Any, Protocol
+
+from vllm.exceptions import VLLMValidationError
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from qprobe import beta_for_kl
+from qprobe.probe.schedule import Step, find_losers
+from qprobe_server.choice.candidates import (
+    Candidate,
+    check_finite,
+    choose,
+    combine,
+    count_scored_tokens,
+    make_result,
+    show_candidates,
+)
+from qprobe_server.choice.request import Rerank
+from qprobe_server.choice.schemas import CandidateReply
+from qprobe_server.edge.metrics import RerankMetrics
+from qprobe_server.errors import ScoringError
+from qprobe_server.vllm_backend.client.candidate_run import CandidateRun, Outputs
+from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
+
+__all__ = ["PromptRun"]
+
+# vLLM samples greedily below this temperature (sampling_params._SAMPLING_EPS).
+_GREEDY_BELOW = 1e-5
+
+_Sample = Callable[[SamplingParams, int], AsyncGenerator[RequestOutput, None]]
+
+
+class Engine(Protocol):
+    """What a run needs of the engine's client."""
+
+    metrics: RerankMetrics
+
+    @property
+    def errored(self) -> bool:
+        """Whether the engine has died."""
+
+    def get_tokenizer(self) -> Any:
+        """Return the model's tokenizer."""
+
+    async def call_workers(self, method: str, *args: Any, rank: int | None = None) -> list[Any]:
+        """Call a method of the workers of one data-parallel rank, or of all."""
+
+    def keep_until_done(self, task: asyncio.Task[None]) -> None:
+        """Hold a task that nobody waits for."""
+
+
+class PromptRun:
+    """Samples the candidates of a prompt, drops those that fall behind, and chooses.
+
+    Args:
+        engine: The client of vLLM's engine.
+        rerank: Of the HTTP request; gets the result.
+        prompt_index: Of the prompt in it.
+        params: Of the answer that is wanted.
+        rank: Data-parallel rank that all candidates run on, or None if there is but one.
+
+    Raises:
+        VLLMValidationError: More answers are asked for than there are candidates.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        rerank: Rerank,
+        prompt_index: int,
+        params: SamplingParams,
+        rank: int | None,
+    ) -> None:
+        if params.temperature < _GREEDY_BELOW and rerank.k > 1:
+            rerank.k = 1
+            rerank.notice = "temperature 0 leaves one candidate: the greedy one"
+        if params.n > rerank.k:
+            raise VLLMValidationError(
+                f"n: {params.n} answers cannot be drawn from k={rerank.k} candidates",
+                parameter="n",
+                value=params.n,
+            )
+        self._engine = engine
+        self._rerank = rerank
+        self._prompt_index = prompt_index
+        self._params = params
+        self._rank = rank
+        self._weights = [weight for _, weight in rerank.probes]
+        # Steps at which somebody leaves; n answers take n candidates.
+        self._steps: list[Step] = []
+        num_left = rerank.k
+        for step in rerank.schedule:
+            keep = max(step.keep, params.n)
+            if keep < num_left:
+                self._steps.append(Step(step.tokens, keep))
+                num_left = keep
+        # The workers score by the probes first, then by their heads, checkpoint by checkpoint.
+        self._rows = [probe.index for probe, _ in rerank.probes]
+        for step in self._steps:
+            self._rows += [probe.heads[step.tokens] for probe, _ in rerank.probes]
+        # A checkpoint has to see how far each candidate is.
+        self._kind = params.output_kind
+        if self._steps and self._kind is RequestOutputKind.FINAL_ONLY:
+            self._kind = RequestOutputKind.CUMULATIVE
+        self._candidates = [
+            CandidateRun(uuid.uuid4().hex, self._kind) for _ in range(self._rerank.k)
+        ]
+
+    async def run(self, sample: _Sample) -> list[Outputs]:
+        """Return the outputs of the candidates chosen.
+
+        Args:
+            sample: Begins vLLM's generation of a candidate, by its parameters and index.
+        """
+        for index, candidate in enumerate(self._candidates):
+            stream = sample(self._candidate_params(index, candidate.key), index)
+            candidate.task = asyncio.create_task(self._follow(candidate, stream))
+        taken = False
+        try:
+            left = await self._thin_out()
+            await asyncio.gather(*(candidate.task for candidate in left))
+            ended_s = time.monotonic()
+            chosen = self._find_cut_short()
+            if chosen is None:
+                chosen = await self._choose(left)
+                self._engine.metrics.observe_overhead(time.monotonic() - ended_s)
+                taken = True
+        finally:
+            if not taken:
+                self._discard()
+        return [self._candidates[index].outputs for index in chosen]
+
+    async def _follow(
+        self, candidate: CandidateRun, stream: AsyncGenerator[RequestOutput, None]
+    ) -> None:
+        try:
+            async for output in stream:
+                candidate.add(output)
+                if candidate.was_cut_short:
+                    self._end_schedule()
+        except Exception:  # not the cancellation of a candidate that was dropped
+            self._end_schedule()
+            raise
+        finally:
+            candidate.stop_waiting()
+
+    def _end_schedule(self) -> None:
+        for candidate in self._candidates:
+            candidate.stop_waiting()
+
+    async def _thin_out(self) -> list[CandidateRun]:
+        """Follow the schedule; return the candidates that are left at its end.
+
+        Who leaves depends on scores up to the checkpoint's token only, however far the faster
+        candidates are by then, so that the load of the engine does not enter.
+        """
+        left = self._candidates
+        for step in self._steps:
+            await asyncio.gather(*(candidate.reach(step.tokens) for candidate in left))
+            if any(each.was_cut_short or _has_failed(each.task) for each in left):
+                break  # the request ends with what the engine gave up on, or with the error
+            scores = await self._peek(left, step)
+            losers = find_losers(scores, step.keep)
+            for index in losers:
+                left[index].rejected_at = step.tokens
+                left[index].task.cancel()
+            left = [each for index, each in enumerate(left) if index not in set(losers)]
+        return left
+
+    async def _peek(self, candidates: Sequence[CandidateRun], step: Step) -> list[float]:
+        """Return the candidates' scores at a checkpoint."""
+        lengths = [self._count_compared(each, step.tokens) for each in candidates]
+        num_probes = len(self._rerank.probes)
+        first = num_probes * (1 + self._steps.index(step))
+        rows = list(range(first, first + num_probes))
+        keys = [each.key for each in candidates]
+        answers = await self._engine.call_workers(
+            "qprobe_peek", keys, lengths, rows, rank=self._rank
+        )
+        found = _merge_answers(answers)
+        for candidate, each in zip(candidates, found, strict=True):
+            if each is None:
+                raise self._unknown(candidate)
+        scores = combine(found, self._weights)
+        self._engine.metrics.count_non_finite(self._label(), scores)
+        check_finite(scores)
+        for candidate, score in zip(candidates, scores, strict=True):
+            candidate.checkpoint_scores[step.tokens] = score
+        return scores
+
+    def _count_compared(self, candidate: CandidateRun, tokens: int) -> int:
+        """Count the tokens that a checkpoint looks at: by what the candidate is, not by when."""
+        if candidate.num_tokens > tokens:
+            return tokens
+        return count_scored_tokens(candidate.read(), self._decode)
+
+    async def _choose(self, left: Sequence[CandidateRun]) -> list[int]:
+        """Take the candidates' scores, draw among those that are left, and note the result."""
+        rerank, params = self._rerank, self._params
+        await asyncio.gather(*(each.task for each in self._candidates), return_exceptions=True)
+        candidates = [each.read() for each in self._candidates]
+        lengths = [
+            count_scored_tokens(candidate, self._decode)
+            if run.rejected_at is None
+            else self._count_compared(run, run.rejected_at)
+            for run, candidate in zip(self._candidates, candidates, strict=True)
+        ]
+        taken = await self._take_scores(lengths, with_tokens=rerank.return_token_scores)
+        pooled = [each[: len(rerank.probes)] for each, _, _ in taken]
+        places = [self._candidates.index(each) for each in left]
+        scores = combine([pooled[place] for place in places], self._weights)
+        label = self._label()
+        self._engine.metrics.count_non_finite(label, scores)
+        check_finite(scores)
+        beta = rerank.beta
+        if beta is None:
+            assert rerank.target_kl is not None
+            beta = beta_for_kl(scores, rerank.target_kl)
+        draw = choose(
+            scores, beta=beta, n=params.n, seed=params.seed, prompt_index=self._prompt_index
+        )
+        # The engine may have gone on with a dropped candidate when nobody listened any more.
+        num_tokens = [
+            max(len(each.token_ids), num_positions if each.finish_reason is None else 0)
+            for each, (_, _, num_positions) in zip(candidates, taken, strict=True)
+        ]
+        shown = self._show(candidates, num_tokens, [each for _, each, _ in taken])
+        result = make_result(
+            num_tokens=num_tokens,
+            scores=scores,
+            places=places,
+            draw=draw,
+            beta=beta,
+            shown=shown,
+            rejected_at=[each.rejected_at for each in self._candidates],
+            checkpoint_scores=[each.checkpoint_scores for each in self._candidates]
+            if rerank.schedule
+            else None,
+        )
+        rerank.results[self._prompt_index] = result
+        self._engine.metrics.observe(label, result, num_tokens)
+        return result.selected
+
+    def _show(
+        self,
+        candidates: Sequence[Candidate],
+        num_tokens: Sequence[int],
+        token_scores: Sequence[list[list[float]]],
+    ) -> list[CandidateReply] | None:
+        """Return the candidates if the reply shows them; their tokens' scores are by each probe."""
+        if not self._rerank.return_candidates:
+            return None
+        combined = [
+            combine([*zip(*each[: len(self._rerank.probes)], strict=True)], self._weights)
+            for each in token_scores
+        ]
+        return show_candidates(
+            candidates,
+            num_tokens=num_tokens,
+            token_scores=combined if self._rerank.return_token_scores else None,
+            decode=self._decode,
+        )
+
+    async def _take_scores(
+        self, lengths: list[int], *, with_tokens: bool
+    ) -> list[tuple[list[float], list[list[float]], int]]:
+        """Remove all candidates from the workers; see ``ScoringMixin.qprobe_take``.
+
+        Raises:
+            ScoringError: The workers do not know a candidate that is left.
+        """
+        details = "tokens" if with_tokens else "pooled"
+        keys = [each.key for each in self._candidates]
+        answers = await self._engine.call_workers(
+            "qprobe_take", keys, lengths, details, rank=self._rank
+        )
+        taken = []
+        for candidate, each in zip(self._candidates, _merge_answers(answers), strict=True):
+            if each is None and candidate.rejected_at is None:
+                raise self._unknown(candidate)
+            # The workers may have forgotten a dropped one; nothing hangs on it.
+            taken.append(([], [], 0) if each is None else each)
+        return taken
+
+    def _unknown(self, candidate: CandidateRun) -> ScoringError:
+        index = self._candidates.index(candidate)
+        return ScoringError(
+            f"the engine holds no score of candidate {index} of {len(self._candidates)}"
+        )
+
+    def _discard(self) -> None:
+        """Abort what still runs and drop its scores, whatever becomes of the caller's task.
+
+        In a task of its own: a cancelled HTTP request cancels every further wait of its own task.
+        """
+        tasks = [candidate.task for candidate in self._candidates]
+        for task in tasks:
+            task.cancel()  # vLLM's generate() aborts its request when it is cancelled
+
+        async def finish() -> None:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if not self._engine.errored:
+                keys = [candidate.key for candidate in self._candidates]
+                await self._engine.call_workers("qprobe_drop", keys, rank=self._rank)
+
+        self._engine.keep_until_done(asyncio.create_task(finish()))
+
+    def _find_cut_short(self) -> list[int] | None:
+        """Return candidates that the engine gave up on, if any: they are the answer, as in vLLM."""
+        cut = [index for index, each in enumerate(self._candidates) if each.was_cut_short]
+        rest = [
+            index
+            for index, each in enumerate(self._candidates)
+            if index not in cut and each.rejected_at is None
+        ]
+        return [*cut, *rest][: self._params.n] if cut else None
+
+    def _candidate_params(self, index: int, key: str) -> SamplingParams:
+        """Return the parameters of one candidate, seeded as vLLM seeds the children of n = k."""
+        mine = copy(self._params)
+        mine.n = 1
+        mine.output_kind = self._kind
+        if self._steps:
+            mine.stream_interval = None  # each token is to be seen as it comes
+        if self._params.seed is not None:
+            mine.seed = self._params.seed + index
+        mine.extra_args = {**(self._params.extra_args or {}), EXTRA_ARG: [key, self._rows]}
+        return mine
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._engine.get_tokenizer().decode(
+            list(token_ids), skip_special_tokens=self._params.skip_special_tokens
+        )
+        return text
+
+    def _label(self) -> str:
+        return self._engine.metrics.label([probe.name for probe, _ in self._rerank.probes])
+
+
+def _has_failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
+
+
+def _merge_answers(answers: list[Any]) -> list[Any]:
+    """Return one answer a candidate, of the worker that scores it; None where none knows it."""
+    return [
+        next((each for each in found if each is not None), None)
+        for found in zip(*(each for each in answers if each), strict=True)
+    ]
