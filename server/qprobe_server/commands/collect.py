@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,21 +23,37 @@ from qprobe_server.commands.collection import (
     readings_of,
 )
 from qprobe_server.commands.reward_service import HttpReward
+from qprobe_server.commands.serve import choose_default_model, prepare_environment
 from qprobe_server.errors import StartupError
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from qprobe_server.vllm_backend.sampling import SamplingEngine, SamplingParameters
 
-__all__ = ["run"]
+__all__ = ["main", "run"]
 
 Json = dict[str, Any]
 
+# The scheduler runs in this process, so that the same prompts are sampled in the same batches: a
+# collection that goes on comes out as one that was never stopped.
+_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 _SAMPLES_PER_SHARD = 256
 _DEFAULT_N = 16
 _HTTP_WORKERS = 8
 # The value of the header ``Authorization`` for a reward service: not a flag, which others can see.
 _AUTHORIZATION = "QPROBE_REWARD_AUTHORIZATION"
 _SAMPLING_FLAGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse the command line, and collect; see ``run``."""
+    prepare_environment(**_ENVIRONMENT)
+    # Not at the top: it imports vLLM, which reads the environment.
+    from qprobe_server.vllm_backend import arguments
+
+    args = arguments.parse(argv)
+    if args.model is None:
+        args.model = choose_default_model(args)
+    run(args)
 
 
 def run(args: argparse.Namespace) -> None:
