@@ -4,8 +4,10 @@ PYTHON ?= python3
 # An NVIDIA driver decides; DEVICE=cpu or DEVICE=gpu overrides it.
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 ARGS ?=
+JUNIT := build/junit
+HEAVY := -m 'not heavy'
 
-.PHONY: help install serve test lint format type unit engine e2e bench clean
+.PHONY: help install serve test test-all lint format type unit engine e2e bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -20,6 +22,10 @@ serve: install  ## serve the default model with the shipped probe on :8000; ARGS
 	$(BIN)/qprobe serve $(ARGS)
 
 test: install lint type unit engine e2e  ## everything that CI runs
+	@$(BIN)/python tests/timings.py $(JUNIT)
+
+test-all: HEAVY :=
+test-all: test  ## and what is heavy, before a release
 
 lint: install  ## style and import contracts
 	$(BIN)/ruff format --check .
@@ -33,16 +39,17 @@ format: install  ## rewrite in the project's style
 type: install  ## static types
 	$(BIN)/mypy
 
-# Three runs, so that only one engine is alive at a time.
+# Runs of their own, so that only one engine is alive at a time.
 unit: install  ## tests without an engine, in a minute
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit $(HEAVY) --junitxml $(JUNIT)/unit.xml
 
 engine: install  ## tests of one real vLLM engine
-	$(BIN)/pytest tests/engine
-	$(BIN)/pytest tests/engine/test_parity.py --speculative -k "repeats or chunks or stop_strings"
+	$(BIN)/pytest tests/engine $(HEAVY) --junitxml $(JUNIT)/engine.xml
+	$(BIN)/pytest tests/engine/test_parity.py --speculative -k "repeats or chunks or stop_strings" \
+		--junitxml $(JUNIT)/speculative.xml
 
 e2e: install  ## tests of a real server by the official clients
-	$(BIN)/pytest tests/e2e
+	$(BIN)/pytest tests/e2e $(HEAVY) --junitxml $(JUNIT)/e2e.xml
 
 bench: install  ## what reranking costs, against bare sampling; writes build/bench.json
 	$(BIN)/python tests/bench/cost.py

@@ -1,4 +1,4 @@
-"""One real server process for the whole run, started as a user starts it."""
+"""One real server process for the whole run, started as a user starts it, with the small model."""
 
 import os
 import re
@@ -9,15 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
 
-from qprobe import Probe, ProbeInfo, save_probe
-from qprobe_server.default_model import MODEL_NAME
+from qprobe import Probe, ProbeInfo, load_probe, save_probe
+from qprobe_server.default_model import SERVED_NAME
 
 START_TIMEOUT_S = 300
 
@@ -120,18 +121,19 @@ def wait_until_healthy(server: Server) -> None:
 
 
 MakeProbe = Callable[..., Path]
+SHIPPED = Path(str(resources.files("qprobe") / "shipped"))
 
 
 @pytest.fixture(scope="session")
-def make_probe(tmp_path_factory: pytest.TempPathFactory) -> MakeProbe:
-    """Return a function that writes a random probe for the default model."""
+def make_probe(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> MakeProbe:
+    """Return a function that writes a random probe for the small model."""
 
     def make(name: str, **fields: object) -> Path:
         info: dict[str, object] = {
-            "base_model": MODEL_NAME,
+            "base_model": small_model.name,
             "hidden_size": 576,
-            "num_layers": 30,
-            "layer": 20,
+            "num_layers": 6,
+            "layer": 4,
             "pooling": "mean",
             "objective": "ce",
             "k": 4,
@@ -148,22 +150,43 @@ def make_probe(tmp_path_factory: pytest.TempPathFactory) -> MakeProbe:
 
 
 @pytest.fixture(scope="session")
+def shipped(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    """Return the folder of the shipped probes, said to read layer 4 of the small model."""
+    folder = tmp_path_factory.mktemp("shipped")
+    for path in SHIPPED.iterdir():
+        probe = load_probe(path)
+        info = replace(probe.info, base_model=small_model.name, num_layers=6, layer=4)
+        save_probe(Probe(info, probe.layers, probe.heads), folder / path.name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def serve_small(small_model: Path) -> list[str]:
+    """Return the arguments of a server of the small model, under the default model's name."""
+    model = [str(small_model), "--served-model-name", SERVED_NAME]
+    return [*model, "--dtype", "float32", "--enforce-eager", "--block-size", "32"]
+
+
+@pytest.fixture(scope="session")
 def start_server() -> Callable[..., AbstractContextManager[Server]]:
     """Return the function that starts one."""
     return running
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, make_probe: MakeProbe) -> Iterator[Server]:
-    """Serve the default model with the shipped probe and two random ones; uploads are kept."""
-    from importlib import resources
-
-    shipped = resources.files("qprobe") / "shipped" / "python.safetensors"
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_probe: MakeProbe,
+    shipped: Path,
+    serve_small: list[str],
+) -> Iterator[Server]:
+    """Serve the small model with a shipped probe and two random ones; uploads are kept."""
     flags = [
-        *("--probe", f"python={shipped}"),
+        *serve_small,
+        *("--probe", f"python={shipped / 'python.safetensors'}"),
         *("--probe", f"end={make_probe('end', layer='final', pooling='last')}"),
-        *("--probe", f"early={make_probe('early', layer=5, window=8)}"),
-        *("--probe-layers", "5,20,final", "--probe-dir", str(tmp_path_factory.mktemp("kept"))),
+        *("--probe", f"early={make_probe('early', layer=2, window=8)}"),
+        *("--probe-layers", "2,4,final", "--probe-dir", str(tmp_path_factory.mktemp("kept"))),
         "--json-access-log",
         "--enable-auto-tool-choice",
         *("--tool-call-parser", "hermes"),
@@ -171,5 +194,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, make_probe: MakeProbe) -> I
         # So small a model fills the white space that JSON allows until it is cut off.
         *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
     ]
-    with running(tmp_path_factory.mktemp("server") / "log", *flags) as started:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with running(log, *flags, VLLM_CPU_KVCACHE_SPACE="1") as started:
         yield started

@@ -24,6 +24,8 @@ from typing import Any
 import httpx
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[2]
 KEY = "key-of-the-container"
 BUILD_TIMEOUT_S = 1500

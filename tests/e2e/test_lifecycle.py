@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from qprobe import Probe, ProbeInfo, save_probe
-from qprobe_server.default_model import MODEL_NAME
 
 BASE = "smollm2-135m"
 CHAT = "/v1/chat/completions"
@@ -26,14 +25,14 @@ MakeShifted = Callable[..., bytes]
 
 
 @pytest.fixture
-def make_shifted(tmp_path: Path) -> MakeShifted:
+def make_shifted(tmp_path: Path, small_model: Path) -> MakeShifted:
     """Return a function that makes a probe whose scores lie around a bias."""
 
-    def make(bias: float, *, layer: int | str = 20) -> bytes:
+    def make(bias: float, *, layer: int | str = 4) -> bytes:
         info = ProbeInfo(
-            base_model=MODEL_NAME,
+            base_model=small_model.name,
             hidden_size=576,
-            num_layers=30,
+            num_layers=6,
             layer=layer,  # type: ignore[arg-type]  # checked when it is made
             pooling="mean",
             objective="ce",
@@ -110,7 +109,7 @@ def test_a_request_ends_with_the_probe_that_it_began_with(
     answered: list[Any] = []
 
     def ask() -> None:
-        asked = body("leaving", max_tokens=300, ignore_eos=True)
+        asked = body("leaving", max_tokens=600, ignore_eos=True)
         answered.append(server.client().post(CHAT, json=asked))
 
     thread = threading.Thread(target=ask)
@@ -132,22 +131,23 @@ def test_a_request_ends_with_the_probe_that_it_began_with(
 
 
 def test_a_layer_that_is_not_exposed_names_the_flag(server: Any, make_shifted: MakeShifted) -> None:
-    reply = put(server, "deep", make_shifted(0.0, layer=7))
+    reply = put(server, "deep", make_shifted(0.0, layer=3))
     assert reply.status_code == 400
     assert reply.json()["error"]["param"] == "layer"
-    assert "--probe-layers 5,7,20,final" in reply.json()["error"]["message"]
+    assert "--probe-layers 2,3,4,final" in reply.json()["error"]["message"]
     assert put(server, "end-2", make_shifted(0.0, layer="final")).status_code == 201
     server.client().delete("/v1/probes/end-2", headers=admin(server))
 
 
-def test_a_thousand_damaged_uploads(server: Any, make_shifted: MakeShifted) -> None:
+@pytest.mark.parametrize("num_uploads", [100, pytest.param(1000, marks=pytest.mark.heavy)])
+def test_damaged_uploads(server: Any, make_shifted: MakeShifted, num_uploads: int) -> None:
     """Bytes changed, cut out and added at random: accepted or refused, never a server error."""
     rng = random.Random(0)
     good = make_shifted(1.0)
     before = server.client().get("/v1/probes").json()
     counts = {200: 0, 201: 0, 400: 0}
     with server.client() as client:
-        for _ in range(1000):
+        for _ in range(num_uploads):
             data = bytearray(good)
             for _ in range(rng.randint(1, 3)):
                 place = rng.randrange(600 if rng.random() < 0.9 else len(data))
@@ -164,7 +164,7 @@ def test_a_thousand_damaged_uploads(server: Any, make_shifted: MakeShifted) -> N
             if reply.status_code == 400:
                 assert reply.json()["error"]["param"]
         client.delete("/v1/probes/damaged", headers=admin(server))
-    assert counts[400] > 500
+    assert counts[400] > num_uploads / 2
     assert server.client().get("/v1/probes").json() == before
 
 

@@ -1,9 +1,10 @@
-"""Resident memory over a thousand requests."""
+"""Resident memory over many requests."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
+import pytest
 
 MODEL = "smollm2-135m:end"
 
@@ -17,7 +18,10 @@ def own_mib(server: Any) -> tuple[float, float]:
     return found[False], found[True]
 
 
-def test_memory_is_flat_over_a_thousand_requests(server: Any) -> None:
+@pytest.mark.parametrize(
+    ("num_requests", "most_mib"), [(300, 3), pytest.param(1000, 4, marks=pytest.mark.heavy)]
+)
+def test_memory_is_flat(server: Any, num_requests: int, most_mib: float) -> None:
     """After 200 requests to warm up, 1,000 more add under 4 MiB to 1.1 GiB; measured: 0.4.
 
     Forgetting one request's outputs, tasks and texts costs some 20 KiB: 20 MiB over the thousand.
@@ -35,7 +39,7 @@ def test_memory_is_flat_over_a_thousand_requests(server: Any) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(ask, range(200))) == {200}
         before, worker_before = own_mib(server)
-        assert set(pool.map(ask, range(200, 1200))) == {200}
+        assert set(pool.map(ask, range(200, 200 + num_requests))) == {200}
     after, worker_after = own_mib(server)
-    assert after - before < 4, (before, after)
+    assert after - before < most_mib, (before, after)
     assert worker_after - worker_before < 96, (worker_before, worker_after)

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from qprobe_client import Client
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "client.md"
-SHIPPED = resources.files("qprobe") / "shipped"
 LLAMA_INDEX = "llama-index-llms-openai-like==0.8.1"
 LLAMA_INDEX_TITLES = ("LlamaIndex", "LlamaIndex, streamed")
 
@@ -35,7 +33,7 @@ PRINTED = {
     "Streaming": rf".+\n{SELECTED} Usage\(prompt_tokens=\d+, completion_tokens=\d+\)\n",
     "Several prompts": rf"(\[.+, .+\] {FLOATS}\n){{2}}",
     "asyncio": r".+\n.+\n",
-    "Probes": r"[0-9a-f]{64} 20 \{.+\}\n\[.*'python'.*\] 0\n",
+    "Probes": r"[0-9a-f]{64} 4 \{.+\}\n\[.*'python'.*\] 0\n",
     "Errors": r"404 q_probe\.probe \S+\n",
     "openai-python": rf".+ {SELECTED}\n",
     "openai-python, streamed": rf".+\n{SELECTED}\n",
@@ -58,10 +56,10 @@ def read_examples() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def concise(server: Any) -> Iterator[None]:
+def concise(server: Any, shipped: Path) -> Iterator[None]:
     """Serve the second shipped probe, and no longer than these tests run."""
     with Client(server.url, api_key=server.admin_key) as admin:
-        admin.upload_probe("concise", (SHIPPED / "concise.safetensors").read_bytes())
+        admin.upload_probe("concise", (shipped / "concise.safetensors").read_bytes())
         yield
         admin.delete_probe("concise")
 
@@ -112,10 +110,10 @@ def test_every_example_is_run() -> None:
 
 @pytest.mark.usefixtures("concise")
 @pytest.mark.parametrize("title", [title for title in PRINTED if title not in LLAMA_INDEX_TITLES])
-def test_an_example(server: Any, title: str, tmp_path: Path) -> None:
+def test_an_example(server: Any, shipped: Path, title: str, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     file = tmp_path / "runs" / "probe.safetensors"
-    file.write_bytes((SHIPPED / "python.safetensors").read_bytes())
+    file.write_bytes((shipped / "python.safetensors").read_bytes())
     printed = run(server, read_examples()[title], python=sys.executable, folder=tmp_path)
     assert re.fullmatch(PRINTED[title], printed, re.DOTALL), printed
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +59,13 @@ def second(
     make_probe: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
     spans: tuple[str, list[Any]],
+    shipped: Path,
+    serve_small: list[str],
 ) -> Iterator[Any]:
     """Serve ``end``, replaced by an upload of that name, and ``kept``, which was uploaded too.
 
     Also the shipped probe, which alone has a head for the server's schedule.
     """
-    shipped = resources.files("qprobe") / "shipped" / "python.safetensors"
     folder = tmp_path_factory.mktemp("second")
     data = make_probe("uploaded", k=3).read_bytes()
     with closing(ProbeStore(folder / "kept")) as store:
@@ -74,11 +74,13 @@ def second(
     given = shutil.copy(make_probe("given", layer="final", k=2), folder / "given.safetensors")
     with start_server(
         folder / "log",
+        *serve_small,
         *("--probe", f"end={given}", "--probe-dir", str(folder / "kept")),
-        *("--probe", f"python={shipped}", "--schedule", "24:2"),
+        *("--probe", f"python={shipped / 'python.safetensors'}", "--schedule", "24:2"),
         *("--otlp-traces-endpoint", spans[0]),
         *("--shutdown-timeout", "60"),
         QPROBE_ADMIN_API_KEY="",
+        VLLM_CPU_KVCACHE_SPACE="1",
         OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="http/protobuf",
     ) as started:
         yield started
@@ -163,7 +165,7 @@ def test_prompts_that_are_reranked_end_before_the_server_does(second: Any) -> No
         body = {
             "model": "smollm2-135m:python",
             "messages": [{"role": "user", "content": "Count to a hundred."}],
-            "max_tokens": 150,
+            "max_tokens": 400,
             "ignore_eos": True,
             "stream": stream,
             "q_probe": {"k": 4},
@@ -180,7 +182,7 @@ def test_prompts_that_are_reranked_end_before_the_server_does(second: Any) -> No
     assert whole.status_code == 200, whole.text
     (result,) = whole.json()["q_probe"]["results"]
     assert result["rejected_at"].count(None) == 2
-    assert whole.json()["usage"]["completion_tokens"] == 150
+    assert whole.json()["usage"]["completion_tokens"] == 400
     assert '"rejected_at"' in streamed.text
     assert streamed.text.endswith("data: [DONE]\n\n")
     second.process.wait(timeout=60)

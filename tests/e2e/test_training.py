@@ -2,11 +2,11 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from qprobe_server.default_model import SERVED_NAME
 QPROBE = str(Path(sys.executable).with_name("qprobe"))
 SEED_STRIDE = 10_000
 N = 4
+ENVIRONMENT = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+ENGINE = ("--dtype", "float32", "--enforce-eager", "--block-size", "32")
 QUESTIONS = (
     "Write a Python function `add(a, b)` that returns a + b.",
     "What is a volcano?",
@@ -35,61 +37,73 @@ def score(fields, completion):
 """
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is collected: prompts and, beside them, a reward of one's own; and the model."""
+
+    prompts: Path
+    model: Path
+
+    def arguments(self, folder: Path) -> list[str]:
+        reward = self.prompts.with_name("reward.py")
+        return [
+            *("collect", str(self.prompts), "--model", str(self.model), "--n", str(N)),
+            *("--seed", "7", "--reward", f"python:{reward}:score"),
+            *("--layers", "2,4,final", "--windows", "8", "--max-tokens", "64"),
+            *("--max-model-len", "512", "--prompts-per-shard", "2", "-o", str(folder)),
+            *ENGINE,
+        ]
+
+
 @pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts and, beside them, a reward of one's own."""
+def job(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Job:
+    """Write the prompts and the reward."""
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     rows = [
         {"messages": [{"role": "user", "content": question}], "long": 200} for question in QUESTIONS
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     path.with_name("reward.py").write_text(REWARD)
-    return path
-
-
-def command(prompts: Path, folder: Path) -> list[str]:
-    return [
-        *(QPROBE, "collect", str(prompts), "--n", str(N), "--seed", "7"),
-        *("--reward", f"python:{prompts.with_name('reward.py')}:score"),
-        *("--layers", "5,20,final", "--windows", "8", "--max-tokens", "64"),
-        *("--max-model-len", "512", "--prompts-per-shard", "2", "-o", str(folder)),
-    ]
+    return Job(path, small_model)
 
 
 @pytest.fixture(scope="module")
-def collected(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def collected(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Collect without interruption."""
     folder = tmp_path_factory.mktemp("collected") / "data"
-    done = subprocess.run(
-        command(prompts, folder), capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(*job.arguments(folder))
     return folder
 
 
+def kill_when_there(job: Job, folder: Path, name: str) -> None:
+    """Collect, and kill all of it as soon as a file is there."""
+    process = subprocess.Popen(
+        [QPROBE, *job.arguments(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=ENVIRONMENT,
+    )
+    deadline = time.monotonic() + 300
+    while not (folder / name).exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def test_a_killed_collection_ends_as_one_that_ran_through(
-    prompts: Path, collected: Path, tmp_path: Path
+    job: Job, collected: Path, tmp_path: Path
 ) -> None:
-    """Killed five times, early, late and at random: every file is the same, bit by bit."""
+    """Killed before its first shard, after one, and within the second: the same files, bit by bit.
+
+    The embeddings of a shard are written before its samples, which make it count.
+    """
     folder = tmp_path / "data"
-    random_s = random.Random(0)
-    for awaited in ("manifest.json", None, "samples/00000.jsonl", None, None):
-        process = subprocess.Popen(
-            command(prompts, folder),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 300
-        while awaited and not (folder / awaited).exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        if awaited is None:  # the engine starts within 20 to 40 s, then a shard takes some
-            time.sleep(random_s.uniform(1, 45))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command(prompts, folder), capture_output=True, timeout=400, check=True)
+    for name in ("manifest.json", "samples/00000.jsonl", "embeddings/00001.safetensors"):
+        kill_when_there(job, folder, name)
+    run(*job.arguments(folder))
     names = sorted(str(path.relative_to(collected)) for path in collected.rglob("*.*"))
     assert names == sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
     for name in names:
@@ -110,7 +124,7 @@ def test_the_folder_holds_what_was_asked_for(collected: Path) -> None:
     assert all(each.logprob < 0 for each in dataset.samples)
     readings = ["last", "mean", "mean/8"]
     assert [str(reading) for reading in dataset.readings] == [
-        f"{layer}/{reading}" for layer in ("5", "20", "final") for reading in readings
+        f"{layer}/{reading}" for layer in ("2", "4", "final") for reading in readings
     ]
     for reading in dataset.readings:
         assert dataset.features(reading).shape == (len(QUESTIONS) * N, 576)
@@ -159,13 +173,15 @@ def find_probe(make_probe: Any, name: str) -> Path:
     """Return the file that the server fixture has loaded under a name: made the same way."""
     fields: dict[str, dict[str, Any]] = {
         "end": {"layer": "final", "pooling": "last"},
-        "early": {"layer": 5, "window": 8},
+        "early": {"layer": 2, "window": 8},
     }
     made: Path = make_probe(name, **fields[name])
     return made
 
 
-def test_given_completions_are_embedded_like_sampled_ones(collected: Path, tmp_path: Path) -> None:
+def test_given_completions_are_embedded_like_sampled_ones(
+    job: Job, collected: Path, tmp_path: Path
+) -> None:
     """The same texts, read instead of sampled: the same embeddings, to the rounding of batches.
 
     The first 8 tokens of any completion can be compared; the rest only of completions that ended by
@@ -187,8 +203,8 @@ def test_given_completions_are_embedded_like_sampled_ones(collected: Path, tmp_p
     path, folder = tmp_path / "given.jsonl", tmp_path / "data"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(
-        *("collect", str(path), "--completions", "--layers", "5,20,final", "--windows", "8"),
-        *("--max-model-len", "512", "-o", str(folder)),
+        *("collect", str(path), "--completions", "--layers", "2,4,final", "--windows", "8"),
+        *("--model", str(job.model), "--max-model-len", "512", "-o", str(folder), *ENGINE),
     )
     given = Dataset.load(folder)
     assert given.rewards.tolist() == sampled.rewards.tolist()
@@ -209,7 +225,7 @@ def test_given_completions_are_embedded_like_sampled_ones(collected: Path, tmp_p
         assert given.samples[i].logprob > sampled.samples[i].logprob - 0.1
 
 
-def test_sampling_with_an_adapter(prompts: Path, collected: Path, tmp_path: Path) -> None:
+def test_sampling_with_an_adapter(job: Job, collected: Path, tmp_path: Path) -> None:
     """A LoRA adapter of random weights: other texts and states, and the manifest says so."""
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -219,12 +235,12 @@ def test_sampling_with_an_adapter(prompts: Path, collected: Path, tmp_path: Path
     name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
     weights = {
         name.format(layer, part): 0.1 * torch.randn(shape, generator=generator)
-        for layer in range(30)
+        for layer in range(6)
         for part, shape in (("A", (4, 576)), ("B", (576, 4)))
     }
     save_file(weights, adapter / "adapter_model.safetensors")
     folder = tmp_path / "data"
-    run(*command(prompts, folder)[1:], "--limit", "2", "--adapter", str(adapter))
+    run(*job.arguments(folder), "--limit", "2", "--adapter", str(adapter))
     adapted, bare = Dataset.load(folder), Dataset.load(collected)
     assert adapted.manifest["adapter"]["name"] == "adapter"
     pairs = list(zip(adapted.samples, bare.samples, strict=False))
@@ -237,7 +253,7 @@ def test_train_sweep_and_eval(collected: Path, tmp_path: Path) -> None:
     """The commands of the README on a dataset that is far too small to mean anything."""
     small = ["--k", "4", "--folds", "2", "--test-fraction", "0.34"]
     probe, report = tmp_path / "p.safetensors", tmp_path / "report"
-    run("train", str(collected), "--layer", "20", "--objective", "mse", *small, "-o", str(probe))
+    run("train", str(collected), "--layer", "4", "--objective", "mse", *small, "-o", str(probe))
     shown = run("eval", str(probe), str(collected), "-o", str(report), "--no-learning-curve")
     assert "2 prompts, k=4" in shown
     metrics = json.loads((report / "metrics.json").read_text())
@@ -247,16 +263,16 @@ def test_train_sweep_and_eval(collected: Path, tmp_path: Path) -> None:
     assert "<html" in (report / "report.html").read_text()
     swept = tmp_path / "swept"
     shown = run(
-        *("sweep", str(collected), "--readings", "20/mean,final/last", "--objectives", "mse"),
+        *("sweep", str(collected), "--readings", "4/mean,final/last", "--objectives", "mse"),
         *(*small, "-o", str(swept)),
     )
-    assert "20/mean" in shown
+    assert "4/mean" in shown
     assert load_probe(swept / "probe.safetensors").info.objective == "mse"
 
 
 def test_training_on_all_prompts_leaves_none_to_evaluate(collected: Path, tmp_path: Path) -> None:
     probe = tmp_path / "p.safetensors"
-    flags = ["--layer", "20", "--objective", "mse", "--k", "4", "--folds", "2"]
+    flags = ["--layer", "4", "--objective", "mse", "--k", "4", "--folds", "2"]
     run("train", str(collected), *flags, "--test-fraction", "0", "-o", str(probe))
     done = subprocess.run(
         [QPROBE, "eval", str(probe), str(collected), "-o", str(tmp_path / "r")],
@@ -336,7 +352,12 @@ def test_bad_flags_stop_a_collection_before_a_model_is_loaded(
 
 def run(*arguments: str) -> str:
     done = subprocess.run(
-        [QPROBE, *arguments], capture_output=True, text=True, timeout=300, check=False
+        [QPROBE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

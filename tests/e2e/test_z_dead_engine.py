@@ -15,7 +15,7 @@ def test_a_dead_engine_ends_every_request_and_turns_health_red(server: Any) -> N
 
     def ask(model: str, *, stream: bool) -> None:
         messages = [{"role": "user", "content": "Tell me a long story."}]
-        body = {"model": model, "messages": messages, "max_tokens": 1500, "stream": stream}
+        body = {"model": model, "messages": messages, "max_tokens": 4000, "stream": stream}
         body["ignore_eos"] = True
         try:
             reply = server.client().post("/v1/chat/completions", json=body, timeout=60)
@@ -30,7 +30,8 @@ def test_a_dead_engine_ends_every_request_and_turns_health_red(server: Any) -> N
     ]
     for thread in threads:
         thread.start()
-    time.sleep(3)
+    server.wait_until_running()
+    assert not ended
     for child in psutil.Process(server.process.pid).children(recursive=True):
         if child.is_running():
             child.kill()

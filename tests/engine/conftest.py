@@ -1,7 +1,7 @@
-"""One real vLLM engine for the whole run, and plain transformers beside it.
+"""One real vLLM engine for the whole run, of the small model, and plain transformers beside it.
 
 The engine is made tight on purpose: prompts longer than 256 tokens are read in chunks, prefixes are
-cached, and 34 blocks of cache make many long candidates preempt each other.
+cached, and few blocks of cache make many long candidates preempt each other.
 """
 
 import os
@@ -28,24 +28,24 @@ from qprobe import Probe, ProbeInfo
 from qprobe.probe.network import Layer, Pooling
 from qprobe.probe.schedule import Step
 from qprobe_server.choice.request import Rerank, current_rerank
-from qprobe_server.default_model import prepare_default_model
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
-from qprobe_server.vllm_backend.checks import choose_dtype
+from qprobe_server.vllm_backend.checks import find_worker_cls
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 from qprobe_server.vllm_backend.worker.scoring import ADDITIONAL_CONFIG
 
 HIDDEN = 576
-BLOCK_TOKENS = 128
-# 30 layers, keys and values, 3 heads of 64.
-TOKEN_NUMBERS = 30 * 2 * 3 * 64
-NUM_BLOCKS = 34
+NUM_LAYERS = 6
+BLOCK_TOKENS = 32
+# Keys and values of each layer, 3 heads of 64.
+TOKEN_NUMBERS = NUM_LAYERS * 2 * 3 * 64
+NUM_BLOCKS = 80
 MAX_QUEUED = 400
 
 # What the probes of the tests read: several layers in one engine, both poolings, windows.
 READINGS: tuple[tuple[Layer, Pooling, int | None], ...] = (
-    (10, "mean", None),
-    (20, "last", None),
-    (20, "mean", 8),
+    (2, "mean", None),
+    (4, "last", None),
+    (4, "mean", 8),
     ("final", "mean", None),
     ("final", "last", None),
 )
@@ -56,8 +56,9 @@ HEADED = 82
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that runs the same tests under speculative decoding."""
+    """Add options that run the same tests on another engine."""
     parser.addoption("--speculative", action="store_true", help="draft by n-gram lookup")
+    parser.addoption("--engine-dtype", default="float32", help="the engine's; default: float32")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -82,7 +83,7 @@ def make_probes() -> list[LoadedProbe]:
         info = ProbeInfo(
             base_model="any",
             hidden_size=HIDDEN,
-            num_layers=30,
+            num_layers=NUM_LAYERS,
             layer=layer,
             pooling=pooling,
             window=window,
@@ -98,17 +99,11 @@ def make_probes() -> list[LoadedProbe]:
     for layer, pooling, window in READINGS:
         for direction in range(DIRECTIONS):
             add(layer, pooling, window, direction)
-    add(20, "mean", 4, 0)
-    add(20, "mean", 16, 0)
+    add(4, "mean", 4, 0)
+    add(4, "mean", 16, 0)
     heads = {tokens: probes[index].probe.layers[0] for tokens, index in HEADS.items()}
-    add(20, "mean", None, DIRECTIONS, heads)
+    add(4, "mean", None, DIRECTIONS, heads)
     return probes
-
-
-@pytest.fixture(scope="session")
-def model_path() -> Path:
-    """Return the folder of the default model."""
-    return prepare_default_model()
 
 
 @pytest.fixture(scope="session")
@@ -128,20 +123,20 @@ def served(probes: list[LoadedProbe]) -> list[ServedProbe]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def engine(
-    model_path: Path,
+    small_model: Path,
     probes: list[LoadedProbe],
     served: list[ServedProbe],
     request: pytest.FixtureRequest,
 ) -> AsyncIterator[RerankingLLM]:
     """Start the engine."""
     speculative = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3}
-    dtype = choose_dtype()
+    dtype = request.config.getoption("--engine-dtype")
     token_bytes = TOKEN_NUMBERS * (4 if dtype == "float32" else 2)
     layers = sorted({layer for layer, _, _ in READINGS if layer != "final"})
     args = AsyncEngineArgs(
-        model=str(model_path),
+        model=str(small_model),
         enforce_eager=True,
-        worker_cls="qprobe_server.vllm_backend.worker.cpu_worker.ScoringWorker",
+        worker_cls=find_worker_cls("ScoringWorker"),
         additional_config={ADDITIONAL_CONFIG: {"layers": layers}},
         max_model_len=2048,
         max_num_batched_tokens=256,

@@ -92,10 +92,10 @@ async def test_who_leaves_is_told_by_the_heads_of_whole_candidates(
             seen = [step.tokens for step in SCHEDULE if at is None or step.tokens <= at]
             assert list(scores) == seen
             for tokens, score in scores.items():
-                assert score == pytest.approx(heads[tokens][index], abs=0.02)
+                assert score == pytest.approx(heads[tokens][index], abs=2e-3)
             if at is None:
                 assert result["scores"][index] == pytest.approx(
-                    full.result["scores"][index], abs=0.02
+                    full.result["scores"][index], abs=2e-3
                 )
                 assert result["num_tokens"][index] == lengths[index]
             else:
@@ -208,7 +208,7 @@ async def test_a_mix_leaves_by_the_weighted_heads(ask: Any, prompt: list[int]) -
     scores = [each[8] for each in same.result["checkpoint_scores"]]
     for index, each in enumerate(one.result["checkpoint_scores"]):
         if 8 in each and agree(one, same):
-            assert scores[index] == pytest.approx(-2 * each[8], abs=0.02)
+            assert scores[index] == pytest.approx(-2 * each[8], abs=2e-3)
     assert same.result["rejected_at"][scores.index(max(scores))] is None
 
 
@@ -226,7 +226,7 @@ async def test_dropped_candidates_can_be_shown(ask: Any, prompt: list[int]) -> N
         num_compared += 1
         count = len(shown["token_scores"])
         assert count == (len(whole["token_scores"]) if at is None else min(at, whole["num_tokens"]))
-        assert shown["token_scores"] == pytest.approx(whole["token_scores"][:count], abs=0.2)
+        assert shown["token_scores"] == pytest.approx(whole["token_scores"][:count], abs=2e-2)
     assert num_compared > K / 2
 
 
@@ -274,8 +274,9 @@ async def test_the_same_request_leaves_the_same_under_load(
     assert await engine.num_held_candidates() == 0
 
 
-async def test_a_thousand_requests_that_end_in_every_way(
-    ask: Any, engine: RerankingLLM, prompt: list[int]
+@pytest.mark.parametrize("num_requests", [240, pytest.param(1000, marks=pytest.mark.heavy)])
+async def test_many_requests_that_end_in_every_way(
+    ask: Any, engine: RerankingLLM, prompt: list[int], num_requests: int
 ) -> None:
     """Random schedules, lengths and moments of leaving: nothing hangs, and nothing is left."""
     chance = random.Random(0)
@@ -297,7 +298,7 @@ async def test_a_thousand_requests_that_end_in_every_way(
             )
         )
         if chance.random() < 0.4:
-            await asyncio.sleep(chance.random() * 0.5)
+            await asyncio.sleep(chance.random() * 0.2)
             task.cancel()
         try:
             await task
@@ -305,10 +306,10 @@ async def test_a_thousand_requests_that_end_in_every_way(
         except asyncio.CancelledError:
             ended["left"] += 1
 
-    for start in range(0, 1000, 20):
+    for start in range(0, num_requests, 20):
         await asyncio.wait_for(asyncio.gather(*(one(start + i) for i in range(20))), 120)
-    assert ended["answered"] + ended["left"] == 1000
-    assert min(ended.values()) > 50
+    assert ended["answered"] + ended["left"] == num_requests
+    assert min(ended.values()) > num_requests / 20
     while engine._cleanups:
         await asyncio.wait_for(asyncio.gather(*engine._cleanups), 60)
     assert await engine.num_held_candidates() == 0

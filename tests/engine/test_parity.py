@@ -21,8 +21,8 @@ READINGS = 5
 DIRECTIONS = 16
 HIDDEN = 576
 
-# Relative error allowed in an embedding, bf16 or fp32 against fp32; measured: docs/measurements.md.
-EMBEDDING_ERROR = 0.02
+# Relative error allowed in an embedding, by the engine's dtype; measured: docs/measurements.md.
+EMBEDDING_ERRORS = {"float32": 1e-4, "bfloat16": 0.02}
 
 
 class Reference:
@@ -69,8 +69,14 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def reference(model_path: Path) -> Reference:
-    return Reference(model_path)
+def reference(small_model: Path) -> Reference:
+    return Reference(small_model)
+
+
+@pytest.fixture(autouse=True)
+def _judge_by_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtype = request.config.getoption("--engine-dtype")
+    monkeypatch.setattr(Comparison, "error", EMBEDDING_ERRORS[dtype])
 
 
 class Comparison:
@@ -78,11 +84,14 @@ class Comparison:
 
     With w random of independent Gaussian entries, (w.d)^2 * hidden / |w|^2 averaged over m pairs of
     a direction and an embedding's error d estimates the mean of |d|^2 (relative to |phi|^2). If the
-    true relative error is at most EMBEDDING_ERROR, the estimate of its square exceeds
-    EMBEDDING_ERROR^2 * (1 + 2 sqrt(x/m) + 2x/m) with probability below exp(-x) (Laurent and Massart
-    2000, lemma 1); x = 20. As that bound is wide for m = 16, the scores must also tell the right
-    embedding from the one of a position earlier: by a factor of 2 in the root mean square.
+    true relative error is at most ``error``, the estimate of its square exceeds error^2 * (1 + 2
+    sqrt(x/m) + 2x/m) with probability below exp(-x) (Laurent and Massart 2000, lemma 1); x = 20. As
+    that bound is wide for m = 16, the scores must also tell the right embedding from the one of a
+    position earlier, by a factor of 2 in the root mean square: also what bfloat16 rounds away in a
+    mean over a hundred tokens, so in float32 only.
     """
+
+    error = EMBEDDING_ERRORS["float32"]
 
     def __init__(self, probes: list[LoadedProbe]) -> None:
         self._probes = probes
@@ -99,10 +108,11 @@ class Comparison:
         for reading, rows in self._rows.items():
             m = len(rows)
             right, early = torch.tensor(rows).square().mean(0).sqrt().tolist()
-            bound = EMBEDDING_ERROR * (1 + 2 * (20 / m) ** 0.5 + 2 * 20 / m) ** 0.5
+            bound = self.error * (1 + 2 * (20 / m) ** 0.5 + 2 * 20 / m) ** 0.5
             sys.stdout.write(f"reading {reading}: error {right:.4f}, if early {early:.4f}, m={m}\n")
             assert right <= bound, (reading, right)
-            assert early >= 2 * right, (reading, right, early)
+            if self.error < 0.01:
+                assert early >= 2 * right, (reading, right, early)
 
 
 async def compare(
@@ -165,7 +175,7 @@ async def test_text_that_repeats_itself(
     drafted = "vllm:spec_decode_num_draft_tokens_total"
     before = (read_counter(name), read_counter(drafted))
     prompts = [chat_ids("Repeat these words: red green blue red green blue red green blue red")]
-    (await compare(ask, probes, reference, prompts, max_tokens=40, temperature=0.5)).check()
+    (await compare(ask, probes, reference, prompts, max_tokens=32, temperature=0.2)).check()
     if request.config.getoption("--speculative"):
         accepted = read_counter(name) - before[0]
         assert 0 < accepted < read_counter(drafted) - before[1]
@@ -193,7 +203,7 @@ async def test_stop_strings_score_the_kept_text(
 
     prompts = [chat_ids(question) for question in QUESTIONS]
     found = await compare(
-        ask, probes, reference, prompts, keep=keep, max_tokens=40, stop=[".", "return", ",\n"]
+        ask, probes, reference, prompts, keep=keep, max_tokens=40, stop=[",", "an", "on"]
     )
     found.check()
     assert stopped > 40
@@ -215,11 +225,11 @@ async def test_preempted_candidates(
     reference: Reference,
     chat_ids: ChatIds,
 ) -> None:
-    """80 candidates of up to 3 blocks each fight for 34 blocks, and are computed again."""
+    """80 candidates of 4 blocks each fight for 80 blocks, and are computed again."""
     before = read_counter("vllm:num_preemptions_total")
     prompts = [chat_ids(question) for question in QUESTIONS]
     found = await compare(
-        ask, probes, reference, prompts, max_tokens=200, min_tokens=150, temperature=1.0
+        ask, probes, reference, prompts, max_tokens=80, min_tokens=60, temperature=1.0
     )
     found.check()
     assert read_counter("vllm:num_preemptions_total") > before

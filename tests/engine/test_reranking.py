@@ -187,7 +187,9 @@ async def test_token_scores_make_the_score(ask: Any, prompt: list[int]) -> None:
             each = shown["token_scores"][pick]
             assert score == pytest.approx(sum(each) / len(each), abs=1e-5)
             assert len(shown["token_scores"]) == len(shown["tokens"]) == shown["num_tokens"] - 1
-            assert shown["text"].startswith("".join(shown["tokens"]).strip()[:5])
+            # Up to a character of several tokens, which shows as U+FFFD in each.
+            begun = "".join(shown["tokens"]).split("�")[0].strip()
+            assert shown["text"].strip().startswith(begun[:5])
 
 
 async def test_a_probe_can_be_loaded_while_others_are_used(
@@ -205,7 +207,10 @@ async def test_a_probe_can_be_loaded_while_others_are_used(
     for index in range(first, first + 8):
         await engine.load_probes([place(probes[1], index)])
     await engine.load_probes([place(probes[2], first + 8 + i) for i in range(1000)])
-    assert (await running).result == before.result
+    after = (await running).result
+    assert after["selected"] == before.result["selected"]
+    # Loading changes when steps come, hence their batches, and with these the rounding.
+    assert after["scores"] == pytest.approx(before.result["scores"], abs=1e-3)
 
 
 async def test_the_metrics_count_what_was_done(
