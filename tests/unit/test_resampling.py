@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qprobe import ScoreError, beta_for_kl, softmax_resample
+from qprobe.probe import resampling
+from qprobe.probe.resampling import divergence
+from qprobe.probe.schedule import find_losers, rank
 
 SCORES = [0.3, -0.2, 0.9, 0.55, 0.0, -1.0, 0.7, 0.72]
 DRAWS = 20_000
@@ -199,3 +202,23 @@ def test_a_target_kl_by_hand() -> None:
     weights = np.array([0.25, 0.75])
     target = math.log(2) + float((weights * np.log(weights)).sum())
     assert beta_for_kl([0.0, 1.0], target) == pytest.approx(1 / math.log(3), rel=1e-7)
+
+
+@given(
+    st.lists(st.lists(finite, min_size=4, max_size=4), min_size=1, max_size=5),
+    st.sampled_from([0.0, 5e-324, 0.2, math.inf]),
+)
+def test_many_choices_at_once_are_those_one_by_one(rows: list[list[float]], beta: float) -> None:
+    """What evaluation computes over the last axis is the rule that serves requests."""
+    weights = resampling.softmax(np.array(rows), beta)
+    for row, found, kl in zip(rows, weights, divergence(weights), strict=True):
+        draw = softmax_resample(row, beta, 1, np.random.default_rng(0))
+        assert (found == draw.weights).all()
+        assert kl == draw.kl
+
+
+def test_the_losers_are_the_last_of_the_ranking_in_many_races_at_once() -> None:
+    scores = np.random.default_rng(3).integers(0, 3, (50, 7)).astype(float)
+    for race, order in zip(scores, rank(scores), strict=True):
+        assert find_losers(race.tolist(), 3) == sorted(order[3:])
+        assert (race[order] == sorted(race, reverse=True)).all()

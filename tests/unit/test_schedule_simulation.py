@@ -12,14 +12,9 @@ from qprobe.errors import EvaluationError
 from qprobe.evaluation import expectation
 from qprobe.evaluation.expectation import expect
 from qprobe.probe.schedule import Schedule, Step, find_losers
-from qprobe.rejection.choice import choose_schedule, list_schedules, measure_schedule
-from qprobe.rejection.simulation import (
-    Outcome,
-    ScoredSamples,
-    measure_spreads,
-    simulate,
-    simulate_adaptive,
-)
+from qprobe.rejection.choice import choose_schedule, list_schedules
+from qprobe.rejection.measures import measure_schedule
+from qprobe.rejection.simulation import Outcome, ScoredSamples, simulate
 
 CHECKPOINTS = (4, 8, 16)
 NUM_PROMPTS, N = 4, 6
@@ -182,45 +177,12 @@ def test_random_subsets_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert some == pytest.approx(run(samples, schedule, k=6).rewards.mean(), abs=0.025)
 
 
-def test_adaptive_k_goes_on_where_the_first_differ() -> None:
-    """With k = n, the rest is all of them: the mean over the C(6, 2) first ones is exact.
-
-    The random orders put every first pair equally often only in the mean; a value from 0 to 1 over
-    at least 86 independent orders errs by less than 6 / (2 sqrt(86)) = 0.32 by 6 standard errors;
-    over the mean of 30 prompts that is 0.06.
-    """
-    samples = make_samples(4, num_prompts=30)
-    threshold = float(np.median(measure_spreads(samples, num_first=2)))
-    (found,) = simulate_adaptive(samples, [threshold], num_first=2, k=N, beta=BETA)
-    wanted = []
-    for prompt in range(30):
-        everyone = list(range(prompt * N, (prompt + 1) * N))
-        for first in map(list, combinations(everyone, 2)):
-            goes_on = samples.final[first].std() >= threshold
-            wanted.append(race(samples, everyone if goes_on else first, ()))
-    reward, tokens = np.mean(wanted, axis=0)
-    assert found.rewards.mean() == pytest.approx(reward, abs=0.06)
-    assert found.tokens.mean() == pytest.approx(tokens, rel=0.1)
-
-
-def test_adaptive_k_lies_between_the_few_and_all() -> None:
-    """A threshold of 0 samples all k, an infinite one the first few only."""
-    samples = make_samples(5)
-    always, never = simulate_adaptive(samples, [0.0, math.inf], num_first=2, k=N, beta=BETA)
-    mean_tokens = samples.num_tokens.reshape(-1, N).mean(axis=1)
-    assert always.tokens == pytest.approx(N * mean_tokens)
-    assert always.rewards == pytest.approx(run(samples, (), k=N).rewards)
-    assert never.tokens == pytest.approx(2 * mean_tokens)
-
-
 def test_what_does_not_go_together_is_named() -> None:
     good = make_samples(6)
     with pytest.raises(EvaluationError, match=r"heads\.4: must be 24 finite numbers"):
         ScoredSamples(good.final, {4: np.zeros(3)}, good.num_tokens, good.rewards, good.groups)
     with pytest.raises(EvaluationError, match="k: must be from 1 to the n = 6 samples"):
         run(good, (), k=7)
-    with pytest.raises(EvaluationError, match="num_first: must be from 1 to 3, got 4"):
-        simulate_adaptive(good, [0.0], num_first=4, k=3, beta=BETA)
 
 
 def test_the_grid_has_falling_keeps_below_k() -> None:
@@ -265,7 +227,7 @@ def test_measures_are_of_the_unseen_prompts() -> None:
     chosen_on, unseen = make_samples(9, num_prompts=8), make_samples(10, num_prompts=7)
     choice = choose_schedule(chosen_on, k=4, beta=BETA, budget=0.8)
     found = measure_schedule(choice, chosen_on, unseen, k=4, beta=BETA)
-    outcome = run(unseen, choice.chosen.what, k=4)
+    outcome = run(unseen, choice.chosen.schedule, k=4)
     row = found["chosen"]["unseen"]
     assert row["reward"] == pytest.approx(outcome.rewards.mean())
     assert row["low"] <= row["reward"] <= row["high"]
@@ -275,8 +237,6 @@ def test_measures_are_of_the_unseen_prompts() -> None:
     assert row["tokens_share"] == pytest.approx(row["tokens"] / full["tokens"])
     assert row["minus_best_of_k"]["difference"] == pytest.approx(row["reward"] - full["reward"])
     assert found["num_prompts"] == {"choice": 8, "unseen": 7}
-    for frontier in (found["frontier"], found["adaptive"]):
-        assert [each["tokens"] for each in frontier] == sorted(each["tokens"] for each in frontier)
-        assert [each["reward"] for each in frontier] == sorted(each["reward"] for each in frontier)
-    rival = found["adaptive_rival"]
-    assert rival is None or rival["tokens"] <= choice.chosen.tokens
+    for figure in ("tokens", "reward"):
+        values = [each[figure] for each in found["frontier"]]
+        assert values == sorted(values)

@@ -7,7 +7,7 @@ on the same luck. They are balanced: every sample is in as many of them as any o
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
 from qprobe.errors import EvaluationError
+from qprobe.probe.resampling import divergence, softmax
 
 __all__ = [
     "NUM_SUBSETS",
@@ -23,9 +24,7 @@ __all__ = [
     "expect",
     "expected_rewards",
     "expected_vote_rewards",
-    "list_orders",
     "list_subsets",
-    "softmax",
 ]
 
 NUM_SUBSETS = 512
@@ -91,7 +90,7 @@ def expect(
         weights = softmax(score[picks], beta)  # (prompts, subsets, k)
         values = (weights * reward[picks]).sum(axis=-1)  # (prompts, subsets)
         found[0, prompts] = values.mean(axis=-1)
-        found[1, prompts] = _divergence(weights)
+        found[1, prompts] = divergence(weights).mean(axis=-1)
         found[2, prompts] = _standard_error(values, num_repeats)
     if beta in (0, math.inf):
         found[0], found[2] = expected_rewards(score, reward, groups, k=k, beta=beta), 0
@@ -169,25 +168,10 @@ def list_subsets(groups: Ints, k: int) -> Iterator[tuple[Ints, Ints, int]]:
         Prompts (p,), samples of their subsets (p, subsets, k), and in how many independent repeats
         the subsets are: 0 if they are all that there are.
     """
-    return _batches(groups, lambda n: _choose_subsets(n, k))
-
-
-def list_orders(groups: Ints, k: int) -> Iterator[tuple[Ints, Ints, int]]:
-    """Yield random orders of k samples as ``list_subsets`` does subsets, at least NUM_SUBSETS.
-
-    Every sample of a prompt is at every place as often as any other, so that the first so many of
-    each order are balanced as well.
-    """
-    return _batches(groups, lambda n: _choose_windows(n, k, step=1))
-
-
-def _batches(
-    groups: Ints, choose: Callable[[int], tuple[Ints, int]]
-) -> Iterator[tuple[Ints, Ints, int]]:
     counts = np.bincount(groups)
     starts = np.cumsum(counts) - counts
     for n in np.unique(counts):
-        subsets, num_repeats = choose(int(n))  # (subsets, k)
+        subsets, num_repeats = _choose_subsets(int(n), k)  # (subsets, k)
         prompts = np.flatnonzero(counts == n)
         # Samples of one prompt may come in some order, such as best first. Shuffled anew for each
         # prompt, the errors of the subsets cancel over prompts rather than add up.
@@ -200,42 +184,19 @@ def _batches(
 
 
 def _choose_subsets(n: int, k: int) -> tuple[Ints, int]:
-    """Return subsets (subsets, k) of range(n), and in how many independent repeats: 0 for all."""
+    """Return subsets (subsets, k) of range(n), and in how many independent repeats: 0 for all.
+
+    Random ones are windows of random orders of range(n) that go round. They start a step apart that
+    divides both n and k, so that every sample is in as many windows of an order as any other.
+    """
     if math.comb(n, k) <= NUM_SUBSETS:
         return np.array(list(combinations(range(n), k)), dtype=np.int64), 0
-    return _choose_windows(n, k, step=math.gcd(n, k))
-
-
-def _choose_windows(n: int, k: int, *, step: int) -> tuple[Ints, int]:
-    """Return windows (windows, k) of random orders of range(n) that go round, and of how many.
-
-    Windows of an order start ``step`` apart, which divides n. If it divides k as well, then every
-    sample is in as many windows as any other.
-    """
     rng = np.random.default_rng((_SEED, n, k))
-    starts = np.arange(0, n, step)
+    starts = np.arange(0, n, math.gcd(n, k))
     windows = (starts[:, None] + np.arange(k)) % n  # (windows, k)
     num_repeats = max(2, math.ceil(NUM_SUBSETS / len(starts)))
     orders = rng.permuted(np.tile(np.arange(n), (num_repeats, 1)), axis=1)  # (repeats, n)
     return orders[:, windows].reshape(-1, k), num_repeats
-
-
-def softmax(scores: Floats, beta: float) -> Floats:
-    """Return the weights of a choice over the last axis; at beta 0 the best share evenly."""
-    above = scores - scores.max(axis=-1, keepdims=True)
-    if beta == 0:
-        weights = (above == 0).astype(float)
-    else:
-        with np.errstate(over="ignore"):  # a tiny beta: -inf is a weight of 0, and the best is 0
-            weights = np.exp(above / beta)
-    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
-
-
-def _divergence(weights: Floats) -> Floats:
-    """Mean over subsets of log k - H(weights): (prompts, subsets, k) to (prompts,)."""
-    terms = weights * np.log(weights, out=np.zeros_like(weights), where=weights > 0)
-    most = math.log(weights.shape[-1])
-    return np.asarray((most + terms.sum(axis=-1)).clip(0, most).mean(axis=-1))
 
 
 def _standard_error(values: Floats, num_repeats: int) -> Floats:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qprobe.errors import ScoreError
 
-__all__ = ["Draw", "beta_for_kl", "softmax_resample"]
+__all__ = ["Draw", "beta_for_kl", "divergence", "softmax", "softmax_resample"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,12 @@ def softmax_resample(
         raise ScoreError(f"n must be from 1 to the {k} candidates, got {n!r}")
 
     noise = rng.gumbel(size=k)
-    weights = _softmax(values, beta)
+    weights = softmax(values, beta)
     logits = values if beta == 0 else _quotients(values, beta) + noise
     order = np.lexsort((noise, logits))[::-1]
-    return Draw(selected=[int(i) for i in order[:n]], weights=weights, kl=_kl(weights))
+    return Draw(
+        selected=[int(i) for i in order[:n]], weights=weights, kl=float(divergence(weights))
+    )
 
 
 def beta_for_kl(scores: Sequence[float] | NDArray[np.floating], target_kl: float) -> float:
@@ -82,12 +84,12 @@ def beta_for_kl(scores: Sequence[float] | NDArray[np.floating], target_kl: float
         raise ScoreError(f"target_kl must be at least 0, got {target_kl!r}")
     if target_kl == 0:
         return math.inf
-    if target_kl >= _kl(_softmax(values, 0.0)):
+    if target_kl >= divergence(softmax(values, 0.0)):
         return 0.0
     # Exponents of 2: floats have no more.
     low, high = -1074.0, 1023.0
     while low < (middle := (low + high) / 2) < high:
-        if _kl(_softmax(values, math.exp2(middle))) > target_kl:
+        if divergence(softmax(values, math.exp2(middle))) > target_kl:
             low = middle
         else:
             high = middle
@@ -104,18 +106,28 @@ def _check(scores: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64
     return values
 
 
-def _quotients(values: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
+def softmax(scores: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
+    """Return the weights of a choice over the last axis; at beta 0 the best share evenly.
+
+    Args:
+        scores: Shape (..., k), finite.
+        beta: In units of score, 0 <= beta.
+    """
+    if beta == 0:
+        weights = (scores == scores.max(axis=-1, keepdims=True)).astype(float)
+    else:
+        weights = np.exp(_quotients(scores, beta))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+
+
+def divergence(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return log k - H(weights) over the last axis, in nats: shape (..., k) to (...)."""
+    terms = weights * np.log(weights, out=np.zeros_like(weights), where=weights > 0)
+    most = math.log(weights.shape[-1])
+    return np.asarray((most + terms.sum(axis=-1)).clip(0, most))
+
+
+def _quotients(scores: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
     # A tiny beta may overflow the quotient: -inf is a weight of 0, and the best is always 0.
     with np.errstate(over="ignore"):
-        return np.asarray((values - values.max()) / beta)
-
-
-def _softmax(values: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
-    weights = np.exp(_quotients(values, beta)) if beta else (values == values.max()).astype(float)
-    return np.asarray(weights / weights.sum())
-
-
-def _kl(weights: NDArray[np.float64]) -> float:
-    positive = weights[weights > 0]
-    most = math.log(weights.size)
-    return min(max(most + float((positive * np.log(positive)).sum()), 0.0), most)
+        return np.asarray((scores - scores.max(axis=-1, keepdims=True)) / beta)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Schedule", "Step", "check_schedule", "find_losers", "format_schedule"]
+__all__ = ["Schedule", "Step", "check_schedule", "find_losers", "format_schedule", "rank"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ def format_schedule(steps: Iterable[Step]) -> str:
     return ",".join(f"{step.tokens}:{step.keep}" for step in steps)
 
 
+def rank(scores: ArrayLike) -> NDArray[np.int64]:
+    """Return places along the last axis from the best score down, of equal ones the former first.
+
+    Args:
+        scores: Shape (..., candidates), finite.
+    """
+    return np.argsort(-np.asarray(scores, dtype=np.float64), axis=-1, kind="stable")
+
+
 def find_losers(scores: Sequence[float], keep: int) -> list[int]:
     """Return who leaves at a checkpoint.
 
@@ -64,5 +74,4 @@ def find_losers(scores: Sequence[float], keep: int) -> list[int]:
     Returns:
         Indices into scores, rising.
     """
-    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    return sorted(int(index) for index in order[keep:])
+    return sorted(rank(scores)[keep:].tolist())

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qprobe.errors import EvaluationError
-from qprobe.evaluation.expectation import expect, list_orders, list_subsets, softmax
-from qprobe.probe.schedule import Schedule, Step
+from qprobe.evaluation.expectation import expect, list_subsets
+from qprobe.probe.resampling import softmax
+from qprobe.probe.schedule import Schedule, Step, rank
 
-__all__ = ["Outcome", "ScoredSamples", "measure_spreads", "simulate", "simulate_adaptive"]
+__all__ = ["Outcome", "ScoredSamples", "simulate"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -149,63 +150,9 @@ def _race(
 def _reject(samples: ScoredSamples, race: _Race, step: Step) -> _Race:
     costs = np.minimum(samples.num_tokens, step.tokens + 1)
     if step.tokens not in race.ranks:
-        order = np.argsort(-samples.heads[step.tokens][race.picks], axis=-1, kind="stable")
+        order = rank(samples.heads[step.tokens][race.picks])
         race.ranks[step.tokens] = order, costs[race.picks].sum(axis=-1)
     order, total = race.ranks[step.tokens]
     # In the order of the start again, so that the former of equals is before the latter.
     stay = np.take_along_axis(race.picks, np.sort(order[..., : step.keep], axis=-1), axis=-1)
     return _Race(stay, race.spent + total - costs[stay].sum(axis=-1))
-
-
-def measure_spreads(samples: ScoredSamples, *, num_first: int) -> Floats:
-    """Return standard deviations of ``num_first`` samples' final scores, over many subsets, flat.
-
-    Raises:
-        EvaluationError: There are not so many samples of a prompt.
-    """
-    _check_first(num_first, int(np.bincount(samples.groups).min()))
-    batches = list_subsets(samples.groups, num_first)
-    return np.concatenate([samples.final[picks].std(axis=-1).ravel() for _, picks, _ in batches])
-
-
-def simulate_adaptive(
-    samples: ScoredSamples, thresholds: Sequence[float], *, num_first: int, k: int, beta: float
-) -> list[Outcome]:
-    """Sample k only where the first few disagree, else choose among these; over random orders.
-
-    Args:
-        samples: Their heads are not used.
-        thresholds: k are sampled if the first ones' final scores have at least this standard
-            deviation.
-        num_first: How many are sampled in any case, from 1 to k.
-        k: As in ``simulate``, as is ``beta``.
-        beta: In units of the final score, 0 <= beta.
-
-    Returns:
-        An outcome for each threshold.
-
-    Raises:
-        EvaluationError: An argument is not as said above; it is named.
-    """
-    _check_first(num_first, k)
-    expect(samples.final, samples.rewards, samples.groups, k=k, beta=beta)  # checks the arguments
-    found = np.empty((2, len(thresholds), int(samples.groups[-1]) + 1))
-    for prompts, picks, _ in list_orders(samples.groups, k):
-        spread = samples.final[picks[..., :num_first]].std(axis=-1)  # (prompts, orders)
-        few, many = (_choose_all(samples, picks[..., :size], beta) for size in (num_first, k))
-        for index, threshold in enumerate(thresholds):
-            values = np.where(spread >= threshold, many, few)  # (2, prompts, orders)
-            found[:, index, prompts] = values.mean(axis=-1)
-    return [Outcome(rewards, tokens) for rewards, tokens in zip(*found, strict=True)]
-
-
-def _choose_all(samples: ScoredSamples, picks: Ints, beta: float) -> Floats:
-    """Return expected rewards and tokens of candidates that all finish: (2, prompts, orders)."""
-    weights = softmax(samples.final[picks], beta)
-    rewards = (weights * samples.rewards[picks]).sum(axis=-1)
-    return np.stack([rewards, samples.num_tokens[picks].sum(axis=-1)])
-
-
-def _check_first(num_first: int, most: int) -> None:
-    if not 1 <= num_first <= most:
-        raise EvaluationError("num_first", f"must be from 1 to {most}, got {num_first!r}")

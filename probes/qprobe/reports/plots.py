@@ -208,7 +208,7 @@ def draw_sweep(cells: Sequence[Json], theme: Theme) -> Figure:
 
 
 def draw_schedule(metrics: Json, theme: Theme) -> Figure:
-    """Draw the reward against the tokens spent: schedules, whole candidates, and adaptive k.
+    """Draw the reward against the tokens spent: schedules, and whole candidates.
 
     Args:
         metrics: What ``measure_schedule`` returned.
@@ -224,8 +224,6 @@ def draw_schedule(metrics: Json, theme: Theme) -> Figure:
     top.set_xticks([row["tokens"] for row in named], labels)
     top.tick_params(colors=theme.second, labelsize=9, length=3)
     top.spines["top"].set_visible(False)
-    adaptive = [row["unseen"] for row in metrics["adaptive"]]
-    _plot_tokens(axes, adaptive, color=theme.third, style="^:", label="adaptive k")
     frontier = [row["unseen"] for row in metrics["frontier"]]
     _plot_tokens(axes, frontier, color=theme.first, style="o", label="best schedules of the choice")
     chosen = metrics["chosen"]

@@ -48,11 +48,7 @@ def write_schedule_report(metrics: Json, folder: Path) -> None:
             "title": metrics["title"],
             "about": _describe(metrics),
             "numbers": _list_numbers(metrics),
-            "sentences": [
-                _judge_schedule(metrics),
-                _tell_choice(metrics),
-                _judge_adaptive(metrics),
-            ],
+            "sentences": [_judge_schedule(metrics), _tell_choice(metrics)],
             "plots": [plot],
             "tables": _list_tables(metrics),
             "settings": [(name, str(value)) for name, value in metrics["settings"].items()],
@@ -130,29 +126,6 @@ def _tell_choice(metrics: Json) -> str:
     )
 
 
-def _judge_adaptive(metrics: Json) -> str:
-    rival = metrics["adaptive_rival"]
-    about = (
-        "Adaptive k samples a few candidates, and all k only where the scores of these few differ "
-        "enough; it was chosen on the same prompts, for no more tokens than the schedule took there"
-    )
-    if rival is None:
-        return f"{about}: it has no setting so cheap."
-    low, high = rival["chosen_minus_this"]["low"], rival["chosen_minus_this"]["high"]
-    if high < 0:
-        verdict = "It beats the schedule: the interval lies below 0."
-    elif low > 0:
-        verdict = "It does not beat the schedule, which is better: the interval lies above 0."
-    else:
-        verdict = "It does not beat the schedule: the interval holds 0."
-    difference = " [".join(format_figure(rival["chosen_minus_this"], "difference"))
-    return (
-        f"{about}. Of {rival['num_first']} first candidates it earns "
-        f"{rival['unseen']['reward']:.3f} for {rival['unseen']['tokens']:.0f} tokens; the schedule "
-        f"minus this is {difference}]. {verdict}"
-    )
-
-
 def _list_tables(metrics: Json) -> list[Json]:
     return [
         {
@@ -180,15 +153,6 @@ def _list_tables(metrics: Json) -> list[Json]:
             "the choice was made on",
             "head": ["schedule", "reward there", "tokens there", "reward", "tokens"],
             "rows": [[row["schedule"] or "none", *_list_both(row)] for row in metrics["frontier"]],
-        },
-        {
-            "name": "adaptive",
-            "caption": "Adaptive k, likewise",
-            "head": ["first", "threshold", "reward there", "tokens there", "reward", "tokens"],
-            "rows": [
-                [row["num_first"], f"{row['threshold']:.3f}", *_list_both(row)]
-                for row in metrics["adaptive"]
-            ],
         },
     ]
 

@@ -166,7 +166,11 @@ def make_loss(objective: str, rewards: Tensor, groups: Tensor) -> Loss:
 
 
 def segment_softmax(logits: Tensor, groups: Tensor) -> Tensor:
-    """Softmax within each prompt: shape (samples,), sums to 1 over a prompt's samples."""
+    """Softmax within each prompt: shape (samples,), sums to 1 over a prompt's samples.
+
+    Beside that of ``resampling``, as losses are differentiated through it, and prompts may differ
+    in their number of samples.
+    """
     segments, num = _segments(groups)
     highest = logits.new_empty(num).scatter_reduce(
         0, segments, logits.detach(), "amax", include_self=False

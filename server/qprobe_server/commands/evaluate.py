@@ -13,7 +13,7 @@ from qprobe.data.split import SEEN, SEEN_BY_SCHEDULE
 from qprobe.errors import DatasetError
 from qprobe.evaluation.held_out import check_same_adapter, check_same_model, list_unseen
 from qprobe.evaluation.metrics import evaluate
-from qprobe.rejection.choice import judge_schedule
+from qprobe.rejection.measures import judge_schedule
 from qprobe.rejection.scores import score_samples
 from qprobe.reports.evaluation import write_report
 from qprobe.rewards.answers import read_number

@@ -18,7 +18,8 @@ from qprobe.data.split import SEEN_BY_SCHEDULE, has_split, note_seen, split_prom
 from qprobe.errors import DatasetError, EvaluationError, ProbeFileError
 from qprobe.evaluation.held_out import check_same_adapter, check_same_model, list_unseen
 from qprobe.probe.network import is_beta
-from qprobe.rejection.choice import choose_schedule, measure_schedule
+from qprobe.rejection.choice import choose_schedule
+from qprobe.rejection.measures import measure_schedule
 from qprobe.rejection.scores import cross_fit, score_samples
 from qprobe.rejection.simulation import ScoredSamples
 from qprobe.reports.schedule import write_schedule_report
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     # ``eval`` may not judge the schedule by what it was chosen on.
     noted = {SEEN_BY_SCHEDULE: note_seen(seen_now)} if seen_now else {}
     made = replace(
-        info, k=k, beta=beta, schedule=choice.chosen.what, training={**info.training, **noted}
+        info, k=k, beta=beta, schedule=choice.chosen.schedule, training={**info.training, **noted}
     )
     write_schedule_report(metrics, args.report)
     save_probe(Probe(made, probe.layers, probe.heads), args.output)
