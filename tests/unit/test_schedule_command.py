@@ -11,7 +11,8 @@ import torch
 
 from qprobe import Probe, load_probe, save_probe
 from qprobe.data.dataset import Dataset, Sample
-from qprobe.data.split import read_seen, split_prompts
+from qprobe.data.provenance import read_seen
+from qprobe.data.split import split_prompts
 from qprobe.data.writer import DatasetWriter
 from qprobe.evaluation.held_out import list_unseen
 from qprobe.probe.schedule import format_schedule

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qprobe import load_probe
-from qprobe.data.split import read_seen
+from qprobe.data.provenance import read_seen
 from qprobe_server.default_model import MODEL_NAME
 
 SHIPPED = sorted(Path(str(resources.files("qprobe") / "shipped")).iterdir())

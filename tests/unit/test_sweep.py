@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from qprobe.data.dataset import Dataset, Reading, Sample
-from qprobe.data.split import identify_prompts, split_prompts
+from qprobe.data.provenance import identify_prompts
+from qprobe.data.split import split_prompts
 from qprobe.errors import DatasetError, EvaluationError, TrainingError
 from qprobe.training import sweep
 from qprobe.training.fit import TrainingSettings, fit_probe

@@ -12,7 +12,7 @@ import torch
 
 from qprobe import Probe, load_probe, save_probe
 from qprobe.data.dataset import Dataset, Sample
-from qprobe.data.split import SEEN, identify_prompts, read_seen
+from qprobe.data.provenance import SEEN, identify_prompts, read_seen
 from qprobe.data.writer import DatasetWriter
 from qprobe_server import cli
 

@@ -8,7 +8,7 @@
     embeddings/00000.safetensors     their embeddings: a tensor (samples, hidden) float16 a reading
     complete.json                    written last: the hash of every file above
 
-``dataset_writer`` writes it, shard by shard.
+``writer`` writes it, shard by shard.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from qprobe.data.split import identify_prompts
+from qprobe.data.provenance import identify_prompts
 from qprobe.errors import DatasetError
 from qprobe.probe.network import Layer, Pooling
 

@@ -15,7 +15,8 @@ from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qprobe.data.layouts import LAYOUTS, Layout, read_text, show
+from qprobe.data.fields import read_text, show
+from qprobe.data.layouts import LAYOUTS, Layout
 from qprobe.data.split import check_split, has_split
 from qprobe.errors import PromptFileError, RowError
 

@@ -1,66 +1,24 @@
 """Which prompts a probe is trained on, and which ones judge it."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from qprobe.errors import EvaluationError, ProbeFileError, RowError
+from qprobe.data.provenance import identify_prompts
+from qprobe.errors import EvaluationError, RowError
 
 __all__ = [
     "DEFAULT_TEST_FRACTION",
-    "SEEN",
-    "SEEN_BY_SCHEDULE",
     "check_split",
     "has_split",
-    "identify_prompts",
-    "note_seen",
-    "read_seen",
     "split_prompts",
 ]
 
 Json = dict[str, Any]
 
 DEFAULT_TEST_FRACTION = 0.25
-# Fields of ``ProbeInfo.training``: the prompts that a probe was trained on, and others that its
-# schedule was chosen on. One text each and not a list, since a server may hold thousands of probes.
-SEEN = "seen_prompts"
-SEEN_BY_SCHEDULE = "schedule_prompts"
 _SIDES = ("train", "test")
-_DIGITS = 12
-
-
-def identify_prompts(prompts: Sequence[Json]) -> list[str]:
-    """Return 12 hex digits for each row, by what it asks: its ``prompt`` or ``messages``.
-
-    Any two of 100,000 different prompts come out the same with a probability of 2e-5.
-    """
-    # The last is of pairs of whole chats.
-    asked = (
-        row.get("messages") or row.get("prompt") or row.get("chosen", [])[:-1] for row in prompts
-    )
-    # A message is the same in whatever order its fields are written.
-    texts = (json.dumps(each, sort_keys=True) for each in asked)
-    return [hashlib.sha256(text.encode()).hexdigest()[:_DIGITS] for text in texts]
-
-
-def note_seen(prompts: Sequence[Json]) -> str:
-    """Return the value of either field for a probe made with these prompts."""
-    return "".join(dict.fromkeys(identify_prompts(prompts)))
-
-
-def read_seen(training: Json, field: str = SEEN) -> set[str]:
-    """Return the prompts, as ``identify_prompts`` has them, that a field names; or none.
-
-    Raises:
-        ProbeFileError: The value is not one of ``note_seen``.
-    """
-    noted = training.get(field, "")
-    if not isinstance(noted, str) or len(noted) % _DIGITS:
-        raise ProbeFileError(f"training.{field}", f"must be {_DIGITS} digits for each prompt")
-    return {noted[start : start + _DIGITS] for start in range(0, len(noted), _DIGITS)}
 
 
 def has_split(prompts: Sequence[Json]) -> bool:

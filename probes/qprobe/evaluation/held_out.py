@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from qprobe.data.dataset import Dataset
-from qprobe.data.split import SEEN_BY_SCHEDULE, identify_prompts, read_seen
+from qprobe.data.provenance import SEEN_BY_SCHEDULE, identify_prompts, read_seen
 from qprobe.errors import DatasetError
 from qprobe.probe.network import ProbeInfo
 

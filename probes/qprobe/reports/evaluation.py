@@ -1,29 +1,23 @@
-"""An evaluation as a page that a person can read: one HTML file with all inside, and its parts.
+"""An evaluation as a page that a person can read.
 
-Owns the words and the frame of every page. The figures come from ``evaluation``, the pictures from
-``plots``. Holds no prompt and no completion.
+Owns the words. The figures come from ``evaluate``, the pictures from ``plots``. Holds no prompt and
+no completion.
 """
 
-import base64
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
-
 from qprobe.files import write_files
-from qprobe.reports.plots import BASELINES, DARK, LIGHT, PLOTS, Theme, to_png
+from qprobe.reports.page import INTERVAL, format_figure, make_plot, render_page
+from qprobe.reports.plots import BASELINES, PLOTS
 
-__all__ = ["format_figure", "make_plot", "render_page", "write_report"]
+__all__ = ["write_report"]
 
 Json = dict[str, Any]
 
-_TEMPLATE = "page.html.jinja"
-_INTERVAL = "95 % interval"
 _CAPTIONS = {
     "reward_by_k": "Higher is better: how far the line climbs above the dotted base says what more "
     "samples buy with this probe; the dashed line is what a perfect judge would get from them.",
@@ -70,32 +64,6 @@ def write_report(metrics: Json, folder: Path) -> None:
         (folder / f"{name}.png").unlink(missing_ok=True)
 
 
-def render_page(content: Json) -> str:
-    """Return an HTML page that needs no other file.
-
-    Args:
-        content: All that the template names, but for the themes. Text is escaped.
-    """
-    text = (resources.files("qprobe.reports") / _TEMPLATE).read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(text)
-    return template.render(content, light=LIGHT, dark=DARK)
-
-
-def make_plot(
-    name: str, draw: Callable[[Theme], Figure], *, caption: str
-) -> tuple[dict[str, str], bytes]:
-    """Return a plot as ``render_page`` takes it, for light and dark pages, and the light PNG."""
-    light = to_png(draw(LIGHT))
-    plot = {
-        "name": name,
-        "light": _inline(light),
-        "dark": _inline(to_png(draw(DARK))),
-        "alt": f"Plot {name.replace('_', ' ')}; the figures are in the tables",
-        "caption": caption,
-    }
-    return plot, light
-
-
 def _render(metrics: Json, plots: list[dict[str, str]]) -> str:
     model = metrics["dataset"].get("model")
     return render_page(
@@ -111,10 +79,6 @@ def _render(metrics: Json, plots: list[dict[str, str]]) -> str:
             "monte_carlo": _describe_errors(metrics),
         }
     )
-
-
-def _inline(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _describe(metrics: Json) -> str:
@@ -194,13 +158,13 @@ def _list_tables(metrics: Json) -> list[Json]:
         {
             "name": "ways",
             "caption": f"Ways of choosing, k = {metrics['k']}",
-            "head": ["way of choosing", "reward", _INTERVAL, "probe minus this", _INTERVAL],
+            "head": ["way of choosing", "reward", INTERVAL, "probe minus this", INTERVAL],
             "rows": _compare_ways(metrics),
         },
         {
             "name": "resampled",
             "caption": "The probe at other k and beta",
-            "head": ["k", "beta", "reward", _INTERVAL, "KL, nats"],
+            "head": ["k", "beta", "reward", INTERVAL, "KL, nats"],
             "rows": [
                 [row["k"], f"{row['beta']:g}", *format_figure(row, "reward"), f"{row['kl']:.3f}"]
                 for row in metrics["resampled"]
@@ -210,7 +174,7 @@ def _list_tables(metrics: Json) -> list[Json]:
             "name": "correlations",
             "caption": f"Scores and rewards within the {correlation['num_prompts']} prompts where "
             "both vary",
-            "head": ["measure", "mean", _INTERVAL],
+            "head": ["measure", "mean", INTERVAL],
             "rows": [
                 [label, *format_figure(correlation[name], "mean")]
                 for name, label in names.items()
@@ -248,15 +212,6 @@ def _describe_errors(metrics: Json) -> str:
         "Where there are too many subsets of k samples to go through, a balanced random choice "
         f"stands for them; that adds a standard error of at most {error:.4f} to a reward."
     )
-
-
-def format_figure(row: Json, field: str) -> tuple[str, str]:
-    """Return an estimate and its interval as text; a ``difference`` is signed, a ``share`` in %."""
-    sign = "+" if field == "difference" else ""
-    if field == "share":
-        return f"{row[field]:.0%}", f"{row['low']:.0%} to {row['high']:.0%}"
-    value, low, high = (f"{row[name]:{sign}.3f}" for name in (field, "low", "high"))
-    return value, f"{low} to {high}"
 
 
 def _flatten(values: Json, prefix: str = "") -> Iterable[tuple[str, str]]:

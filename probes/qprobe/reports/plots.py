@@ -1,46 +1,25 @@
 """The plots of an evaluation: each turns figures of ``metrics.json`` into one picture.
 
 Every function takes a theme, for light or dark pages, and returns a new Figure: pyplot and its
-global state are not touched. Over 300 lines, as every picture is one short function on shared axes.
+global state are not touched.
 """
 
-import io
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
-from PIL import Image
+from matplotlib.ticker import MaxNLocator
 
-__all__ = ["BASELINES", "DARK", "LIGHT", "PLOTS", "Theme", "draw_schedule", "draw_sweep", "to_png"]
+from qprobe.reports.axes import Theme, finish_plot, plot_band, start_plot, tick_log
+
+__all__ = ["BASELINES", "PLOTS", "draw_schedule", "draw_sweep"]
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours: of the page, text, secondary text, grid, and of up to three series."""
-
-    page: str
-    ink: str
-    muted: str
-    grid: str
-    first: str
-    second: str
-    third: str
-
-
-LIGHT = Theme("#ffffff", "#1d2630", "#66727f", "#e4e8ec", "#1f63b0", "#c05f22", "#3b8068")
-DARK = Theme("#14181d", "#e7eaed", "#9ba6b2", "#2c343d", "#74b4f5", "#ef9f6b", "#7fcbab")
-
-# Inches; small, so that 10 pt text can still be read where a phone shrinks the picture to 340 px.
-_SIZE = (5.6, 3.7)
-_DPI = 160
 BASELINES = {
     "greedy": "greedy answer",
     "best_by_mean_logprob": "best mean log-probability",
@@ -49,24 +28,15 @@ BASELINES = {
 }
 
 
-def to_png(figure: Figure) -> bytes:
-    """Render a figure, 160 dots an inch, in 256 colours: a third of the bytes, and looks alike."""
-    drawn, buffer = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=_DPI, facecolor=figure.get_facecolor())
-    with Image.open(drawn) as image:
-        image.convert("RGB").quantize(256).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
-
-
 def draw_k(metrics: Json, theme: Theme) -> Figure:
     """Draw the reward against k: the policy, the ceiling, the base model and the baselines."""
-    figure, axes = _start(theme, "Reward by number of samples", "samples to choose among, k")
+    figure, axes = start_plot(theme, "Reward by number of samples", "samples to choose among, k")
     rows = [row for row in metrics["resampled"] if row["beta"] == metrics["beta"]]
     rows.sort(key=lambda row: int(row["k"]))
     ks = [row["k"] for row in rows]
     ceilings = [row["reward"] for row in metrics["ceilings"]]
     axes.plot(ks, ceilings, color=theme.third, ls="--", lw=1.4, label="ceiling: best by reward")
-    _plot_band(axes, ks, rows, color=theme.first, label=f"probe, beta = {metrics['beta']:g}")
+    plot_band(axes, ks, rows, color=theme.first, label=f"probe, beta = {metrics['beta']:g}")
     _draw_base(axes, metrics, theme)
     markers = zip("Ds^v", BASELINES.items(), strict=True)
     for marker, (name, label) in markers:
@@ -74,13 +44,13 @@ def draw_k(metrics: Json, theme: Theme) -> Figure:
             row = metrics["baselines"][name]
             x = 1 if name == "greedy" else metrics["k"]
             axes.plot([x], [row["reward"]], marker, color=theme.second, ms=5, label=label)
-    _tick(axes, ks, [str(k) for k in ks])
-    return _finish(figure, axes, theme)
+    tick_log(axes, ks, [str(k) for k in ks])
+    return finish_plot(figure, axes, theme)
 
 
 def draw_beta(metrics: Json, theme: Theme) -> Figure:
     """Draw the reward against beta at the probe's k, from the best by score to the base model."""
-    figure, axes = _start(
+    figure, axes = start_plot(
         theme, f"Reward by temperature, k = {metrics['k']}", "beta, in score units"
     )
     rows = [row for row in metrics["resampled"] if row["k"] == metrics["k"]]
@@ -88,7 +58,7 @@ def draw_beta(metrics: Json, theme: Theme) -> Figure:
     betas = [row["beta"] for row in rows]
     smallest = min(beta for beta in betas if beta > 0)
     places = [beta or smallest / 2.5 for beta in betas]  # a log axis has no 0
-    _plot_band(axes, places, rows, color=theme.first, label="probe")
+    plot_band(axes, places, rows, color=theme.first, label="probe")
     chosen = betas.index(metrics["beta"])
     axes.plot(
         [places[chosen]],
@@ -102,13 +72,13 @@ def draw_beta(metrics: Json, theme: Theme) -> Figure:
     )
     _draw_base(axes, metrics, theme)
     axes.axhline(metrics["ceiling"]["reward"], color=theme.third, ls="--", lw=1.4, label="ceiling")
-    _tick(axes, places, [f"{beta:g}" for beta in betas])
-    return _finish(figure, axes, theme)
+    tick_log(axes, places, [f"{beta:g}" for beta in betas])
+    return finish_plot(figure, axes, theme)
 
 
 def draw_kl(metrics: Json, theme: Theme) -> Figure:
     """Draw the reward against the KL spent, by beta and by k."""
-    figure, axes = _start(
+    figure, axes = start_plot(
         theme, "Reward by distance from the base model", "KL(policy || base model), nats"
     )
     best, frontier = metrics["kl"]["best_of_k"], metrics["kl"]["frontier"]
@@ -119,39 +89,39 @@ def draw_kl(metrics: Json, theme: Theme) -> Figure:
     label = f"the probe's beta, {metrics['beta']:g}"
     _mark_used(axes, used["kl"], used["reward"], theme, label)
     _draw_base(axes, metrics, theme)
-    return _finish(figure, axes, theme)
+    return finish_plot(figure, axes, theme)
 
 
 def draw_learning_curve(metrics: Json, theme: Theme) -> Figure:
     """Draw the reward against the number of training prompts."""
-    figure, axes = _start(theme, "Reward by size of the training set", "training prompts")
+    figure, axes = start_plot(theme, "Reward by size of the training set", "training prompts")
     rows = metrics["learning_curve"]
     sizes = [row["num_prompts"] for row in rows]
     for row in rows:
         runs = row["runs"]
         axes.plot([row["num_prompts"]] * len(runs), runs, ".", color=theme.first, alpha=0.45, ms=5)
-    _plot_band(axes, sizes, rows, color=theme.first, label="probe: mean of the orders (dots)")
+    plot_band(axes, sizes, rows, color=theme.first, label="probe: mean of the orders (dots)")
     _draw_base(axes, metrics, theme)
     axes.axhline(metrics["ceiling"]["reward"], color=theme.third, ls="--", lw=1.4, label="ceiling")
-    _tick(axes, sizes, [str(size) for size in sizes])
-    return _finish(figure, axes, theme)
+    tick_log(axes, sizes, [str(size) for size in sizes])
+    return finish_plot(figure, axes, theme)
 
 
 def draw_calibration(metrics: Json, theme: Theme) -> Figure:
     """Draw the reward above the prompt's mean against the score above the prompt's mean."""
-    figure, axes = _start(theme, "What a score is worth", "score minus the prompt's mean score")
+    figure, axes = start_plot(theme, "What a score is worth", "score minus the prompt's mean score")
     axes.set_ylabel("reward minus the prompt's mean")
     rows = metrics["calibration"]
     axes.axhline(0, color=theme.muted, lw=1)
     axes.axvline(0, color=theme.muted, lw=1)
     scores = [row["score"] for row in rows]
-    _plot_band(axes, scores, rows, color=theme.first, label="mean of each tenth of the samples")
-    return _finish(figure, axes, theme)
+    plot_band(axes, scores, rows, color=theme.first, label="mean of each tenth of the samples")
+    return finish_plot(figure, axes, theme)
 
 
 def draw_correlation(metrics: Json, theme: Theme) -> Figure:
     """Draw how the rank correlation of score and reward is spread over prompts."""
-    figure, axes = _start(theme, "Score against reward, by prompt", "Spearman correlation")
+    figure, axes = start_plot(theme, "Score against reward, by prompt", "Spearman correlation")
     axes.set_ylabel("prompts")
     histogram = metrics["correlation"]["histogram"]
     edges = np.array(histogram["edges"])
@@ -171,7 +141,7 @@ def draw_correlation(metrics: Json, theme: Theme) -> Figure:
         axes.axvline(mean["mean"], color=theme.second, lw=1.8, label=label)
     axes.set_xlim(-1, 1)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    return _finish(figure, axes, theme)
+    return finish_plot(figure, axes, theme)
 
 
 def draw_sweep(cells: Sequence[Json], theme: Theme) -> Figure:
@@ -183,7 +153,7 @@ def draw_sweep(cells: Sequence[Json], theme: Theme) -> Figure:
         if cell["reward"] is not None:
             place = readings.index(cell["reading"]), objectives.index(cell["objective"])
             values[place] = cell["reward"]
-    figure, axes = _start(theme, "Cross-validated reward", "objective")
+    figure, axes = start_plot(theme, "Cross-validated reward", "objective")
     figure.set_size_inches(max(3.4, 1.5 + 0.75 * len(objectives)), 1.4 + 0.36 * len(readings))
     axes.set_ylabel("reading: layer/pooling/window")
     axes.grid(visible=False)
@@ -204,7 +174,7 @@ def draw_sweep(cells: Sequence[Json], theme: Theme) -> Figure:
         )
     axes.set_xticks(range(len(objectives)), objectives)
     axes.set_yticks(range(len(readings)), readings)
-    return _finish(figure, axes, theme)
+    return finish_plot(figure, axes, theme)
 
 
 def draw_schedule(metrics: Json, theme: Theme) -> Figure:
@@ -214,7 +184,7 @@ def draw_schedule(metrics: Json, theme: Theme) -> Figure:
         metrics: What ``measure_schedule`` returned.
         theme: Of the page.
     """
-    figure, axes = _start(theme, "Reward by tokens spent", "generated tokens per prompt")
+    figure, axes = start_plot(theme, "Reward by tokens spent", "generated tokens per prompt")
     whole = metrics["best_of_k"]
     _plot_tokens(axes, whole, color=theme.second, style="s-", label="k whole candidates, by k")
     # Above, as inside they would cover what is drawn.
@@ -234,7 +204,7 @@ def draw_schedule(metrics: Json, theme: Theme) -> Figure:
     _mark_used(axes, chosen["unseen"]["tokens"], chosen["unseen"]["reward"], theme, label)
     _draw_base(axes, metrics, theme)
     axes.set_xlim(left=0)
-    return _finish(figure, axes, theme)
+    return finish_plot(figure, axes, theme)
 
 
 # What a report shows, by file name, with the key of the metrics that it needs.
@@ -255,40 +225,6 @@ def _floor(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     return low - 0.15 * (high - low) - 1e-9
 
 
-def _start(theme: Theme, title: str, xlabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, layout="constrained", facecolor=theme.page)
-    axes = figure.add_subplot(facecolor=theme.page)
-    axes.set_title(title, loc="left", color=theme.ink, fontsize=12, fontweight="bold", pad=10)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel("expected reward")
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(theme.muted)
-    axes.grid(axis="y", color=theme.grid, lw=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _finish(figure: Figure, axes: Axes, theme: Theme) -> Figure:
-    axes.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=9.5, length=3)
-    axes.tick_params(axis="y", length=0)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set(color=theme.muted, fontsize=10)
-    if axes.get_legend_handles_labels()[1]:
-        figure.legend(
-            loc="outside lower left", ncols=2, frameon=False, labelcolor=theme.ink, fontsize=9
-        )
-    return figure
-
-
-def _plot_band(
-    axes: Axes, places: Sequence[float], rows: Sequence[Json], *, color: str, label: str
-) -> None:
-    lows, highs = [row["low"] for row in rows], [row["high"] for row in rows]
-    axes.fill_between(places, lows, highs, color=color, alpha=0.18, lw=0, label="95 % interval")
-    rewards = [row["reward"] for row in rows]
-    axes.plot(places, rewards, color=color, marker="o", ms=4, lw=1.8, label=label)
-
-
 def _plot_line(axes: Axes, rows: Sequence[Json], *, color: str, marker: str, label: str) -> None:
     places, rewards = [row["kl"] for row in rows], [row["reward"] for row in rows]
     axes.plot(places, rewards, color=color, marker=marker, ms=4, lw=1.8, label=label)
@@ -306,18 +242,3 @@ def _mark_used(axes: Axes, x: float, reward: float, theme: Theme, label: str) ->
 def _draw_base(axes: Axes, metrics: Json, theme: Theme) -> None:
     reward = metrics["base"]["reward"]
     axes.axhline(reward, color=theme.muted, ls=":", lw=1.6, label="base model: one sample")
-
-
-def _tick(axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
-    """Make the axis logarithmic with a tick at each place, unlabelled if the next is too near."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(places))
-    axes.xaxis.set_minor_locator(NullLocator())
-    nearest = (places[-1] / places[0]) ** 0.05 if len(places) > 1 else 1.0
-    texts: list[str] = []
-    right = math.inf
-    for place, label in zip(reversed(places), reversed(labels), strict=True):
-        fits = place * nearest <= right
-        texts.insert(0, label if fits else "")
-        right = place if fits else right
-    axes.set_xticklabels(texts)

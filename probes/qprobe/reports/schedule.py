@@ -1,4 +1,4 @@
-"""The choice of a schedule as a page that a person can read; its frame is that of ``report``.
+"""The choice of a schedule as a page that a person can read; its frame is that of ``page``.
 
 Owns the words. Holds no prompt and no completion.
 """
@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from qprobe.files import write_files
-from qprobe.reports.evaluation import format_figure, make_plot, render_page
+from qprobe.reports.page import INTERVAL, format_figure, make_plot, render_page
 from qprobe.reports.plots import draw_schedule
 
 __all__ = ["write_schedule_report"]
 
 Json = dict[str, Any]
 
-_INTERVAL = "95 % interval"
 _CAPTION = (
     "Up and to the left is better: more reward for fewer tokens. All of it is on prompts that no "
     "choice has seen, hence the best schedules of the other prompts need not lie on one line here. "
@@ -108,7 +107,7 @@ def _judge_schedule(metrics: Json) -> str:
     reward, interval = format_figure(row, "reward")
     difference = " [".join(format_figure(row["minus_best_of_k"], "difference"))
     return (
-        f"The schedule {chosen['schedule']} earns {reward} ({_INTERVAL} {interval}) for "
+        f"The schedule {chosen['schedule']} earns {reward} ({INTERVAL} {interval}) for "
         f"{row['tokens']:.0f} tokens a prompt; {metrics['k']} whole candidates earn "
         f"{format_figure(full, 'reward')[0]} for {full['tokens']:.0f}. The difference is "
         f"{difference}]. {verdict}"
@@ -132,7 +131,7 @@ def _list_tables(metrics: Json) -> list[Json]:
             "name": "auc",
             "caption": "How often the better of two samples of a prompt scores higher by the head "
             "for the first so many tokens; 0.500 is chance",
-            "head": ["first tokens", "mean", _INTERVAL, "prompts"],
+            "head": ["first tokens", "mean", INTERVAL, "prompts"],
             "rows": [
                 [row["tokens"] or "all", *format_figure(row, "mean"), row["num_prompts"]]
                 for row in metrics["auc"]
@@ -141,7 +140,7 @@ def _list_tables(metrics: Json) -> list[Json]:
         {
             "name": "best_of_k",
             "caption": "Whole candidates",
-            "head": ["k", "reward", _INTERVAL, "tokens"],
+            "head": ["k", "reward", INTERVAL, "tokens"],
             "rows": [
                 [row["k"], *format_figure(row, "reward"), f"{row['tokens']:.0f}"]
                 for row in metrics["best_of_k"]

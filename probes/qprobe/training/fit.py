@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qprobe.errors import TrainingError
 from qprobe.probe.network import OBJECTIVES, is_beta
+from qprobe.training.folds import make_folds
 from qprobe.training.objectives import make_loss, segment_mean, segment_softmax
 from qprobe.training.optimiser import Layers, fit_path, forward, prepare
 
@@ -145,7 +146,13 @@ def fit_probe(
             rewards, or the network learnt nothing (its weights decayed to 0).
     """
     _check_data(features, rewards, groups)
-    folds = _folds(rewards, groups, groups if questions is None else questions, settings)
+    folds = make_folds(
+        rewards,
+        groups,
+        groups if questions is None else questions,
+        num_folds=settings.num_folds,
+        seed=settings.seed,
+    )
     decays = settings.weight_decays or (
         _MLP_WEIGHT_DECAYS if settings.hidden else _LINEAR_WEIGHT_DECAYS
     )
@@ -237,47 +244,6 @@ def _spread(values: Tensor, groups: Tensor) -> float:
     variances = segment_mean(deviations.square(), groups)[sizes > 1]
     sizes = sizes[sizes > 1]
     return float((variances * sizes / (sizes - 1)).mean().sqrt())
-
-
-def _folds(
-    rewards: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    questions: NDArray[np.int64],
-    settings: TrainingSettings,
-) -> Tensor:
-    """Return the fold of each prompt; every fold has questions that tell probes apart.
-
-    Raises:
-        TrainingError: There are too few of these.
-    """
-    starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
-    asked = torch.from_numpy(np.unique(questions[starts], return_inverse=True)[1])  # (prompts,)
-    telling = asked[_differ(torch.as_tensor(rewards), torch.as_tensor(groups))]
-    if not len(telling):
-        raise TrainingError("rewards", "differ within no prompt, so there is nothing to learn")
-    differ = torch.zeros(int(asked.max()) + 1, dtype=torch.bool)  # (questions,)
-    differ[telling] = True
-    if int(differ.sum()) < settings.num_folds:
-        raise TrainingError(
-            "num_folds",
-            f"must be at most {int(differ.sum())!r}, the prompts with differing rewards (the same "
-            f"one counts once), got {settings.num_folds!r}",
-        )
-    generator = torch.Generator().manual_seed(settings.seed)
-    order = torch.randperm(len(differ), generator=generator)
-    order = torch.cat([order[differ[order]], order[~differ[order]]])
-    folds = torch.empty_like(order)
-    folds[order] = torch.arange(len(order)) % settings.num_folds
-    return folds[asked]
-
-
-def _differ(rewards: Tensor, groups: Tensor) -> Tensor:
-    """Whether a prompt's rewards differ: shape (prompts,)."""
-    _, segments = torch.unique_consecutive(groups, return_inverse=True)
-    highest = torch.full((int(segments[-1]) + 1,), -math.inf, dtype=rewards.dtype)
-    lowest = -highest
-    highest = highest.scatter_reduce(0, segments, rewards, "amax")
-    return highest > lowest.scatter_reduce(0, segments, rewards, "amin")
 
 
 def _check_data(features: Tensor, rewards: NDArray[np.float64], groups: NDArray[np.int64]) -> None:

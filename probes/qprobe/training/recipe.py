@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from qprobe.data.dataset import Dataset, Reading
-from qprobe.data.split import SEEN, note_seen, split_prompts
+from qprobe.data.provenance import SEEN, note_seen
+from qprobe.data.split import split_prompts
 from qprobe.probe.network import Probe, ProbeInfo
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from qprobe import load_probe
 from qprobe.data.dataset import Dataset, Reading
-from qprobe.data.split import SEEN, SEEN_BY_SCHEDULE
+from qprobe.data.provenance import SEEN, SEEN_BY_SCHEDULE
 from qprobe.errors import DatasetError
 from qprobe.evaluation.held_out import check_same_adapter, check_same_model, list_unseen
 from qprobe.evaluation.metrics import evaluate

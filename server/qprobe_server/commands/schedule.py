@@ -14,7 +14,8 @@ import numpy as np
 
 from qprobe import Probe, ProbeInfo, load_probe, save_probe
 from qprobe.data.dataset import Dataset, Reading
-from qprobe.data.split import SEEN_BY_SCHEDULE, has_split, note_seen, split_prompts
+from qprobe.data.provenance import SEEN_BY_SCHEDULE, note_seen
+from qprobe.data.split import has_split, split_prompts
 from qprobe.errors import DatasetError, EvaluationError, ProbeFileError
 from qprobe.evaluation.held_out import check_same_adapter, check_same_model, list_unseen
 from qprobe.probe.network import is_beta

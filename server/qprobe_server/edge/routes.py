@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from qprobe.data.split import SEEN, SEEN_BY_SCHEDULE
+from qprobe.data.provenance import SEEN, SEEN_BY_SCHEDULE
 from qprobe_server.choice.schemas import (
     ErrorReply,
     ProbeCard,
