@@ -9,31 +9,44 @@ from typing import TYPE_CHECKING, Any
 from qprobe.errors import ProbeFileError, QProbeError, ScoreError
 
 if TYPE_CHECKING:
+    from qprobe.data.dataset import Dataset, Reading
     from qprobe.probe.file import load_probe, parse_probe, save_probe
     from qprobe.probe.network import Pooling, Probe, ProbeInfo
     from qprobe.probe.resampling import Draw, beta_for_kl, softmax_resample
+    from qprobe.reports.evaluate import evaluate
+    from qprobe.training.fit import TrainingSettings
+    from qprobe.training.recipe import train
 
 __all__ = [
+    "Dataset",
     "Draw",
     "Pooling",
     "Probe",
     "ProbeFileError",
     "ProbeInfo",
     "QProbeError",
+    "Reading",
     "ScoreError",
+    "TrainingSettings",
     "beta_for_kl",
+    "evaluate",
     "load_probe",
     "parse_probe",
     "save_probe",
     "softmax_resample",
+    "train",
 ]
 
 # Imported when they are first asked for: torch takes seconds, which no command line may cost that
 # only wants to say what is wrong with it.
 _HOMES = {
+    "data.dataset": ("Dataset", "Reading"),
     "probe.file": ("load_probe", "parse_probe", "save_probe"),
     "probe.network": ("Pooling", "Probe", "ProbeInfo"),
     "probe.resampling": ("Draw", "beta_for_kl", "softmax_resample"),
+    "reports.evaluate": ("evaluate",),
+    "training.fit": ("TrainingSettings",),
+    "training.recipe": ("train",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -37,11 +37,13 @@ class ProbeFileError(QProbeError):
 
     Attributes:
         field: The offending field (``layer``, ``tensors.0.weight``), or ``file`` for the whole.
+        message: What is wrong with it.
     """
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
         self.field = field
+        self.message = message
 
 
 class ScoreError(QProbeError):

@@ -34,14 +34,20 @@ _NUM_FOLDS = 5
 
 
 def held_out_rewards(
-    dataset: Dataset, features: Tensor, settings: TrainingSettings, *, train_prompts: int = 0
+    dataset: Dataset,
+    features: Tensor,
+    settings: TrainingSettings,
+    *,
+    k: int,
+    train_prompts: int = 0,
 ) -> Floats:
     """Return each prompt's expected reward with the probe of the folds that it is not in.
 
     Args:
-        dataset: At least ``settings.k`` samples a prompt.
+        dataset: At least k samples a prompt.
         features: Shape (samples, any width), of its samples.
-        settings: Of the training; seed also of the folds; k and beta also of the choice.
+        settings: Of the training; seed also of the folds, beta also of the choice.
+        k: How many samples a choice is among.
         train_prompts: Train on so many of the other folds' prompts only; 0 takes all.
 
     Returns:
@@ -62,9 +68,7 @@ def held_out_rewards(
             dataset.questions[dataset.groups[train]],
         )
         scores[test] = fitted.score(features[test]).double().numpy()
-    return expected_rewards(
-        scores, dataset.rewards, dataset.groups, k=settings.k, beta=settings.beta
-    )
+    return expected_rewards(scores, dataset.rewards, dataset.groups, k=k, beta=settings.beta)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -87,12 +91,12 @@ def _compare(args: argparse.Namespace) -> None:
     if has_split(dataset.prompts):  # what is chosen here must not have looked at the test prompts
         dataset = dataset.subset(split_prompts(dataset.prompts)[0])
     reading = Reading.parse(args.reading)
-    settings = TrainingSettings(objective=args.objective, k=args.k, beta=args.beta)
+    settings = TrainingSettings(objective=args.objective, beta=args.beta)
     groups, rewards = dataset.groups, dataset.rewards
     bootstrap = Bootstrap(len(dataset.prompts))
     base = expected_rewards(rewards, rewards, groups, k=1, beta=0)
     ceiling = expected_rewards(rewards, rewards, groups, k=args.k, beta=0)
-    reference = held_out_rewards(dataset, dataset.features(reading), settings)
+    reference = held_out_rewards(dataset, dataset.features(reading), settings, k=args.k)
 
     def show(name: str, values: Floats) -> None:
         mean, over = bootstrap.mean(values), bootstrap.mean(values - reference)
@@ -117,7 +121,11 @@ def _compare(args: argparse.Namespace) -> None:
             show(
                 name,
                 held_out_rewards(
-                    dataset, features, replace(settings, **changes), train_prompts=train_prompts
+                    dataset,
+                    features,
+                    replace(settings, **changes),
+                    k=args.k,
+                    train_prompts=train_prompts,
                 ),
             )
         except QProbeError as error:
@@ -138,7 +146,7 @@ def _list_variants(
         *(
             (f"objective {name}", [reading], 0, {"objective": name})
             for name in OBJECTIVES
-            if name != objective
+            if name not in (objective, "dpo")  # which is bt by another name
         ),
         *((str(each), [each], 0, {}) for each in [*same_pooling, *same_layer] if each != reading),
         (f"{len(layers)} layers concatenated", same_pooling, 0, {}),

@@ -14,7 +14,7 @@ from qprobe.training.fit import TrainingSettings, fit_probe
 PATH = Path(__file__).parents[2] / "probes" / "recipes" / "compare.py"
 NUM_PROMPTS, N, HIDDEN = 20, 6, 4
 GOOD, BAD = Reading(3, "mean"), Reading("final", "mean")
-SETTINGS = TrainingSettings(k=N, weight_decays=(1.0,), num_folds=2)
+SETTINGS = TrainingSettings(weight_decays=(1.0,), num_folds=2)
 
 
 def load_module() -> Any:
@@ -63,20 +63,20 @@ def test_no_probe_has_seen_the_prompt_it_is_judged_on(monkeypatch: pytest.Monkey
         return fit_probe(known, rewards, groups, *rest)
 
     monkeypatch.setattr(compare, "fit_probe", record)
-    found = compare.held_out_rewards(dataset, features, SETTINGS)
+    found = compare.held_out_rewards(dataset, features, SETTINGS, k=N)
     assert found.shape == (NUM_PROMPTS,)
     held_out = [set(range(NUM_PROMPTS)) - known for known in trained_on]
     assert sorted(prompt for fold in held_out for prompt in fold) == list(range(NUM_PROMPTS))
     trained_on.clear()
-    compare.held_out_rewards(dataset, features, SETTINGS, train_prompts=7)
+    compare.held_out_rewards(dataset, features, SETTINGS, k=N, train_prompts=7)
     assert [len(known) for known in trained_on] == [7] * 5
 
 
 def test_the_planted_reading_is_nearly_the_ceiling_and_noise_is_the_base() -> None:
     """A prompt of six samples has a right one but with chance 2^-6; half of all are right."""
     dataset = make_dataset()
-    good = compare.held_out_rewards(dataset, dataset.features(GOOD), SETTINGS).mean()
-    bad = compare.held_out_rewards(dataset, dataset.features(BAD), SETTINGS).mean()
+    good = compare.held_out_rewards(dataset, dataset.features(GOOD), SETTINGS, k=N).mean()
+    bad = compare.held_out_rewards(dataset, dataset.features(BAD), SETTINGS, k=N).mean()
     assert good > 0.9
     # 20 prompts, a choice of one of six that is right by half: a standard deviation of 0.11.
     assert abs(bad - 0.5) < 4 * 0.11

@@ -26,7 +26,7 @@ from qprobe.evaluation.expectation import (
     expected_rewards,
     expected_vote_rewards,
 )
-from qprobe.evaluation.metrics import evaluate
+from qprobe.evaluation.metrics import measure
 
 Floats = NDArray[np.float64]
 RNG = np.random.default_rng(7)
@@ -272,7 +272,7 @@ def make_dataset() -> Dataset:
 
 DATASET = make_dataset()
 GOOD = DATASET.features(Reading(3, "mean"))[:, 0].double().numpy()
-METRICS = evaluate(GOOD, DATASET, k=K, beta=0.1, read_answer=lambda text: text.split()[-1])
+METRICS = measure(GOOD, DATASET, k=K, beta=0.1, read_answer=lambda text: text.split()[-1])
 
 
 def test_metrics_are_json() -> None:
@@ -302,7 +302,7 @@ def test_metrics_hang_together() -> None:
 def test_kl_is_that_of_the_serving_rule() -> None:
     frontier = METRICS["kl"]["frontier"]
     assert [row["beta"] for row in frontier] == sorted(row["beta"] for row in frontier)
-    whole = evaluate(GOOD, DATASET, k=N, beta=0.1)["kl"]["frontier"]
+    whole = measure(GOOD, DATASET, k=N, beta=0.1)["kl"]["frontier"]
     for row in whole:
         draws = [
             softmax_resample(GOOD[DATASET.groups == p], row["beta"], 1, np.random.default_rng(0))
@@ -330,7 +330,7 @@ def test_baselines() -> None:
         assert found[name]["reward"] == pytest.approx(np.mean(wanted))
         difference = found[name]["policy_minus_baseline"]["difference"]
         assert difference == pytest.approx(METRICS["policy"]["reward"] - np.mean(wanted))
-    assert "majority_vote" not in evaluate(GOOD, DATASET, k=K, beta=0.1)["baselines"]
+    assert "majority_vote" not in measure(GOOD, DATASET, k=K, beta=0.1)["baselines"]
 
 
 def test_correlations_are_means_over_prompts_that_vary() -> None:
@@ -358,7 +358,7 @@ def test_calibration_adds_up_and_says_whether_scores_tell() -> None:
 
 
 def test_scores_that_say_nothing_are_the_base_model() -> None:
-    found = evaluate(np.zeros(len(GOOD)), DATASET, k=K, beta=0.0)
+    found = measure(np.zeros(len(GOOD)), DATASET, k=K, beta=0.0)
     assert found["policy"]["reward"] == pytest.approx(found["base"]["reward"])
     assert found["gain"]["low"] == pytest.approx(0, abs=1e-12)
     assert found["correlation"]["spearman"] is None
@@ -368,6 +368,6 @@ def test_scores_that_say_nothing_are_the_base_model() -> None:
 
 def test_refusals_of_an_evaluation() -> None:
     with pytest.raises(EvaluationError, match="n = 10"):
-        evaluate(GOOD, DATASET, k=11, beta=0.1)
+        measure(GOOD, DATASET, k=11, beta=0.1)
     with pytest.raises(EvaluationError, match="beta"):
-        evaluate(GOOD, DATASET, k=2, beta=math.inf)
+        measure(GOOD, DATASET, k=2, beta=math.inf)

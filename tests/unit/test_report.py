@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qprobe.data.dataset import Dataset, Reading, Sample
-from qprobe.evaluation.metrics import evaluate
+from qprobe.evaluation.metrics import measure
 from qprobe.files import write_files
 from qprobe.reports import evaluation as report
 from qprobe.reports.evaluation import write_report
@@ -84,7 +84,7 @@ def make_metrics() -> Json:
     ]
     settings = {"objective": "ce", "note": "<script>alert(1)</script>", "hidden": ()}
     return {
-        **evaluate(scores, dataset, k=4, beta=0.1),
+        **measure(scores, dataset, k=4, beta=0.1),
         "settings": settings,
         "sweep": cells,
         "learning_curve": curve,

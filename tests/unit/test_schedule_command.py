@@ -16,10 +16,11 @@ from qprobe.data.split import split_prompts
 from qprobe.data.writer import DatasetWriter
 from qprobe.evaluation.held_out import list_unseen
 from qprobe.probe.schedule import format_schedule
+from qprobe.rejection import recipe
 from qprobe.rejection.scores import cross_fit, score_samples
+from qprobe.reports import schedule as report
 from qprobe.training.fit import TrainingSettings
 from qprobe_server import cli
-from qprobe_server.commands import schedule as schedule_command
 
 NUM_PROMPTS, N, HIDDEN = 24, 6, 3
 MANIFEST: dict[str, Any] = {
@@ -159,7 +160,7 @@ def test_no_score_to_choose_on_was_trained_on_its_own_prompt(data: Path, probe: 
     settings = TrainingSettings(objective="mse", num_folds=2, weight_decays=(1.0,))
 
     def fit() -> Any:
-        return cross_fit(dataset, info, settings, progress=lambda line: None)
+        return cross_fit(dataset, info, settings, progress=lambda: None)
 
     before, mine = fit(), dataset.groups == 3
     dataset.rewards[mine] = 5 * np.arange(N)
@@ -177,14 +178,14 @@ def test_prompts_that_the_probe_has_not_seen_are_halved(
 ) -> None:
     """Half to choose on by the probe as it is, the other half to report on, and for ``eval``."""
     other = write_dataset(tmp_path / "other", named="q")
-    monkeypatch.setattr(schedule_command, "cross_fit", None)  # nothing is trained
+    monkeypatch.setattr(recipe, "cross_fit", None)  # nothing is trained
     scored: list[list[str]] = []
 
     def spy(probe: Probe, dataset: Dataset) -> Any:
         scored.append([row["prompt"] for row in dataset.prompts])
         return score_samples(probe, dataset)
 
-    monkeypatch.setattr(schedule_command, "score_samples", spy)
+    monkeypatch.setattr(recipe, "score_samples", spy)
     output, report = choose(monkeypatch, other, probe, "--budget", 0.9)
     rows = Dataset.load(other).prompts
     halves = split_prompts(rows, test_fraction=0.5)
@@ -251,7 +252,7 @@ def test_a_probe_without_heads_and_a_dataset_without_their_readings_are_refused(
 ) -> None:
     plain = tmp_path / "plain.safetensors"
     train(monkeypatch, data, plain)
-    with pytest.raises(SystemExit, match=r"checkpoints: .*plain\.safetensors' has none: train it"):
+    with pytest.raises(SystemExit, match="checkpoints: are none: train the probe"):
         choose(monkeypatch, data, plain)
     poor = write_dataset(tmp_path / "poor", readings=["3/mean", "3/mean/4"])
     with pytest.raises(SystemExit, match=r"reading: '3/mean/8' is not in the dataset"):
@@ -268,7 +269,7 @@ def test_a_report_that_cannot_be_written_leaves_no_probe(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device", "report")
 
-    monkeypatch.setattr(schedule_command, "write_schedule_report", fail)
+    monkeypatch.setattr(report, "write_schedule_report", fail)
     with pytest.raises(SystemExit, match="report: No space left"):
         choose(monkeypatch, data, probe, "--budget", 0.9)
     assert not (probe.parent / "out.safetensors").exists()

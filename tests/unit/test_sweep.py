@@ -3,7 +3,6 @@
 import csv
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from qprobe.training.sweep import Cell, format_table, run_sweep, write_sweep
 
 NUM_PROMPTS, N, HIDDEN = 40, 6, 4
 GOOD, BAD = Reading(3, "mean", 8), Reading("final", "last")
-SETTINGS = TrainingSettings(k=N, beta=0.1, weight_decays=(1.0, 0.1), num_folds=2)
+SETTINGS = TrainingSettings(beta=0.1, weight_decays=(1.0, 0.1), num_folds=2)
 
 
 def make_dataset(*, scale: float = 1.0) -> Dataset:
@@ -222,8 +221,10 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sweep, "fit_probe", None)
-    with pytest.raises(EvaluationError, match="k: must be at most 6"):
-        run_sweep(DATASET, readings=[GOOD], objectives=["mse"], settings=replace(SETTINGS, k=N + 1))
+    with pytest.raises(EvaluationError, match=r"k: must be from 1 to 6, .* got 7"):
+        run_sweep(DATASET, readings=[GOOD], objectives=["mse"], settings=SETTINGS, k=N + 1)
+    with pytest.raises(EvaluationError, match="objectives: must not hold both 'bt' and 'dpo'"):
+        run_sweep(DATASET, readings=[GOOD], objectives=["dpo", "bt"], settings=SETTINGS)
     with pytest.raises(TrainingError, match="'pgg'"):
         run_sweep(DATASET, readings=[GOOD], objectives=["mse", "pgg"], settings=SETTINGS)
 
@@ -253,7 +254,8 @@ def test_a_learning_curve_climbs_to_the_probe_of_all_prompts(
 
     monkeypatch.setattr(sys.modules[learning_curve.__module__], "fit_probe", record)
     known, unseen = DATASET.subset(RESULT.development), DATASET.subset(RESULT.test)
-    rows = learning_curve(known, unseen, reading=GOOD, settings=RESULT.settings, sizes=(2, 8, 99))
+    settings = RESULT.settings
+    rows = learning_curve(known, unseen, reading=GOOD, settings=settings, k=N, sizes=(2, 8, 99))
     assert [row["num_prompts"] for row in rows] == [2, 8, 30]
     assert [len(row["runs"]) for row in rows] == [5, 5, 1]
     assert rows[-1]["reward"] == pytest.approx(RESULT.metrics["policy"]["reward"])
@@ -269,8 +271,8 @@ def test_a_training_set_without_a_signal_counts_as_the_base_model() -> None:
     """With equal rewards in all prompts but 8, some orders begin with 2 equal ones."""
     known, unseen = DATASET.subset(RESULT.development), DATASET.subset(RESULT.test)
     known.rewards = np.where(known.groups < 8, known.rewards, 1.0)
-    (first, *_) = learning_curve(known, unseen, reading=GOOD, settings=SETTINGS, sizes=(2,))
+    (first, *_) = learning_curve(known, unseen, reading=GOOD, settings=SETTINGS, k=N, sizes=(2,))
     assert min(first["runs"]) == pytest.approx(unseen.rewards.mean())
     known.rewards = np.ones(len(known.rewards))
     with pytest.raises(TrainingError, match="nothing to learn"):
-        learning_curve(known, unseen, reading=GOOD, settings=SETTINGS)
+        learning_curve(known, unseen, reading=GOOD, settings=SETTINGS, k=N)

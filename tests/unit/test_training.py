@@ -207,7 +207,7 @@ def test_prompts_that_ask_the_same_are_held_out_together() -> None:
     rewards = np.tile(rng.permuted(np.tile([0.0, 0.0, 1.0, 1.0], (20, 1)), axis=1).ravel(), 2)
     groups = np.repeat(np.arange(40), 4)
     questions = np.tile(kinds, 2)
-    settings = TrainingSettings(objective="mse", beta=1.0, k=4, weight_decays=(0.1,), num_folds=4)
+    settings = TrainingSettings(objective="mse", beta=1.0, weight_decays=(0.1,), num_folds=4)
     problem = torch.tensor(features, dtype=torch.float32), rewards, groups
     (alone,) = fit_probe(*problem, settings).cross_validation
     (together,) = fit_probe(*problem, settings, questions).cross_validation
@@ -321,7 +321,6 @@ def test_constant_features_do_no_harm() -> None:
         ("objective", "magic", "'magic'"),
         ("beta", -0.1, "-0.1"),
         ("beta", math.nan, "nan"),
-        ("k", 0, "0"),
         ("hidden", (3, 3, 3), "(3, 3, 3)"),
         ("hidden", (0,), "0"),
         ("weight_decays", (1.0, -2.0), "-2.0"),

@@ -32,10 +32,17 @@ SMALL = ("--k", str(N), "--folds", "2", "--test-fraction", "0.25")
 
 
 def write_dataset(
-    folder: Path, *, seed: int = 0, num_prompts: int = NUM_PROMPTS, first: int = 0
+    folder: Path,
+    *,
+    seed: int = 0,
+    num_prompts: int = NUM_PROMPTS,
+    first: int = 0,
+    noise: bool = False,
 ) -> Path:
-    """Rewards are the sign of the first feature; prompts have numbers from the first up."""
-    features = np.random.default_rng(seed).normal(size=(num_prompts * N, HIDDEN))
+    """Rewards are the sign of the first feature, or of noise; prompts are numbered from first."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(num_prompts * N, HIDDEN))
+    told = rng.normal(size=len(features)) if noise else features[:, 0]
     samples = [
         Sample(
             prompt=i // N,
@@ -46,7 +53,7 @@ def write_dataset(
             logprob=-1.0,
             finish_reason="stop",
             seed=i,
-            reward=float(features[i, 0] > 0),
+            reward=float(told[i] > 0),
         )
         for i in range(num_prompts * N)
     ]
@@ -57,11 +64,11 @@ def write_dataset(
             inside = [each for each in samples if each.prompt in prompts]
             rows_of = [i for i, each in enumerate(samples) if each.prompt in prompts]
             whole = torch.tensor(features[rows_of])
-            noise = torch.from_numpy(np.random.default_rng(1).normal(size=whole.shape))
+            blur = torch.from_numpy(np.random.default_rng(1).normal(size=whole.shape))
             embeddings = {
                 "3/mean": whole.half(),
-                "3/mean/8": (whole + noise).half(),
-                "3/mean/16": (whole + noise / 2).half(),
+                "3/mean/8": (whole + blur).half(),
+                "3/mean/16": (whole + blur / 2).half(),
             }
             writer.write(shard, inside, embeddings)
         writer.finish()
@@ -165,7 +172,7 @@ def test_eval_notes_another_adapter(
     monkeypatch.setitem(MANIFEST, "adapter", {"name": "mine"})
     other = write_dataset(tmp_path / "other")
     assert count_prompts(monkeypatch, probe, other, tmp_path / "r") == 5
-    assert "note: adapter: is {'name': 'mine'} in the dataset, None" in capsys.readouterr().err
+    assert "warning: adapter: is {'name': 'mine'} in the dataset, None" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -217,8 +224,87 @@ def test_bad_flags_are_named(
     assert "argument --readings:" in capsys.readouterr().err
 
 
-def test_a_sweep_wants_k_samples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_k_is_what_there_is_unless_more_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With 4 samples a prompt the default is 4, which the probe records; 5 are refused."""
+    data, path = write_dataset(tmp_path / "data"), tmp_path / "p.safetensors"
+    flags = ("--objectives", "mse", "--folds", "2", "--readings", "3/mean")
+    run(monkeypatch, "sweep", data, *flags, "-o", tmp_path / "s")
+    run(monkeypatch, "train", data, "--layer", "3", "--folds", "2", "-o", path)
+    for probe in (path, tmp_path / "s" / "probe.safetensors"):
+        info = load_probe(probe).info
+        assert info.k == info.training["k"] == N
+    for command, output in (("sweep", tmp_path / "s2"), ("train", tmp_path / "p2.safetensors")):
+        layer = ["--layer", "3"] if command == "train" else []
+        with pytest.raises(SystemExit, match=r"k: must be from 1 to 4, .* got 5"):
+            run(monkeypatch, command, data, *layer, "--k", 5, "-o", output)
+        assert not output.exists()
+    loaded = load_probe(path)
+    save_probe(Probe(replace(loaded.info, k=16), loaded.layers), path)
+    capsys.readouterr()
+    assert count_prompts(monkeypatch, path, data, tmp_path / "r") == 5
+    assert "k is 4, the fewest samples of a prompt; the probe recom" in capsys.readouterr().err
+    assert json.loads((tmp_path / "r" / "metrics.json").read_text())["k"] == 4
+
+
+def test_a_sweep_prints_its_table_once_and_skips_what_no_answer_fills(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers of one token: every window is the whole answer."""
     data = write_dataset(tmp_path / "data")
-    with pytest.raises(SystemExit, match="k: must be at most 4"):
-        run(monkeypatch, "sweep", data, "-o", tmp_path / "s")
-    assert not (tmp_path / "s").exists()
+    flags = ("--objectives", "mse,ce", "--folds", "2")
+    run(monkeypatch, "sweep", data, *flags, "-o", tmp_path / "s")
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0].endswith("longer than these windows: 3/mean/8, 3/mean/16")
+    assert [line.split()[0] for line in out.splitlines()[:2]] == ["reading", "3/mean"]
+    stored = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert {cell["reading"] for cell in stored["cells"]} == {"3/mean"}
+    for cell in stored["cells"]:
+        assert out.count(f"{cell['reward']:.3f}") + err.count(f"{cell['reward']:.3f}") <= 2
+    assert "on 5 prompts set aside, k=4, beta=0.1" in out
+
+
+def test_a_probe_that_does_not_help_is_told_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A good one is silent, one that prefers the worst is not; nor one trained on noise."""
+    data, path = write_dataset(tmp_path / "data"), tmp_path / "p.safetensors"
+    train(monkeypatch, data, path)
+    count_prompts(monkeypatch, path, data, tmp_path / "r")
+    assert "warning" not in capsys.readouterr().err
+    good = load_probe(path)
+    ((weight, bias),) = good.layers
+    save_probe(Probe(good.info, [(-weight, bias)]), path)
+    count_prompts(monkeypatch, path, data, tmp_path / "r")
+    err = capsys.readouterr().err
+    assert err.startswith("warning: the gain over one sample of the base model is -0.")
+    assert "does harm" in err
+    warned = set()
+    for seed in range(6):
+        train(monkeypatch, write_dataset(tmp_path / f"{seed}", seed=seed, noise=True), path)
+        chosen = load_probe(path).info.training
+        found = "warning: the probe does not beat" in capsys.readouterr().err
+        assert found == (chosen["cross_validated_reward"] <= chosen["train_base"])
+        warned.add(found)
+    assert True in warned
+
+
+def test_swapped_paths_are_told_with_the_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data, report = write_dataset(tmp_path / "data"), tmp_path / "r"
+    probe = train(monkeypatch, data, tmp_path / "p.safetensors")
+    output = ("-o", tmp_path / "new.safetensors", "--report", report)
+    for arguments, said in (
+        (("eval", data, probe, "-o", report), "data' is a folder, a probe's .* is PROBE FOLDER"),
+        (("schedule", probe, data, *output), "safetensors' is a file, .* is FOLDER PROBE"),
+        (("sweep", probe, "-o", report), "safetensors' is a file, a dataset's folder is wanted"),
+        (("eval", tmp_path / "x", data, "-o", report), "x' is not there: a probe's file"),
+        (("eval", probe, tmp_path / "y", "-o", report), "y' is not there: a dataset's folder"),
+        (("eval", data / "manifest.json", data, "-o", report), "not a readable .*manifest.json'"),
+        (("eval", probe, tmp_path, "-o", report), "is not a dataset: it has no manifest.json"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            run(monkeypatch, *arguments)
+    assert not report.exists()

@@ -27,8 +27,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qprobe.data.provenance import identify_prompts
-from qprobe.errors import DatasetError
-from qprobe.probe.network import Layer, Pooling
+from qprobe.errors import DatasetError, EvaluationError
+from qprobe.probe.network import Layer, Pooling, ProbeInfo
 
 __all__ = ["FORMAT_VERSION", "GREEDY", "Dataset", "Reading", "Sample", "hash_file"]
 
@@ -49,6 +49,16 @@ class Reading:
     def __str__(self) -> str:
         parts = [self.layer, self.pooling, *([] if self.window is None else [self.window])]
         return "/".join(map(str, parts))
+
+    @classmethod
+    def of(cls, info: ProbeInfo) -> "Reading":
+        """Return what a probe reads."""
+        return cls(info.layer, info.pooling, info.window)
+
+    @classmethod
+    def of_heads(cls, info: ProbeInfo) -> dict[int, "Reading"]:
+        """Return what a probe's heads read, by checkpoint."""
+        return {tokens: cls(info.layer, "mean", tokens) for tokens in info.checkpoints}
 
     @classmethod
     def parse(cls, text: str) -> "Reading":
@@ -134,15 +144,16 @@ class Dataset:
         self.rewards: NDArray[np.float64] = np.array([each.reward for each in samples], np.float64)
 
     @classmethod
-    def load(cls, folder: Path) -> "Dataset":
+    def load(cls, folder: Path | str) -> "Dataset":
         """Read a finished dataset.
 
         Raises:
             DatasetError: There is none, it is not finished, or a file is not the one written.
         """
+        folder = Path(folder)
         manifest = _read_manifest(folder)
-        complete = json.loads((folder / "complete.json").read_text("utf-8"))
-        hashes: dict[str, str] = complete["sha256"]
+        complete = _read_json(folder / "complete.json")
+        hashes: dict[str, str] = complete.get("sha256", {})
         for name, digest in hashes.items():
             path = folder / name
             if not path.is_file() or hash_file(path) != digest:
@@ -175,6 +186,30 @@ class Dataset:
         asked = identify_prompts(self.prompts)
         numbers = {each: number for number, each in enumerate(dict.fromkeys(asked))}
         return np.array([numbers[each] for each in asked], dtype=np.int64)
+
+    @property
+    def fewest_samples(self) -> int:
+        """How many samples the prompt with the fewest has."""
+        return int(np.bincount(self.groups, minlength=len(self.prompts)).min())
+
+    def settle_k(self, k: int | None, *, default: int) -> int:
+        """Return how many samples of a prompt a choice is among, checked.
+
+        Args:
+            k: As it was asked for, or None.
+            default: Taken then, if every prompt has so many samples; else as many as all have.
+
+        Raises:
+            EvaluationError: k is not from 1 to the fewest samples of a prompt.
+        """
+        settled = min(default, self.fewest_samples) if k is None else k
+        if not 1 <= settled <= self.fewest_samples:
+            raise EvaluationError(
+                "k",
+                f"must be from 1 to {self.fewest_samples}, the fewest samples of a prompt, got "
+                f"{settled!r}",
+            )
+        return settled
 
     def require(self, readings: Iterable[Reading]) -> None:
         """Check that embeddings are stored, before minutes go into the first.
@@ -244,18 +279,33 @@ class _Shards(Mapping[Reading, Tensor]):
 
 def _read_manifest(folder: Path) -> Json:
     path = folder / "manifest.json"
+    if folder.is_file():
+        raise DatasetError("folder", f"{str(folder)!r} is a file, a dataset's folder is wanted")
+    if not folder.exists():
+        raise DatasetError("folder", f"{str(folder)!r} is not there")
     if not path.is_file():
         raise DatasetError("folder", f"{str(folder)!r} is not a dataset: it has no manifest.json")
-    manifest: Json = json.loads(path.read_text("utf-8"))
+    manifest = _read_json(path)
     if manifest.get("format_version") != FORMAT_VERSION:
         raise DatasetError(
-            "format_version", f"must be {FORMAT_VERSION}, got {manifest.get('format_version')!r}"
+            "format_version",
+            f"must be {FORMAT_VERSION}, got {manifest.get('format_version')!r} in {str(path)!r}",
         )
     if not (folder / "complete.json").is_file():
         raise DatasetError(
             "folder", f"{str(folder)!r} is not finished: run the same `qprobe collect` again"
         )
     return manifest
+
+
+def _read_json(path: Path) -> Json:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DatasetError("folder", f"{str(path)!r} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DatasetError("folder", f"{str(path)!r} is not of a dataset: it is no JSON object")
+    return content
 
 
 def _read_lines(path: Path) -> list[Json]:

@@ -1,6 +1,5 @@
 """Which prompts of a dataset a probe may be judged on."""
 
-import sys
 from pathlib import Path
 
 from qprobe.data.dataset import Dataset
@@ -8,7 +7,7 @@ from qprobe.data.provenance import SEEN_BY_SCHEDULE, identify_prompts, read_seen
 from qprobe.errors import DatasetError
 from qprobe.probe.network import ProbeInfo
 
-__all__ = ["check_same_adapter", "check_same_model", "list_unseen"]
+__all__ = ["check_same_adapter", "check_same_model", "list_notes", "list_unseen"]
 
 
 def check_same_model(info: ProbeInfo, dataset: Dataset) -> None:
@@ -39,22 +38,33 @@ def check_same_adapter(info: ProbeInfo, dataset: Dataset) -> None:
         raise DatasetError("adapter", f"is {there!r} in the dataset, {here!r} in the probe")
 
 
+def list_notes(info: ProbeInfo, dataset: Dataset) -> list[str]:
+    """Return what one must know to believe figures of a probe on a dataset, a sentence each.
+
+    Raises:
+        ProbeFileError: What the probe says of its prompts cannot be read.
+    """
+    notes = []
+    if not read_seen(info.training):  # made by other means, perhaps
+        notes.append("the probe does not say which prompts it was trained on: all count as unseen")
+    try:
+        check_same_adapter(info, dataset)
+    except DatasetError as error:
+        notes.append(str(error))
+    return notes
+
+
 def list_unseen(info: ProbeInfo, dataset: Dataset) -> list[int]:
     """Return the prompts of a dataset that nothing of the probe was trained or chosen on.
 
     They are told by what they ask, whatever file they come from. Of a probe that says nothing of
-    its prompts, as one made by other means, all are taken for unseen; stderr tells.
+    its prompts, all are taken for unseen.
 
     Raises:
         DatasetError: There are none.
         ProbeFileError: What the probe says of its prompts cannot be read.
     """
-    seen = read_seen(info.training)
-    if not seen:
-        sys.stderr.write(
-            "the probe does not say which prompts it was trained on: all count as unseen\n"
-        )
-    seen |= read_seen(info.training, SEEN_BY_SCHEDULE)
+    seen = read_seen(info.training) | read_seen(info.training, SEEN_BY_SCHEDULE)
     asked = identify_prompts(dataset.prompts)
     unseen = [index for index, each in enumerate(asked) if each not in seen]
     if not unseen:

@@ -17,7 +17,7 @@ from qprobe.errors import EvaluationError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expect, expected_rewards, expected_vote_rewards
 
-__all__ = ["BETAS", "evaluate", "expected_rewards", "rank_within_prompts"]
+__all__ = ["BETAS", "measure", "rank_within_prompts"]
 
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -30,7 +30,7 @@ _CORRELATION_EDGES = np.linspace(-1, 1, 21)
 _ABOUT = ("model", "reward", "sampling", "hidden_size", "num_layers")
 
 
-def evaluate(
+def measure(
     scores: Floats,
     dataset: Dataset,
     *,

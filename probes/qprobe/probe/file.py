@@ -24,7 +24,7 @@ _HEADER_KEY = "qprobe"
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def save_probe(probe: Probe, path: Path) -> None:
+def save_probe(probe: Probe, path: Path | str) -> None:
     """Write a probe to one file, whole or not at all; an older file is replaced.
 
     Raises:
@@ -39,20 +39,26 @@ def save_probe(probe: Probe, path: Path) -> None:
         tensors[f"checkpoint.{tokens}.bias"] = bias.contiguous()
     header = {"format_version": FORMAT_VERSION, **asdict(probe.info)}
     data = save(tensors, metadata={_HEADER_KEY: json.dumps(header, sort_keys=True)})
-    write_file(path, data)
+    write_file(Path(path), data)
 
 
-def load_probe(path: Path) -> Probe:
+def load_probe(path: Path | str) -> Probe:
     """Read a probe's file and check every field of it.
 
     Raises:
         ProbeFileError: The file is missing, torn or not a probe, or a field is not valid.
     """
+    path = Path(path)
+    if path.is_dir():
+        raise ProbeFileError("file", f"{str(path)!r} is a folder, a probe's file is wanted")
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ProbeFileError("file", f"{str(path)!r} is not readable: {error}") from error
-    return parse_probe(data)
+        raise ProbeFileError("file", f"{str(path)!r} cannot be read: {error.strerror}") from error
+    try:
+        return parse_probe(data)
+    except ProbeFileError as error:
+        raise ProbeFileError(error.field, f"{error.message}, in {str(path)!r}") from error
 
 
 def parse_probe(data: bytes) -> Probe:

@@ -27,7 +27,7 @@ def score_samples(probe: Probe, dataset: Dataset) -> ScoredSamples:
     Raises:
         DatasetError: The probe's reading, or that of a checkpoint, is not stored.
     """
-    final, heads = _list_readings(probe.info)
+    final, heads = Reading.of(probe.info), Reading.of_heads(probe.info)
     return _make_samples(
         dataset,
         probe.score(dataset.features(final)).double().numpy(),
@@ -43,7 +43,7 @@ def cross_fit(
     info: ProbeInfo,
     settings: TrainingSettings,
     *,
-    progress: Callable[[str], object],
+    progress: Callable[[], object],
 ) -> ScoredSamples:
     """Score each fold's prompts by a probe and heads that were trained on the others' only.
 
@@ -53,7 +53,7 @@ def cross_fit(
         dataset: The prompts that the probe was trained on.
         info: The probe's; says which readings.
         settings: What the probe was trained with; heads are linear whatever it says.
-        progress: Called with a line of text before each reading.
+        progress: Called after each reading.
 
     Raises:
         DatasetError: A reading is not stored.
@@ -73,7 +73,6 @@ def cross_fit(
     sample_folds = folds[questions]
 
     def score(reading: Reading, settings: TrainingSettings) -> Floats:
-        progress(f"{reading}: {num_folds} trainings for scores of prompts not trained on")
         features, scores = dataset.features(reading), np.empty(len(dataset.groups))
         for fold in range(num_folds):
             known = np.flatnonzero(sample_folds != fold)
@@ -86,20 +85,16 @@ def cross_fit(
                 questions[known],
             )
             scores[rest] = fitted.score(features[rest]).double().numpy()
+        progress()
         return scores
 
-    final, heads = _list_readings(info)
+    final, heads = Reading.of(info), Reading.of_heads(info)
     linear = replace(settings, hidden=())
     return _make_samples(
         dataset,
         score(final, settings),
         {tokens: score(reading, linear) for tokens, reading in heads.items()},
     )
-
-
-def _list_readings(info: ProbeInfo) -> tuple[Reading, dict[int, Reading]]:
-    heads = {tokens: Reading(info.layer, "mean", tokens) for tokens in info.checkpoints}
-    return Reading(info.layer, info.pooling, info.window), heads
 
 
 def _make_samples(dataset: Dataset, final: Floats, heads: dict[int, Floats]) -> ScoredSamples:

@@ -14,7 +14,7 @@ from qprobe.files import write_files
 from qprobe.reports.page import INTERVAL, format_figure, make_plot, render_page
 from qprobe.reports.plots import BASELINES, PLOTS
 
-__all__ = ["write_report"]
+__all__ = ["judge_gain", "write_report"]
 
 Json = dict[str, Any]
 
@@ -41,9 +41,8 @@ def write_report(metrics: Json, folder: Path) -> None:
     """Write ``report.html``, ``metrics.json`` and the plots as PNG files; older ones are replaced.
 
     Args:
-        metrics: What ``evaluate`` returned, with any of: ``title`` (text), ``settings`` (an object
-            shown as a table), ``learning_curve`` (rows of ``learning_curve``), ``schedule`` (what
-            ``judge_schedule`` returned) and ``sweep`` (the ``cells`` of ``sweep.json``).
+        metrics: What ``evaluate`` or ``measure`` returned, with any of: ``title`` (text) and
+            ``sweep`` (the ``cells`` of ``sweep.json``).
         folder: Made if it is not there. Each file appears whole, the page last.
 
     Raises:
@@ -113,17 +112,11 @@ def _summarise(metrics: Json) -> list[str]:
     base, _ = format_figure(metrics["base"], "reward")
     policy, policy_interval = format_figure(metrics["policy"], "reward")
     gain, gain_interval = format_figure(metrics["gain"], "difference")
-    low, high = metrics["gain"]["low"], metrics["gain"]["high"]
-    if low > 0:
-        verdict = "The interval lies above 0: on prompts like these the probe helps."
-    elif high < 0:
-        verdict = "The interval lies below 0: on prompts like these the probe does harm."
-    else:
-        verdict = "The interval holds 0: these prompts do not show whether the probe helps."
     sentences = [
         f"Choosing among {metrics['k']} samples by the probe's scores earns {policy} in "
         f"expectation (95 % interval {policy_interval}), against {base} for one "
-        f"sample of the base model. The difference is {gain} ({gain_interval}). {verdict}"
+        f"sample of the base model. The difference is {gain} ({gain_interval}). "
+        f"{judge_gain(metrics['gain'])}"
     ]
     beaten = [
         f"{BASELINES[name]} {format_figure(row, 'reward')[0]} (the probe's difference "
@@ -148,7 +141,16 @@ def _summarise(metrics: Json) -> list[str]:
             f"{row['tokens']:.0f} tokens a prompt, {row['tokens_share']:.0%} of those without; the "
             f"difference is {difference}]."
         )
-    return sentences
+    return sentences + [f"Note: {note}." for note in metrics.get("notes", [])]
+
+
+def judge_gain(gain: Json) -> str:
+    """Return what the interval of a probe's gain over the base model says, as a sentence."""
+    if gain["low"] > 0:
+        return "The interval lies above 0: on prompts like these the probe helps."
+    if gain["high"] < 0:
+        return "The interval lies below 0: on prompts like these the probe does harm."
+    return "The interval holds 0: these prompts do not show whether the probe helps."
 
 
 def _list_tables(metrics: Json) -> list[Json]:

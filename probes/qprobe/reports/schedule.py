@@ -31,9 +31,7 @@ def write_schedule_report(metrics: Json, folder: Path) -> None:
     """Write ``schedule.html``, ``schedule.json`` and ``schedule.png``; older ones are replaced.
 
     Args:
-        metrics: What ``measure_schedule`` returned, with ``title`` (text), ``goal`` (text: what the
-            schedule was chosen for), ``held_out`` (text: why the scores can be believed) and
-            ``settings`` (shown as a table).
+        metrics: What ``recommend_schedule`` returned, with ``title`` (text).
         folder: Made if it is not there. Each file appears whole, the page last.
 
     Raises:
@@ -47,7 +45,11 @@ def write_schedule_report(metrics: Json, folder: Path) -> None:
             "title": metrics["title"],
             "about": _describe(metrics),
             "numbers": _list_numbers(metrics),
-            "sentences": [_judge_schedule(metrics), _tell_choice(metrics)],
+            "sentences": [
+                _judge_schedule(metrics),
+                _tell_choice(metrics),
+                *(f"Note: {note}." for note in metrics.get("notes", [])),
+            ],
             "plots": [plot],
             "tables": _list_tables(metrics),
             "settings": [(name, str(value)) for name, value in metrics["settings"].items()],

@@ -40,7 +40,6 @@ class TrainingSettings:
         objective: One of ``qprobe.probe.network.OBJECTIVES``.
         beta: Temperature at which cross-validation judges, in units of the finished score, >= 0.
             It does not enter the loss: see ``fit_probe``.
-        k: Number of candidates that the probe is meant for, >= 1. The fit does not depend on it.
         hidden: Widths of the hidden layers, each >= 1; at most 2 of them. None is a linear probe.
         weight_decays: Those to choose from, each >= 0: the loss plus half of it times the sum of
             squared weights on standardised features is minimised. As the loss is a mean, its
@@ -55,7 +54,6 @@ class TrainingSettings:
 
     objective: str = "ce"
     beta: float = 0.1
-    k: int = 16
     hidden: tuple[int, ...] = ()
     weight_decays: tuple[float, ...] = ()
     num_folds: int = 5
@@ -67,7 +65,7 @@ class TrainingSettings:
             raise TrainingError("objective", f"must be one of {allowed}, got {self.objective!r}")
         if not is_beta(self.beta):
             raise TrainingError("beta", f"must be a finite number >= 0, got {self.beta!r}")
-        for name, lowest in (("k", 1), ("num_folds", 2), ("seed", 0)):
+        for name, lowest in (("num_folds", 2), ("seed", 0)):
             _check_count(name, getattr(self, name), lowest=lowest)
         if len(self.hidden) > 2:
             raise TrainingError("hidden", f"must be at most 2 widths, got {self.hidden!r}")

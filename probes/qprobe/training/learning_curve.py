@@ -29,6 +29,7 @@ def learning_curve(
     *,
     reading: Reading,
     settings: TrainingSettings,
+    k: int,
     sizes: Sequence[int] = SIZES,
 ) -> list[Json]:
     """Train on the first prompts of 5 random orders, and on all; blocks for as many trainings.
@@ -38,9 +39,10 @@ def learning_curve(
 
     Args:
         development: What to train on.
-        test: At least 2 other prompts, with at least ``settings.k`` samples each.
+        test: At least 2 other prompts, with at least k samples each.
         reading: Stored in both.
-        settings: Of every training, and the k and beta of the evaluation.
+        settings: Of every training; beta also of the evaluation.
+        k: How many samples to choose among.
         sizes: Numbers of prompts, at least 2; those not below the number of all are left out. All
             prompts always come last.
 
@@ -59,6 +61,9 @@ def learning_curve(
     rng = np.random.default_rng(_SEED)
     orders = [rng.permutation(total) for _ in range(_NUM_ORDERS)]
 
+    def expect(scores: Floats) -> Floats:
+        return expected_rewards(scores, test.rewards, test.groups, k=k, beta=settings.beta)
+
     def run(prompts: Sequence[int]) -> Floats:
         kept = [np.flatnonzero(development.groups == prompt) for prompt in sorted(prompts)]
         rows = np.concatenate(kept)
@@ -68,7 +73,7 @@ def learning_curve(
         chosen = replace(settings, num_folds=folds)
         questions = development.questions[development.groups[rows]]
         fitted = fit_probe(features[0][rows], development.rewards[rows], groups, chosen, questions)
-        return _expect(fitted.score(features[1]).double().numpy(), test, settings)
+        return expect(fitted.score(features[1]).double().numpy())
 
     # First, so that what no set of prompts can be trained with is an error, not the base model.
     curve = {total: run(range(total))[None]}
@@ -78,7 +83,7 @@ def learning_curve(
             try:
                 found.append(run(order[:size].tolist()))
             except TrainingError:
-                found.append(_expect(np.zeros(len(test.rewards)), test, settings))
+                found.append(expect(np.zeros(len(test.rewards))))
         curve[size] = np.array(found)
     return [
         {
@@ -88,7 +93,3 @@ def learning_curve(
         }
         for size in sorted(curve)
     ]
-
-
-def _expect(scores: Floats, test: Dataset, settings: TrainingSettings) -> Floats:
-    return expected_rewards(scores, test.rewards, test.groups, k=settings.k, beta=settings.beta)

@@ -10,35 +10,44 @@ from torch import Tensor
 from qprobe.data.dataset import Dataset, Reading
 from qprobe.data.provenance import SEEN, note_seen
 from qprobe.data.split import split_prompts
+from qprobe.errors import ProbeFileError
+from qprobe.evaluation.expectation import expected_rewards
 from qprobe.probe.network import Probe, ProbeInfo
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
 
-__all__ = ["make_probe", "train"]
+__all__ = ["DEFAULT_K", "make_probe", "read_settings", "train"]
+
+DEFAULT_K = 16
+DEFAULT_SETTINGS = TrainingSettings()
 
 
 def train(
     dataset: Dataset,
     reading: Reading,
-    settings: TrainingSettings,
+    settings: TrainingSettings = DEFAULT_SETTINGS,
     *,
-    test_fraction: float | None,
+    k: int | None = None,
+    test_fraction: float | None = None,
     licence: str | None = None,
     checkpoints: Sequence[int] = (),
 ) -> Probe:
-    """Train a probe on a dataset, less the prompts that are set aside.
+    """Train a probe on a dataset, less the prompts that are set aside; ``evaluate`` takes those.
 
     Args:
         dataset: Loaded whole.
         reading: Stored in it.
         settings: Of the training; the seed also of the split.
+        k: How many candidates the probe will recommend, from 1 to the fewest samples of a prompt;
+            None takes 16, or these if they are fewer. The training does not depend on it.
         test_fraction: Of the prompts, 0 <= test_fraction < 1; None as in ``split_prompts``.
         licence: SPDX expression for the weights.
         checkpoints: Numbers of tokens. The probe gets a linear head for each, trained in the same
             way on the mean over the first so many tokens of the same layer.
 
     Raises:
-        QProbeError: The dataset cannot be split or trained on, or lacks the reading.
+        QProbeError: The dataset cannot be split or trained on, lacks the reading, or k is too much.
     """
+    k = dataset.settle_k(k, default=DEFAULT_K)
     kept: list[int] = list(range(len(dataset.prompts)))
     test: list[int] = []
     if test_fraction != 0:
@@ -55,7 +64,9 @@ def train(
     fitted = fit(reading, settings)
     linear = replace(settings, hidden=())
     heads = {tokens: fit(of_head, linear).layers[0] for tokens, of_head in readings.items()}
-    return make_probe(dataset, reading, settings, fitted, test=test, licence=licence, heads=heads)
+    return make_probe(
+        dataset, reading, settings, fitted, k=k, test=test, licence=licence, heads=heads
+    )
 
 
 def make_probe(
@@ -64,6 +75,7 @@ def make_probe(
     settings: TrainingSettings,
     fitted: FittedProbe,
     *,
+    k: int,
     test: list[int],
     licence: str | None,
     heads: Mapping[int, tuple[Tensor, Tensor]] | None = None,
@@ -75,12 +87,14 @@ def make_probe(
         reading: What the network reads.
         settings: What it was trained with.
         fitted: The network.
+        k: How many candidates it recommends.
         test: The prompts of the dataset that it was not trained on.
         licence: SPDX expression for the weights.
         heads: (weight, bias) for each checkpoint.
     """
     manifest = dataset.manifest
     trained_on = ~np.isin(dataset.groups, test)  # (samples,)
+    rewards, groups = dataset.rewards[trained_on], dataset.groups[trained_on]
     best = max(float(row["reward"]) for row in fitted.cross_validation)
     training = {
         "dataset": dataset.digest,
@@ -89,19 +103,19 @@ def make_probe(
         "reward": manifest.get("reward"),
         "sampling": manifest.get("sampling"),
         "train_prompts": len(dataset.prompts) - len(test),
-        "train_samples": int(trained_on.sum()),
-        "train_base": float(dataset.rewards[trained_on].mean()),
+        "train_samples": len(groups),
+        "train_base": float(expected_rewards(rewards, rewards, groups, k=1, beta=0).mean()),
         "cross_validated_reward": best,
         "weight_decay": fitted.weight_decay,
         "weight_decays": list(settings.weight_decays),
         "hidden": list(settings.hidden),
         "scale": fitted.scale,
         "seed": settings.seed,
-        "k": settings.k,
+        "k": k,
         "beta": settings.beta,
         "folds": settings.num_folds,
         "qprobe": version("qprobe"),
-        SEEN: note_seen([dataset.prompts[i] for i in np.unique(dataset.groups[trained_on])]),
+        SEEN: note_seen([dataset.prompts[i] for i in np.unique(groups)]),
     }
     info = ProbeInfo(
         base_model=manifest["model"],
@@ -111,10 +125,33 @@ def make_probe(
         pooling=reading.pooling,
         window=reading.window,
         objective=settings.objective,
-        k=settings.k,
+        k=k,
         beta=settings.beta,
         training=training,
         licence=licence,
         checkpoints=tuple(heads or ()),
     )
     return Probe(info, fitted.layers, heads)
+
+
+def read_settings(info: ProbeInfo) -> TrainingSettings:
+    """Return the settings that ``train`` has made a probe with.
+
+    Raises:
+        ProbeFileError: It does not say one of them.
+        TrainingError: One is out of range.
+    """
+    training = info.training
+    for name in ("hidden", "weight_decays", "folds", "seed"):
+        if name not in training:
+            raise ProbeFileError(
+                f"training.{name}", "is missing, so that the probe cannot be trained anew"
+            )
+    return TrainingSettings(
+        objective=info.objective,
+        beta=training.get("beta", info.beta),  # the header's own may be that of a schedule
+        hidden=tuple(training["hidden"]),
+        weight_decays=tuple(training["weight_decays"]),
+        num_folds=training["folds"],
+        seed=training["seed"],
+    )

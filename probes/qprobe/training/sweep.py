@@ -14,11 +14,13 @@ from torch import Tensor
 from qprobe.data.dataset import Dataset, Reading
 from qprobe.data.split import split_prompts
 from qprobe.errors import EvaluationError, TrainingError
-from qprobe.evaluation.metrics import evaluate, expected_rewards
+from qprobe.evaluation.expectation import expected_rewards
+from qprobe.evaluation.metrics import measure
 from qprobe.files import write_files
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
+from qprobe.training.recipe import DEFAULT_K
 
-__all__ = ["Cell", "SweepResult", "format_table", "run_sweep", "write_sweep"]
+__all__ = ["Cell", "SweepResult", "drop_equal", "format_table", "run_sweep", "write_sweep"]
 
 Json = dict[str, Any]
 
@@ -61,7 +63,7 @@ class SweepResult:
         base: Reward of one sample on the development prompts.
         ceiling: Best of all samples by reward on the development prompts. As in ``fit_probe``, all
             samples of a prompt are the candidates in ``cells``, not k of them.
-        metrics: ``evaluate`` of the winner on the test prompts.
+        metrics: ``measure`` of the winner on the test prompts.
     """
 
     cells: list[Cell]
@@ -87,12 +89,33 @@ class SweepResult:
         }
 
 
+def drop_equal(
+    dataset: Dataset, readings: Sequence[Reading]
+) -> tuple[list[Reading], list[Reading]]:
+    """Part readings into those that differ on a dataset, and those that repeat one of them.
+
+    Means over windows that no answer outgrows are all the mean over the whole answer. The one
+    without a window is kept, or else that with the shortest.
+    """
+    longest = max((each.num_scored for each in dataset.samples), default=0)
+    kept: dict[Reading, Reading] = {}
+    for reading in sorted(readings, key=lambda each: each.window or 0):
+        whole = reading.window is not None and reading.window >= longest
+        kept.setdefault(replace(reading, window=None) if whole else reading, reading)
+    distinct = set(kept.values())
+    return (
+        [each for each in readings if each in distinct],
+        [each for each in readings if each not in distinct],
+    )
+
+
 def run_sweep(
     dataset: Dataset,
     *,
     readings: Sequence[Reading],
     objectives: Sequence[str],
     settings: TrainingSettings,
+    k: int | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
     progress: Callable[[Cell], None] | None = None,
@@ -104,27 +127,30 @@ def run_sweep(
     believe of the winner is its reward on the test prompts.
 
     Args:
-        dataset: At least 4 prompts, each with at least ``settings.k`` samples.
+        dataset: At least 4 prompts, each with samples.
         readings: At least one, all stored in the dataset.
         objectives: At least one. One that refuses the data, such as ``ce`` with rewards above 1,
-            leaves an empty cell.
+            leaves an empty cell. Not both ``bt`` and ``dpo``, which are the same here.
         settings: Of every training, but for the objective.
+        k: How many samples the winner chooses among on the test prompts, as in ``train``.
         test_fraction: Of the prompts, set aside first; None as in ``split_prompts``.
         seed: Of the split.
         progress: Called after each cell.
 
     Raises:
         DatasetError: A reading is not stored.
-        EvaluationError: There is nothing to try, or too few prompts or samples.
+        EvaluationError: There is nothing to try, or the same twice, or too few prompts or samples.
         TrainingError: Every objective refused the data; this is the first one's reason.
     """
     if not readings or not objectives:
         raise EvaluationError("readings", "and objectives must hold at least one each")
-    fewest = int(np.bincount(dataset.groups, minlength=len(dataset.prompts)).min())
-    if settings.k > fewest:
+    if {"bt", "dpo"} <= set(objectives):
         raise EvaluationError(
-            "k", f"must be at most {fewest}, the fewest samples of a prompt, got {settings.k!r}"
+            "objectives",
+            "must not hold both 'bt' and 'dpo': for a probe they are the same loss, and train the "
+            "same weights",
         )
+    k = dataset.settle_k(k, default=DEFAULT_K)
     dataset.require(readings)
     choices = [replace(settings, objective=objective) for objective in objectives]
     development, test = split_prompts(dataset.prompts, test_fraction=test_fraction, seed=seed)
@@ -151,7 +177,7 @@ def run_sweep(
             expected_rewards(known.rewards, known.rewards, known.groups, k=1, beta=0).mean()
         ),
         ceiling=float(np.maximum.reduceat(known.rewards, starts).mean()),
-        metrics=evaluate(scores, held_out, k=settings.k, beta=settings.beta),
+        metrics=measure(scores, held_out, k=k, beta=settings.beta),
     )
 
 
@@ -179,7 +205,10 @@ def _choose(tried: Sequence[tuple[Cell, FittedProbe | None]]) -> tuple[Cell, Fit
 
 
 def format_table(result: SweepResult) -> str:
-    """Return the cells' rewards as text: a row a reading, a column an objective, winner starred."""
+    """Return the cells' rewards as text: a row a reading, a column an objective, winner starred.
+
+    Below it stands why there are cells without.
+    """
     objectives = list(dict.fromkeys(cell.objective for cell in result.cells))
     readings = list(dict.fromkeys(cell.reading for cell in result.cells))
     found = {(cell.reading, cell.objective): cell for cell in result.cells}
@@ -191,6 +220,8 @@ def format_table(result: SweepResult) -> str:
         marks = ["*" if cell == result.winner else " " for cell in row]
         texts = [f"{text:>8}{mark}" for text, mark in zip(texts, marks, strict=True)]
         lines.append(str(reading).ljust(width) + "".join(texts))
+    refusals = [(cell.objective, cell.refusal) for cell in result.cells if cell.refusal]
+    lines += [f"- {objective}: {refusal}" for objective, refusal in dict.fromkeys(refusals)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 

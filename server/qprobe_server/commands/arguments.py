@@ -107,7 +107,11 @@ def _add_schedule(commands: "_SubParsersAction[argparse.ArgumentParser]") -> Non
 
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--k", type=int, default=16, help="candidates per prompt; default 16")
+    parser.add_argument(
+        "--k",
+        type=int,
+        help="candidates per prompt; default: 16, or the fewest samples of a prompt",
+    )
     parser.add_argument("--beta", type=float, default=0.1, help="of the choice; default 0.1")
     parser.add_argument(
         "--hidden", type=_counts, default=(), metavar="64,32", help="an MLP; default: linear"

@@ -2,16 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from qprobe import save_probe
-from qprobe.data.dataset import Dataset
-from qprobe.reports.evaluation import write_report
-from qprobe.training.recipe import make_probe
-from qprobe.training.sweep import Cell, format_table, run_sweep, write_sweep
-from qprobe_server.commands.evaluate import print_headline
+from qprobe_server.commands.paths import check_dataset, check_output_folder
+from qprobe_server.commands.printing import print_headline, warn_of_gain
 from qprobe_server.commands.train import read_settings
-from qprobe_server.errors import StartupError
 
 __all__ = ["run"]
 
@@ -21,41 +15,51 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         QProbeError: The dataset or a setting is not valid.
+        StartupError: A path is not what it must be.
     """
-    _check_folder(args.output)
+    check_output_folder("--output", args.output)
+    check_dataset(args.data, order="FOLDER")
+    # Here, since torch takes seconds, which a wrong path should not.
+    from tqdm import tqdm
+
+    from qprobe import Dataset, save_probe
+    from qprobe.reports.evaluation import write_report
+    from qprobe.training.recipe import make_probe
+    from qprobe.training.sweep import drop_equal, format_table, run_sweep, write_sweep
+
     dataset = Dataset.load(args.data)
-
-    def show(cell: Cell) -> None:
-        reward = cell.refusal if cell.reward is None else f"{cell.reward:.4f}"
-        sys.stderr.write(f"{cell.reading} {cell.objective}: {reward}\n")
-
-    result = run_sweep(
-        dataset,
-        readings=args.readings or dataset.readings,
-        objectives=args.objectives,
-        settings=read_settings(args, args.objectives[0]),
-        test_fraction=args.test_fraction,
-        seed=args.seed,
-        progress=show,
-    )
+    readings, equal = drop_equal(dataset, args.readings or dataset.readings)
+    if equal:
+        skipped = ", ".join(map(str, equal))
+        sys.stderr.write(f"skipped, as no answer is longer than these windows: {skipped}\n")
+    count = len(readings) * len(args.objectives)
+    with tqdm(total=count, unit="probe", disable=None, leave=False) as bar:
+        result = run_sweep(
+            dataset,
+            readings=readings,
+            objectives=args.objectives,
+            settings=read_settings(args, args.objectives[0]),
+            k=args.k,
+            test_fraction=args.test_fraction,
+            seed=args.seed,
+            progress=lambda _: bar.update(),
+        )
     write_sweep(result, args.output)
     probe = make_probe(
         dataset,
         result.winner.reading,
         result.settings,
         result.probe,
+        k=result.metrics["k"],
         test=result.test,
         licence=args.licence,
     )
     save_probe(probe, args.output / "probe.safetensors")
-    title = f"Sweep winner: {result.winner.reading}, {result.winner.objective}"
+    winner = f"{result.winner.reading}, {result.winner.objective}"
     cells = [cell.to_json() for cell in result.cells]
+    title = f"Sweep winner: {winner}"
     write_report({**result.metrics, "title": title, "sweep": cells}, args.output)
-    sys.stdout.write(format_table(result))
-    print_headline(result.metrics)
+    sys.stdout.write(f"{format_table(result)}\n")
+    print_headline(result.metrics, about=f"{winner}, on {len(result.test)} prompts set aside")
     sys.stdout.write(f"{args.output / 'report.html'}\n{args.output / 'probe.safetensors'}\n")
-
-
-def _check_folder(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise StartupError(f"--output {str(path)!r} must be a folder")
+    warn_of_gain(result.metrics)

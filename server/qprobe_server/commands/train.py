@@ -2,13 +2,13 @@
 
 import argparse
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qprobe import save_probe
-from qprobe.data.dataset import Dataset, Reading
-from qprobe.training.fit import TrainingSettings
-from qprobe.training.recipe import train
-from qprobe_server.errors import StartupError
+from qprobe_server.commands.paths import check_dataset, check_output_file
+from qprobe_server.commands.printing import warn
+
+if TYPE_CHECKING:
+    from qprobe import TrainingSettings
 
 __all__ = ["read_settings", "run"]
 
@@ -18,40 +18,46 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         QProbeError: The dataset or a setting is not valid.
+        StartupError: A path is not what it must be.
     """
-    _check_file(args.output)
-    dataset = Dataset.load(args.data)
-    reading = Reading(args.layer, args.pooling, args.window)
+    check_output_file("--output", args.output)
+    check_dataset(args.data, order="FOLDER")
+    # Here, since torch takes seconds, which a wrong path should not.
+    from qprobe import Dataset, Reading, save_probe, train
+
     probe = train(
-        dataset,
-        reading,
+        Dataset.load(args.data),
+        Reading(args.layer, args.pooling, args.window),
         read_settings(args, args.objective),
+        k=args.k,
         test_fraction=args.test_fraction,
         licence=args.licence,
         checkpoints=args.checkpoints,
     )
     save_probe(probe, args.output)
     chosen = probe.info.training
+    reward, base = chosen["cross_validated_reward"], chosen["train_base"]
     sys.stdout.write(
-        f"trained on {chosen['train_prompts']} prompts, weight decay {chosen['weight_decay']}, "
-        f"cross-validated reward {chosen['cross_validated_reward']:.4f} (base "
-        f"{chosen['train_base']:.4f})\n{args.output}\n"
+        f"trained on {chosen['train_prompts']} prompts, k={probe.info.k}, weight decay "
+        f"{chosen['weight_decay']}, cross-validated reward {reward:.4f} (base {base:.4f})\n"
+        f"{args.output}\n"
     )
+    if reward <= base:
+        warn(
+            f"the probe does not beat the base model: its cross-validated reward is {reward:.4f}, "
+            f"one sample of the base model earns {base:.4f}"
+        )
 
 
-def read_settings(args: argparse.Namespace, objective: str) -> TrainingSettings:
+def read_settings(args: argparse.Namespace, objective: str) -> "TrainingSettings":
     """Return the settings that the flags of training ask for."""
+    from qprobe import TrainingSettings
+
     return TrainingSettings(
         objective=objective,
         beta=args.beta,
-        k=args.k,
         hidden=args.hidden,
         weight_decays=args.weight_decays,
         num_folds=args.folds,
         seed=args.seed,
     )
-
-
-def _check_file(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise StartupError(f"--output {str(path)!r} must be a file in a folder that is there")

@@ -1,0 +1,93 @@
+"""What a probe is worth on a dataset: all that its report says, before it is put in words."""
+
+from dataclasses import replace
+from typing import Any
+
+from qprobe.data.dataset import Dataset, Reading
+from qprobe.data.provenance import SEEN, SEEN_BY_SCHEDULE
+from qprobe.errors import DatasetError
+from qprobe.evaluation.held_out import check_same_model, list_notes, list_unseen
+from qprobe.evaluation.metrics import measure
+from qprobe.probe.network import Probe, ProbeInfo
+from qprobe.rejection.measures import judge_schedule
+from qprobe.rejection.scores import score_samples
+from qprobe.rewards.answers import read_number
+from qprobe.training.learning_curve import learning_curve
+from qprobe.training.recipe import read_settings
+
+__all__ = ["evaluate"]
+
+Json = dict[str, Any]
+
+
+def evaluate(
+    probe: Probe,
+    dataset: Dataset,
+    *,
+    k: int | None = None,
+    beta: float | None = None,
+    curve: bool = True,
+) -> Json:
+    """Measure a probe on the prompts of a dataset that nothing of it was trained or chosen on.
+
+    Blocks for seconds; with the learning curve for some 30 trainings, 1 to 2 s each for 300 prompts
+    of 16 samples.
+
+    Args:
+        probe: Its reading must be stored in the dataset.
+        dataset: Loaded whole: the one that it was trained on, or another of the same model.
+        k: How many samples to choose among; None takes what the probe recommends, or the fewest
+            samples of a prompt if they are fewer.
+        beta: In units of score, finite, >= 0; None takes what the probe recommends.
+        curve: Whether to train on fewer prompts too, if the dataset has all that it was trained on.
+
+    Returns:
+        What ``measure`` returns, in JSON types, with ``settings`` of the probe and ``notes``, a
+        sentence for each thing that one must know to believe the figures. If they can be had:
+        ``schedule`` (what ``judge_schedule`` returns of the probe's) and ``learning_curve``.
+
+    Raises:
+        QProbeError: Probe and dataset do not go together, there is no such prompt, or k or beta is
+            out of range.
+    """
+    info = probe.info
+    check_same_model(info, dataset)
+    notes = list_notes(info, dataset)
+    unseen = list_unseen(info, dataset)
+    held_out = dataset.subset(unseen)
+    wanted, k = k, held_out.settle_k(k, default=info.k)
+    if wanted is None and k < info.k:
+        notes.append(f"k is {k}, the fewest samples of a prompt; the probe recommends {info.k}")
+    beta = info.beta if beta is None else beta
+    reading = Reading.of(info)
+    metrics = measure(
+        probe.score(held_out.features(reading)).double().numpy(),
+        held_out,
+        k=k,
+        beta=beta,
+        read_answer=read_number if dataset.manifest.get("reward") == "numeric" else None,
+    )
+    if info.schedule:
+        try:
+            samples = score_samples(probe, held_out)
+            metrics["schedule"] = judge_schedule(samples, info.schedule, k=k, beta=beta)
+        except DatasetError as error:  # collected without what its checkpoints read
+            notes.append(f"the probe's schedule is not measured: {error}")
+    known = sorted(set(range(len(dataset.prompts))) - set(unseen))
+    # With other prompts it would be the curve of another probe.
+    if curve and len(known) == info.training.get("train_prompts"):
+        settings = replace(read_settings(info), beta=beta)
+        metrics["learning_curve"] = learning_curve(
+            dataset.subset(known), held_out, reading=reading, settings=settings, k=k
+        )
+    return {**metrics, "settings": _describe(info), "notes": notes}
+
+
+def _describe(info: ProbeInfo) -> Json:
+    hidden = (SEEN, SEEN_BY_SCHEDULE)  # a line of digits for each prompt
+    return {
+        "model": info.base_model,
+        "reading": str(Reading.of(info)),
+        "objective": info.objective,
+        **{name: value for name, value in info.training.items() if name not in hidden},
+    }
