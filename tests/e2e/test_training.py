@@ -255,7 +255,7 @@ def test_train_sweep_and_eval(collected: Path, tmp_path: Path) -> None:
     probe, report = tmp_path / "p.safetensors", tmp_path / "report"
     run("train", str(collected), "--layer", "4", "--objective", "mse", *small, "-o", str(probe))
     shown = run("eval", str(probe), str(collected), "-o", str(report), "--no-learning-curve")
-    assert "2 prompts, k=4" in shown
+    assert "prompts, not trained on, k=4" in shown
     metrics = json.loads((report / "metrics.json").read_text())
     assert metrics["num_prompts"] == 2
     assert 0 <= metrics["base"]["reward"] <= metrics["ceiling"]["reward"] <= 1

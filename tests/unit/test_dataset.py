@@ -1,6 +1,7 @@
 """A dataset's folder: what is written is read, and nothing half-written is ever taken for whole."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from qprobe.data.dataset import GREEDY, Dataset, Reading, Sample
 from qprobe.data.writer import DatasetWriter
-from qprobe.errors import DatasetError
+from qprobe.errors import DatasetError, EvaluationError
 
 READINGS = ("15/last", "15/mean", "final/mean/8")
 MANIFEST: dict[str, Any] = {
@@ -212,3 +213,25 @@ def test_an_unknown_reading_is_refused_with_those_there_are(tmp_path: Path) -> N
     write_all(tmp_path)
     with pytest.raises(DatasetError, match="15/last, 15/mean, final/mean/8"):
         Dataset.load(tmp_path).features(replace(Reading(15, "mean"), window=99))
+
+
+def test_what_is_no_dataset_says_what_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "p.safetensors"
+    file.write_bytes(b"x")
+    for content, said in (("[1]", "no JSON object"), ("{", "is not JSON"), ("{}", "got None in")):
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(DatasetError, match=said):
+            Dataset.load(str(tmp_path))
+    with pytest.raises(DatasetError, match="safetensors' is a file, a dataset's folder is"):
+        Dataset.load(file)
+
+
+def test_k_is_settled_by_the_prompt_with_the_fewest_samples(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    dataset = Dataset.load(tmp_path)
+    fewest = min(Counter(dataset.groups.tolist()).values())
+    assert dataset.settle_k(None, default=100) == dataset.settle_k(fewest, default=1) == fewest
+    assert dataset.settle_k(None, default=1) == 1
+    for k in (0, fewest + 1):
+        with pytest.raises(EvaluationError, match=f"from 1 to {fewest}, the fewest .*got {k}"):
+            dataset.settle_k(k, default=1)

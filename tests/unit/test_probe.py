@@ -322,3 +322,14 @@ def test_every_torn_prefix_is_refused(tmp_path: Path) -> None:
 def test_a_header_that_a_server_could_not_list(tmp_path: Path, training: dict[str, Any]) -> None:
     header = {"format_version": 2, **asdict(INFO), "training": training}
     assert_refused(tmp_path, {"qprobe": json.dumps(header)}, "header")
+
+
+def test_a_file_that_is_no_probe_is_named(tmp_path: Path) -> None:
+    (tmp_path / "foreign").write_text("[]")
+    for name, said in (
+        ("", "is a folder, a probe's file is wanted"),
+        ("nowhere", "nowhere' cannot be read: No such file or directory"),
+        ("foreign", "is not a readable probe: .*foreign'"),
+    ):
+        with pytest.raises(ProbeFileError, match=said):
+            load_probe(str(tmp_path / name))

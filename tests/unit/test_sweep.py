@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from qprobe.errors import DatasetError, EvaluationError, TrainingError
 from qprobe.training import sweep
 from qprobe.training.fit import TrainingSettings, fit_probe
 from qprobe.training.learning_curve import learning_curve
-from qprobe.training.sweep import Cell, format_table, run_sweep, write_sweep
+from qprobe.training.sweep import Cell, drop_equal, format_table, run_sweep, write_sweep
 
 NUM_PROMPTS, N, HIDDEN = 40, 6, 4
 GOOD, BAD = Reading(3, "mean", 8), Reading("final", "last")
@@ -152,6 +153,26 @@ def test_table() -> None:
     assert format_table(RESULT).count("*") == 1
     starred = next(word for word in format_table(RESULT).split() if "*" in word)
     assert starred == f"{RESULT.winner.reward:.3f}*"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (["3/mean", "3/mean/8", "3/mean/9", "4/mean/2"], ["3/mean", "4/mean/2"]),
+        (["3/mean/9", "3/mean/1", "3/mean/8"], ["3/mean/1", "3/mean/8"]),
+        (["final/last", "final/mean/2", "3/mean/2"], ["final/last", "final/mean/2", "3/mean/2"]),
+        (["3/mean/1", "3/mean"], ["3/mean/1", "3/mean"]),
+    ],
+)
+def test_windows_that_no_answer_outgrows_are_one_reading(given: list[str], kept: list[str]) -> None:
+    """With answers of up to two tokens; of equal readings the shortest window stands for all."""
+    dataset = make_dataset()
+    dataset.samples = [replace(each, num_scored=1 + each.index % 2) for each in dataset.samples]
+    readings = [Reading.parse(each) for each in given]
+    found, equal = drop_equal(dataset, readings)
+    assert list(map(str, found)) == kept
+    assert set(found).isdisjoint(equal)
+    assert set(found) | set(equal) == set(readings)
 
 
 def test_splits() -> None:
