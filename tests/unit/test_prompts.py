@@ -324,8 +324,3 @@ def test_published_rows_are_checked(file: Path, layout: Layout, changes: Json, f
     with pytest.raises(PromptFileError) as caught:
         read_prompts(write(file, row), layout=layout, check=make_reward("tests").check)
     assert (caught.value.line, caught.value.field) == (1, field)
-
-
-def test_a_folder_is_no_file_of_prompts(tmp_path: Path) -> None:
-    with pytest.raises(PromptFileError, match="file: is a folder, a file of prompts is wanted"):
-        read_prompts(tmp_path)

@@ -117,7 +117,7 @@ def _check_rewards(row: PromptRow) -> None:
 
 def _read_objects(path: Path) -> Iterator[tuple[int, Json]]:
     if path.is_dir():
-        raise PromptFileError(path, None, "file", "is a folder, a file of prompts is wanted")
+        raise PromptFileError(path, None, "file", "cannot be read: it is a folder")
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":

@@ -39,7 +39,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="15/mean/48,final/last",
         help="LAYER/last, LAYER/mean or LAYER/mean/WINDOW; default: all that the dataset has",
     )
-    swept.add_argument("--objectives", type=_names, default=_SWEPT_OBJECTIVES, metavar="ce,pg")
+    swept.add_argument(
+        "--objectives",
+        type=_names,
+        default=_SWEPT_OBJECTIVES,
+        metavar="ce,pg",
+        help="of ce, mse, pg, ppo and bt (or dpo, which is the same here); default ce,pg",
+    )
     _add_training_flags(swept)
     swept.set_defaults(run=sweep.run)
 

@@ -25,12 +25,11 @@ def check_probe(path: Path, *, order: str) -> None:
         raise StartupError(f"{str(path)!r} is not there: a probe's file is wanted")
 
 
-def check_dataset(path: Path, *, order: str) -> None:
+def check_dataset(path: Path, *, order: str | None = None) -> None:
     """Check that a path can be a dataset's folder; see ``check_probe``."""
     if path.is_file():
-        raise StartupError(
-            f"{str(path)!r} is a file, a dataset's folder is wanted; the order is {order}"
-        )
+        hint = f"; the order is {order}" if order else ""
+        raise StartupError(f"{str(path)!r} is a file, a dataset's folder is wanted{hint}")
     if not path.exists():
         raise StartupError(f"{str(path)!r} is not there: a dataset's folder is wanted")
 

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> None:
         StartupError: A path is not what it must be.
     """
     check_output_folder("--output", args.output)
-    check_dataset(args.data, order="FOLDER")
+    check_dataset(args.data)
     # Here, since torch takes seconds, which a wrong path should not.
     from tqdm import tqdm
 
