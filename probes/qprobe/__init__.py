@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from qprobe.errors import ProbeFileError, QProbeError, ScoreError
 
 if TYPE_CHECKING:
-    from qprobe.data.dataset import Dataset, Reading
+    from qprobe.data.dataset import Dataset
+    from qprobe.data.reading import Reading
     from qprobe.probe.file import load_probe, parse_probe, save_probe
     from qprobe.probe.network import Pooling, Probe, ProbeInfo
     from qprobe.probe.resampling import Draw, beta_for_kl, softmax_resample
@@ -40,7 +41,8 @@ __all__ = [
 # Imported when they are first asked for: torch takes seconds, which no command line may cost that
 # only wants to say what is wrong with it.
 _HOMES = {
-    "data.dataset": ("Dataset", "Reading"),
+    "data.dataset": ("Dataset",),
+    "data.reading": ("Reading",),
     "probe.file": ("load_probe", "parse_probe", "save_probe"),
     "probe.network": ("Pooling", "Probe", "ProbeInfo"),
     "probe.resampling": ("Draw", "beta_for_kl", "softmax_resample"),

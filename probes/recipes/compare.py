@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qprobe.data.dataset import Dataset, Reading
+from qprobe.data.dataset import Dataset
+from qprobe.data.reading import Reading
 from qprobe.data.split import has_split, split_prompts
 from qprobe.errors import QProbeError
 from qprobe.evaluation.bootstrap import Bootstrap

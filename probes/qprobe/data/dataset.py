@@ -13,7 +13,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,8 +26,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qprobe.data.provenance import identify_prompts
+from qprobe.data.reading import Reading
 from qprobe.errors import DatasetError, EvaluationError
-from qprobe.probe.network import Layer, Pooling, ProbeInfo
 
 __all__ = ["FORMAT_VERSION", "GREEDY", "Dataset", "Reading", "Sample", "hash_file"]
 
@@ -36,48 +35,6 @@ Json = dict[str, Any]
 FORMAT_VERSION = 1
 # Index of the greedy answer among a prompt's samples; it is a baseline and has no embedding.
 GREEDY = -1
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Which embedding of a completion: as in ProbeInfo. ``str`` gives ``15/mean/32``."""
-
-    layer: Layer
-    pooling: Pooling
-    window: int | None = None
-
-    def __str__(self) -> str:
-        parts = [self.layer, self.pooling, *([] if self.window is None else [self.window])]
-        return "/".join(map(str, parts))
-
-    @classmethod
-    def of(cls, info: ProbeInfo) -> "Reading":
-        """Return what a probe reads."""
-        return cls(info.layer, info.pooling, info.window)
-
-    @classmethod
-    def of_heads(cls, info: ProbeInfo) -> dict[int, "Reading"]:
-        """Return what a probe's heads read, by checkpoint."""
-        return {tokens: cls(info.layer, "mean", tokens) for tokens in info.checkpoints}
-
-    @classmethod
-    def parse(cls, text: str) -> "Reading":
-        """Read what ``str`` wrote.
-
-        Raises:
-            DatasetError: It is not LAYER/last, LAYER/mean or LAYER/mean/WINDOW.
-        """
-        found = re.fullmatch(r"(final|[1-9]\d*)/(?:(last)|mean(?:/([1-9]\d*))?)", text)
-        if found is None:
-            raise DatasetError(
-                "reading", f"must be LAYER/last or LAYER/mean[/WINDOW], got {text!r}"
-            )
-        layer, last, window = found.groups()
-        return cls(
-            layer="final" if layer == "final" else int(layer),
-            pooling="last" if last else "mean",
-            window=int(window) if window else None,
-        )
 
 
 @dataclass(frozen=True)

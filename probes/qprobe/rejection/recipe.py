@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qprobe.data.dataset import Dataset, Reading
+from qprobe.data.dataset import Dataset
 from qprobe.data.provenance import SEEN_BY_SCHEDULE, note_seen
+from qprobe.data.reading import Reading
 from qprobe.data.split import has_split, split_prompts
 from qprobe.errors import DatasetError, ProbeFileError
 from qprobe.evaluation.held_out import (

@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from qprobe.data.dataset import Dataset, Reading
+from qprobe.data.dataset import Dataset
+from qprobe.data.reading import Reading
 from qprobe.errors import EvaluationError
 from qprobe.probe.network import Probe, ProbeInfo
 from qprobe.rejection.simulation import ScoredSamples

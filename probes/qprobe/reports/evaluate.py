@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from qprobe.data.dataset import Dataset, Reading
+from qprobe.data.dataset import Dataset
 from qprobe.data.provenance import SEEN, SEEN_BY_SCHEDULE
+from qprobe.data.reading import Reading
 from qprobe.errors import DatasetError
 from qprobe.evaluation.held_out import check_same_model, list_notes, list_unseen
 from qprobe.evaluation.metrics import measure

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qprobe.data.dataset import Dataset, Reading
+from qprobe.data.dataset import Dataset
+from qprobe.data.reading import Reading
 from qprobe.errors import TrainingError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expected_rewards

@@ -7,8 +7,9 @@ from importlib.metadata import version
 import numpy as np
 from torch import Tensor
 
-from qprobe.data.dataset import Dataset, Reading
+from qprobe.data.dataset import Dataset
 from qprobe.data.provenance import SEEN, note_seen
+from qprobe.data.reading import Reading
 from qprobe.data.split import split_prompts
 from qprobe.errors import ProbeFileError
 from qprobe.evaluation.expectation import expected_rewards

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from qprobe.data.dataset import Dataset, Reading
+from qprobe.data.dataset import Dataset
+from qprobe.data.reading import Reading
 from qprobe.data.split import split_prompts
 from qprobe.errors import EvaluationError, TrainingError
 from qprobe.evaluation.expectation import expected_rewards
