@@ -79,7 +79,10 @@ def test_replacing_a_probe_under_load(server: Any, make_shifted: MakeShifted) ->
     for thread in threads:
         thread.start()
     for number in range(REPLACEMENTS):
-        time.sleep(0.7)
+        wanted, deadline = len(replies) + CLIENTS, time.monotonic() + 60
+        while len(replies) < wanted:  # so that requests of each version end
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         sign = 1 if number % 2 else -1
         replaced = put(server, "shifting", files[sign])
         assert replaced.status_code == 200

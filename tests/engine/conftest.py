@@ -4,6 +4,7 @@ The engine is made tight on purpose: prompts longer than 256 tokens are read in 
 cached, and few blocks of cache make many long candidates preempt each other.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -184,6 +185,22 @@ class Answer:
 
 
 Ask = Callable[..., Coroutine[Any, Any, Answer]]
+Hold = Callable[[int], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(scope="session")
+def until_held(engine: RerankingLLM) -> Hold:
+    """Return a function that waits, at most 20 s, until the workers hold so many candidates."""
+
+    async def wait(count: int) -> None:
+        for _ in range(2000):
+            held = await engine.num_held_candidates()
+            if held == count:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{held} candidates are held, not {count}")
+
+    return wait
 
 
 @pytest.fixture(scope="session")

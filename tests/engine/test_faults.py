@@ -45,13 +45,12 @@ async def test_clients_that_leave_at_random_moments(
 
 
 async def test_leaving_aborts_every_candidate(
-    ask: Any, engine: RerankingLLM, chat_ids: ChatIds
+    ask: Any, engine: RerankingLLM, chat_ids: ChatIds, until_held: Any
 ) -> None:
     prompt = chat_ids("Tell me a story.")
     request = asyncio.create_task(ask(prompt, k=16, max_tokens=1500, ignore_eos=True))
-    await asyncio.sleep(1.5)
+    await until_held(16)
     assert engine.get_num_unfinished_requests() == 16
-    assert await engine.num_held_candidates() == 16
     request.cancel()
     await asyncio.gather(request, return_exceptions=True)
     await asyncio.sleep(0)

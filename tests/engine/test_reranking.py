@@ -146,12 +146,11 @@ async def test_bare_requests_are_not_scored(engine: RerankingLLM, prompt: list[i
 
 
 async def test_a_failing_candidate_fails_the_request_and_leaves_nothing(
-    ask: Any, engine: RerankingLLM
+    ask: Any, until_held: Any
 ) -> None:
     with pytest.raises((VLLMValidationError, EngineGenerateError, ValueError)):
         await ask([1] * 5000)  # longer than the model's context
-    await asyncio.sleep(0.5)
-    assert await engine.num_held_candidates() == 0
+    await until_held(0)
 
 
 async def test_a_mix_is_the_weighted_sum_of_its_probes(ask: Any, prompt: list[int]) -> None:
@@ -214,7 +213,7 @@ async def test_a_probe_can_be_loaded_while_others_are_used(
 
 
 async def test_the_metrics_count_what_was_done(
-    ask: Any, engine: RerankingLLM, prompt: list[int], probes: list[LoadedProbe]
+    ask: Any, engine: RerankingLLM, prompt: list[int], probes: list[LoadedProbe], until_held: Any
 ) -> None:
     label = engine.metrics.label([probes[7].name])  # may be "other" by now
 
@@ -232,7 +231,7 @@ async def test_the_metrics_count_what_was_done(
     assert read("qprobe_candidates_bucket", le="4.0") >= 1
     cancelled = read("qprobe_prompts_total", outcome="cancelled")
     request = asyncio.create_task(ask(prompt, probe=7, k=2, max_tokens=500, ignore_eos=True))
-    await asyncio.sleep(0.5)
+    await until_held(2)
     request.cancel()
     await asyncio.gather(request, return_exceptions=True)
     assert read("qprobe_prompts_total", outcome="cancelled") == cancelled + 1
