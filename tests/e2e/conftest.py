@@ -81,8 +81,8 @@ def running(log: Path, *flags: str, **variables: str) -> Iterator[Server]:
     command = [
         str(Path(sys.executable).with_name("qprobe")),
         "serve",
-        *("--host", "127.0.0.1", "--port", str(port), "--api-key", key),
         *flags,
+        *("--host", "127.0.0.1", "--port", str(port), "--api-key", key),
     ]
     with log.open("wb") as sink:
         process = subprocess.Popen(
