@@ -3,19 +3,12 @@
 import asyncio
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
 import openai
 import pytest
-import torch
-
-from qprobe import Probe, ProbeInfo, save_probe
-from qprobe_server.default_model import MODEL_NAME
 
 BASE = "smollm2-135m"
 MODEL = f"{BASE}:end"
@@ -338,54 +331,3 @@ def test_refusals_behind_the_key_only(server: Any) -> None:
             client.post("/chat/completions", body=body, cast_to=dict)
         with pytest.raises(openai.AuthenticationError):
             client.get("/probes", cast_to=dict)
-
-
-def test_compatcanary_sees_no_difference_from_bare_vllm(server: Any, tmp_path: Path) -> None:
-    """The scanner's verdicts with a probe are those without one: every check passes.
-
-    The scanner samples without a seed and without a limit, and so small a model fills a tool's
-    string until it is cut off in about one scan of four, with and without a probe. So a check has
-    passed if it did in one of ten scans: all ten fail by chance once in a million. The probe has no
-    preference: a random one may like what was cut off, and fails twice as often.
-    """
-    if shutil.which("npx") is None:
-        pytest.skip("npx is not installed: the scanner is an npm package")
-    path = tmp_path / "even.safetensors"
-    info = ProbeInfo(
-        base_model=MODEL_NAME,
-        hidden_size=576,
-        num_layers=30,
-        layer="final",
-        pooling="last",
-        objective="ce",
-        k=4,
-        beta=0.1,
-    )
-    save_probe(Probe(info, [(torch.zeros(1, 576), torch.zeros(1))]), path)
-    admin = {"authorization": f"Bearer {server.admin_key}"}
-    put = server.client().put("/v1/probes/even", content=path.read_bytes(), headers=admin)
-    assert put.status_code == 201, put.text
-    for model in (BASE, f"{BASE}:even"):
-        checks: set[str] = set()
-        passed: set[str] = set()
-        for attempt in range(10):
-            report = tmp_path / f"{model.replace(':', '-')}-{attempt}.json"
-            command = [
-                *("npx", "--yes", "compatcanary@0.2.2", "scan", "--base-url", f"{server.url}/v1"),
-                *("--model", model, "--format", "json", "--output", str(report)),
-                *("--fail-on", "never"),
-            ]
-            environment = {
-                "OPENAI_API_KEY": server.key,
-                "PATH": os.environ["PATH"],
-                "HOME": str(tmp_path),
-            }
-            subprocess.run(command, check=True, env=environment, capture_output=True, timeout=400)
-            results = json.loads(report.read_text())["results"]
-            checks |= {check["id"] for check in results}
-            passed |= {check["id"] for check in results if check["status"] == "pass"}
-            if checks == passed:
-                break
-        assert passed == checks, model
-        assert "chat.tool_call" in checks
-    server.client().delete("/v1/probes/even", headers=admin)
