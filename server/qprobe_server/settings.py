@@ -1,15 +1,24 @@
 """What the command line settles once, before the server starts."""
 
+import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from qprobe import ProbeFileError, ProbeInfo
-from qprobe.probe.network import is_beta
-from qprobe.probe.schedule import Schedule
+from qprobe import ProbeFileError
+from qprobe.probe.values import is_beta
 from qprobe_server.errors import StartupError
 
-__all__ = ["Settings"]
+if TYPE_CHECKING:  # the first needs torch, which takes seconds
+    from qprobe import ProbeInfo
+    from qprobe.probe.schedule import Schedule
+
+__all__ = ["ADMIN_KEY_VARIABLE", "Settings", "find_admin_key", "name_probes", "read_settings"]
+
+ADMIN_KEY_VARIABLE = "QPROBE_ADMIN_API_KEY"
+_KEEP_ALIVE_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +41,7 @@ class Settings:
     k: int | None = None
     beta: float | None = None
     max_k: int = 64
-    schedule: Schedule | Literal["default"] = ()
+    schedule: 'Schedule | Literal["default"]' = ()
     keep_alive_s: float = 10.0
     admin_api_key: str | None = field(default=None, repr=False)
     json_access_log: bool = False
@@ -55,7 +64,7 @@ class Settings:
                 f"--default-probe {self.default_probe!r} is not loaded; loaded: {loaded}"
             )
 
-    def check_probe(self, info: ProbeInfo) -> None:
+    def check_probe(self, info: "ProbeInfo") -> None:
         """Check what a probe recommends.
 
         Raises:
@@ -66,3 +75,52 @@ class Settings:
                 "k",
                 f"recommends k={info.k}, more than --max-k {self.max_k}: raise --max-k or set --k",
             )
+
+
+def find_admin_key(args: argparse.Namespace) -> str | None:
+    """Return the admin key of the flags, or of the environment; an empty one there is none."""
+    given: str | None = args.admin_api_key
+    return given if given is not None else os.environ.get(ADMIN_KEY_VARIABLE) or None
+
+
+def read_settings(args: argparse.Namespace) -> Settings:
+    """Return our settings from the flags of ``serve``, whichever parser has read them.
+
+    Raises:
+        StartupError: The admin key is empty, or everyone's.
+    """
+    admin_key = find_admin_key(args)
+    if admin_key is not None:
+        # vLLM takes --api-key, else its environment.
+        keys = args.api_key or [os.environ.get("VLLM_API_KEY")]
+        if not admin_key.strip():
+            raise StartupError("--admin-api-key must not be empty")
+        if admin_key in keys:
+            raise StartupError("--admin-api-key must differ from --api-key")
+    return Settings(
+        default_probe=args.default_probe,
+        k=args.k,
+        beta=args.beta,
+        max_k=args.max_k,
+        schedule=() if args.schedule is None else args.schedule,
+        keep_alive_s=float(args.sse_keep_alive_interval or 0) or _KEEP_ALIVE_S,
+        admin_api_key=admin_key,
+        json_access_log=args.json_access_log,
+    )
+
+
+def name_probes(given: Sequence[str]) -> dict[str, Path]:
+    """Return the files of the ``--probe`` flags by name.
+
+    Raises:
+        StartupError: One is not NAME=FILE, or has the name of another.
+    """
+    files: dict[str, Path] = {}
+    for each in given:
+        name, equals, path = each.partition("=")
+        if not equals or not path:
+            raise StartupError(f"--probe {each!r}: must be NAME=FILE")
+        if name in files:
+            raise StartupError(f"--probe {name!r}: the name is given twice")
+        files[name] = Path(path)
+    return files

@@ -6,21 +6,22 @@ from pathlib import Path
 import pytest
 
 from qprobe_server.commands import collect as collect_command
+from qprobe_server.commands import manifest
 from qprobe_server.commands.reward_service import HttpReward
 
 URL = "https://user:hunter2@host:8443/score?token=hunter2#x"
 
 
 def test_a_services_secrets_are_not_recorded() -> None:
-    assert collect_command._name_reward(URL) == {"reward": "https://host:8443/score"}
+    assert manifest._name_reward(URL) == {"reward": "https://host:8443/score"}
 
 
 def test_a_changed_reward_is_another_reward(tmp_path: Path) -> None:
     file = tmp_path / "reward.py"
     file.write_text("def score(fields, completion): return 1")
-    before = collect_command._name_reward(f"python:{file}:score")
+    before = manifest._name_reward(f"python:{file}:score")
     file.write_text("def score(fields, completion): return 0")
-    assert collect_command._name_reward(f"python:{file}:score") != before
+    assert manifest._name_reward(f"python:{file}:score") != before
 
 
 def test_a_service_gets_the_authorization_of_the_environment(

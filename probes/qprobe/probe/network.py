@@ -1,22 +1,18 @@
 """What a probe is: a small network on one hidden state, and what one must know to use it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qprobe.errors import ProbeFileError
 from qprobe.probe.schedule import Schedule, check_schedule
+from qprobe.probe.values import OBJECTIVES, Layer, Pooling, is_beta
 
 __all__ = ["OBJECTIVES", "Layer", "Pooling", "Probe", "ProbeInfo", "is_beta"]
-
-Layer = int | Literal["final"]
-Pooling = Literal["last", "mean"]
-OBJECTIVES = ("mse", "ce", "pg", "ppo", "bt", "dpo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +106,6 @@ class ProbeInfo:
                 f"must be from 1 to {self.num_layers - 1} for a model of {self.num_layers} "
                 f"layers, or 'final' for the state after the last norm, got {self.layer!r}",
             )
-
-
-def is_beta(value: object) -> bool:
-    """Whether a value can be the temperature of a choice: a finite number >= 0, no bool."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value) and value >= 0
-    except OverflowError:  # an integer beyond every float
-        return False
 
 
 def _check_count(name: str, value: object, *, also: str = "") -> None:

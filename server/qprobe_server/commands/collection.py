@@ -19,15 +19,13 @@ from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
 from qprobe.errors import RewardError
 from qprobe.rewards import Reward
+from qprobe_server.commands.manifest import SEED_STRIDE
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from qprobe_server.vllm_backend.sampling import Completion, SamplingEngine, SamplingParameters
 
-__all__ = ["SEED_STRIDE", "collect_given", "collect_samples", "readings_of"]
+__all__ = ["collect_given", "collect_samples", "readings_of"]
 
-# Sample j of prompt i is drawn with the seed ``seed + i * SEED_STRIDE + j``, as a server draws it
-# that is asked with ``seed + i * SEED_STRIDE``.
-SEED_STRIDE = 10_000
 # vLLM's CPU worker binds this process to cores of its own; rewards may use all that it began with.
 _CORES = os.sched_getaffinity(0)
 

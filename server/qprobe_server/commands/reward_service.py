@@ -14,7 +14,7 @@ import httpx
 
 from qprobe.errors import RewardError
 
-__all__ = ["HttpReward"]
+__all__ = ["HttpReward", "is_url"]
 
 Json = dict[str, Any]
 
@@ -22,6 +22,11 @@ _MAX_REPLY_BYTES = 64 << 10
 _FIRST_PAUSE_S = 0.5
 _MAX_PAUSE_S = 30.0
 _TRANSIENT = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+
+
+def is_url(reward: str | None) -> bool:
+    """Whether a reward is a service."""
+    return reward is not None and reward.startswith(("http://", "https://"))
 
 
 class _TransientError(Exception):

@@ -3,11 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from importlib import resources
 from importlib.util import find_spec
-from pathlib import Path
 
+from qprobe_server.commands.preflight import check_serve, shipped_probes
 from qprobe_server.errors import StartupError
 
 __all__ = ["choose_default_model", "prepare_environment", "run"]
@@ -20,26 +18,29 @@ _ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_NO_USAGE_STATS": "1"}
 _DEFAULT_MODEL_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2"}
 
 
-def run(argv: Sequence[str]) -> None:
+def run(given: argparse.Namespace) -> None:
     """Serve until a signal stops the process.
+
+    Args:
+        given: The flags as ``commands.arguments`` has read them.
 
     Raises:
         StartupError: vLLM is not installed, or the flags, the probes, the model and the machine do
             not go together.
     """
     prepare_environment()
+    check_serve(given)
     # Not at the top: it imports vLLM, which reads the environment.
     from qprobe_server.vllm_backend import app, arguments
 
-    args = arguments.parse(argv)
+    args = arguments.parse(given.argv, given.add_flags)
     if args.model_tag is None:
         from qprobe_server.default_model import SERVED_NAME
 
         args.model_tag = choose_default_model(args)
         args.served_model_name = args.served_model_name or [SERVED_NAME]
         if not args.probe:
-            shipped = sorted(Path(str(resources.files("qprobe") / "shipped")).iterdir())
-            args.probe = [f"{path.stem}={path}" for path in shipped]
+            args.probe = shipped_probes()
     args.model = args.model_tag
     app.run(args)
 

@@ -34,16 +34,12 @@ from qprobe_server.edge.openapi import document
 from qprobe_server.edge.playground import routes as playground_routes
 from qprobe_server.errors import RequestError, StartupError
 from qprobe_server.library.fit import check_exposed, check_fit, check_layers
+from qprobe_server.library.flags import choose_layers, read_probes
 from qprobe_server.library.lifecycle import ProbeLifecycle
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry
 from qprobe_server.library.store import ProbeStore
-from qprobe_server.settings import Settings
-from qprobe_server.vllm_backend.arguments import (
-    choose_layers,
-    prepare_engine_args,
-    read_probes,
-    read_settings,
-)
+from qprobe_server.settings import Settings, name_probes, read_settings
+from qprobe_server.vllm_backend.arguments import prepare_engine_args
 from qprobe_server.vllm_backend.checks import (
     check_installation,
     describe_model,
@@ -68,9 +64,9 @@ def run(args: argparse.Namespace) -> None:
     if settings.json_access_log:
         start_access_log()
     store = None if args.probe_dir is None else ProbeStore(args.probe_dir)
-    probes = read_probes(args, store)
+    probes = read_probes(name_probes(args.probe), store)
     settings.check([each.name for each in probes])
-    layers = choose_layers(args, probes)
+    layers = choose_layers(args.probe_layers, probes)
     prepare_engine_args(args, layers, find_worker_cls("ScoringWorker"))
     if args.headless:
         args.api_server_count = 0

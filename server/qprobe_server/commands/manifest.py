@@ -1,0 +1,190 @@
+"""What a dataset records of how it was made, and which flag differs when a collection goes on."""
+
+import argparse
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from qprobe.data.prompts import PromptRow
+from qprobe_server.commands.reward_service import is_url
+from qprobe_server.errors import StartupError
+
+if TYPE_CHECKING:  # it imports vLLM, which takes seconds
+    from qprobe_server.vllm_backend.sampling import SamplingEngine, SamplingParameters
+
+__all__ = [
+    "DEFAULT_N",
+    "SAMPLING_FLAGS",
+    "SEED_STRIDE",
+    "check_same",
+    "describe",
+    "describe_flags",
+]
+
+Json = dict[str, Any]
+
+# Sample j of prompt i is drawn with the seed ``seed + i * SEED_STRIDE + j``, as a server draws it
+# that is asked with ``seed + i * SEED_STRIDE``.
+SEED_STRIDE = 10_000
+DEFAULT_N = 16
+SAMPLING_FLAGS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop")
+_SAMPLES_PER_SHARD = 256
+
+# Where a field differs, this was changed. In the order in which it is told: a later field may
+# follow from a former one, as prompts_per_shard does from n.
+_FLAGS = {
+    "model": "--model",
+    "model_files": "--model",
+    "revision": "--revision",
+    "adapter": "--adapter",
+    "prompts.name": "PROMPTS",
+    "prompts.sha256": "PROMPTS",
+    "prompts.layout": "--layout",
+    "num_prompts": "--limit",
+    "completions": "--completions",
+    "sampling.n": "--n",
+    "sampling.seed": "--seed",
+    "no_greedy": "--no-greedy",
+    **{f"sampling.{name}": f"--{name.replace('_', '-')}" for name in SAMPLING_FLAGS},
+    "reward": "--reward",
+    "reward_source": "--reward",
+    "dtype": "--dtype",
+    "quantization": "--quantization",
+    "readings": "--layers or --windows",
+    "prompts_per_shard": "--prompts-per-shard",
+}
+_HASHES = ("model_files", "prompts.sha256", "reward_source")
+
+
+def describe_flags(args: argparse.Namespace, rows: list[PromptRow]) -> Json:
+    """Return what of the manifest the command line says, before there is an engine.
+
+    Args:
+        args: As either parser has read them.
+        rows: The prompts.
+    """
+    n = args.n or DEFAULT_N
+    per_prompt = max(len(row.completions) for row in rows) if args.completions else n
+    given = {name: getattr(args, name) for name in ("seed", *SAMPLING_FLAGS)}
+    sampling = {name: value for name, value in given.items() if value is not None}
+    sampling |= {"n": n, "greedy": not args.no_greedy}
+    adapter = None
+    if args.adapter is not None:
+        weights = [*Path(args.adapter).glob("adapter_model.*")]
+        adapter = {"name": Path(args.adapter).name, "sha256": _hash(*weights)}
+    return {
+        **({} if args.model is None else _name_model(args.model)),
+        "revision": args.revision,
+        "adapter": adapter,
+        "sampling": None if args.completions else sampling,
+        **_name_reward(args.reward),
+        "prompts": {
+            "name": args.prompts.name,
+            "sha256": _hash(args.prompts),
+            "layout": args.layout,
+        },
+        "num_prompts": len(rows),
+        "prompts_per_shard": args.prompts_per_shard or max(1, _SAMPLES_PER_SHARD // per_prompt),
+    }
+
+
+def describe(
+    args: argparse.Namespace,
+    engine: "SamplingEngine",
+    rows: list[PromptRow],
+    params: "SamplingParameters",
+    readings: list[str],
+) -> Json:
+    """Return the manifest: all that the data depend on, and nothing secret."""
+    made = describe_flags(args, rows)
+    if made["sampling"] is not None:
+        made["sampling"] |= engine.record(params)
+    return {
+        **made,
+        "dtype": engine.dtype,
+        "quantization": engine.quantization,
+        "hidden_size": engine.facts.hidden_size,
+        "num_layers": engine.facts.num_layers,
+        "readings": readings,
+        "engine": engine.describe(),
+        "versions": {name: version(name) for name in ("qprobe", "torch", "transformers")},
+    }
+
+
+def check_same(folder: Path, made: Json) -> None:
+    """Check that a dataset that was begun, if one was, was begun with the same flags.
+
+    Args:
+        folder: Of the dataset.
+        made: The manifest, or a part of it; what it lacks may be anything.
+
+    Raises:
+        StartupError: It was not; the first flag that differs is named.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        return
+    try:
+        stored = _flatten(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StartupError(f"{str(path)!r} is no manifest of a dataset: {error}") from error
+    wanted = _flatten(json.loads(json.dumps(made)))
+    begun = f"the dataset in {str(folder)!r} was begun"
+    for field, flag in _FLAGS.items():
+        if field not in wanted or wanted[field] == stored.get(field):
+            continue
+        if field in _HASHES:
+            what = f"{flag}: the files are not what they were when {begun}"
+        else:
+            what = f"{flag} is {wanted[field]!r}, but {begun} with {stored.get(field)!r}"
+        raise StartupError(f"{what}: collect into another folder")
+
+
+def _flatten(manifest: Json) -> Json:
+    """Return a manifest's fields as ``_FLAGS`` names them."""
+    sampling = manifest.get("sampling") or {}
+    flat = {**manifest, "completions": not sampling}
+    for name, fields in (("prompts", manifest.get("prompts", {})), ("sampling", sampling)):
+        flat |= {f"{name}.{field}": value for field, value in fields.items()}
+    if sampling:
+        flat["no_greedy"] = not sampling.get("greedy")
+    return flat
+
+
+def _name_model(model: str) -> Json:
+    """Return a hub id as it is, and of a folder its name and content: its place says nothing."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return {"model": model}
+    # What generation_config.json sets is in the manifest already, as far as it counts.
+    files = {
+        path.name: path.stat().st_size
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != "generation_config.json"
+    }
+    config = _hash(folder / "config.json") if (folder / "config.json").is_file() else ""
+    content = hashlib.sha256(json.dumps([files, config]).encode()).hexdigest()
+    return {"model": folder.resolve().name, "model_files": content}
+
+
+def _name_reward(reward: str | None) -> Json:
+    if is_url(reward):
+        url = httpx.URL(str(reward))
+        # Neither a password nor what stands behind the question mark: both may be secret.
+        return {"reward": str(url.copy_with(userinfo=b"", query=None, fragment=None))}
+    source = (reward or "").removeprefix("python:").rpartition(":")[0]
+    if source.endswith(".py"):
+        return {"reward": reward, "reward_source": _hash(Path(source))}
+    return {"reward": reward}
+
+
+def _hash(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,119 @@
+"""What the value of a flag may be; argparse names the flag when it is not."""
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from qprobe.errors import DatasetError
+from qprobe.probe.values import Layer
+
+if TYPE_CHECKING:  # the first needs torch, which takes seconds, the other numpy
+    from qprobe.data.dataset import Reading
+    from qprobe.probe.schedule import Schedule
+
+__all__ = [
+    "count",
+    "counts",
+    "file",
+    "folder",
+    "layer",
+    "layers",
+    "names",
+    "numbers",
+    "readings",
+    "schedule",
+    "windows",
+]
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 1."""
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Read counts with commas between them."""
+    return tuple(count(each) for each in text.split(","))
+
+
+def windows(text: str) -> tuple[int, ...]:
+    """Read numbers of tokens, in whatever order; there may be none."""
+    return tuple(sorted({count(each) for each in text.split(",") if each}))
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Read numbers with commas between them."""
+    try:
+        return tuple(float(each) for each in text.split(","))
+    except ValueError as error:
+        raise ArgumentTypeError(f"must be numbers such as 1,10, got {text!r}") from error
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read names with commas between them."""
+    return tuple(text.split(","))
+
+
+def layer(text: str) -> Layer:
+    """Read a layer: a number or ``final``."""
+    return "final" if text == "final" else count(text)
+
+
+def layers(text: str) -> list[Layer]:
+    """Read layers with commas between them."""
+    return [layer(each) for each in text.split(",")]
+
+
+def readings(text: str) -> "list[Reading]":
+    """Read readings with commas between them."""
+    from qprobe.data.dataset import Reading
+
+    try:
+        return [Reading.parse(each) for each in text.split(",")]
+    except DatasetError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def schedule(text: str) -> 'Schedule | Literal["default"]':
+    """Read a schedule, ``default`` or ``off``."""
+    from qprobe.probe.schedule import Step, check_schedule
+
+    if text == "default":
+        return "default"
+    if text == "off":
+        return ()
+    steps = []
+    for part in text.split(","):
+        tokens, colon, keep = part.partition(":")
+        if not (colon and tokens.isdecimal() and keep.isdecimal()):
+            raise ArgumentTypeError(
+                f"must be 'default', 'off' or pairs of tokens and keep such as 16:8,32:4, "
+                f"got {text!r}"
+            )
+        steps.append(Step(int(tokens), int(keep)))
+    try:
+        check_schedule(steps)
+    except ValueError as error:
+        place, said = error.args
+        raise ArgumentTypeError(f"{place} {said}, in {text!r}") from error
+    return tuple(steps)
+
+
+def file(text: str) -> Path:
+    """Read the path of a file that is there."""
+    path = Path(text)
+    if path.is_dir():
+        raise ArgumentTypeError(f"must be a file, and {text!r} is a folder")
+    if not path.exists():
+        raise ArgumentTypeError(f"must be a file, and {text!r} is not there")
+    return path
+
+
+def folder(text: str) -> Path:
+    """Read the path of a folder, which need not be there."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise ArgumentTypeError(f"must be a folder, and {text!r} is a file")
+    return path
