@@ -1,8 +1,10 @@
-"""Probes and registries for tests without an engine."""
+"""Probes, registries and the command, for tests without an engine."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -62,3 +64,43 @@ def registry(make_probe: MakeProbe) -> ProbeRegistry:
     serve_probe(loaded, "good", make_probe("good"))
     serve_probe(loaded, "kind", make_probe("kind", k=8, beta=0.5, layer="final"))
     return loaded
+
+
+_QPROBE = str(Path(sys.executable).with_name("qprobe"))
+
+
+class Ran(NamedTuple):
+    """A command that ended.
+
+    Attributes:
+        status: Of its exit.
+        out: What it printed.
+        err: Likewise, on the other stream.
+        heavy: Which of torch and vllm it imported.
+    """
+
+    status: int
+    out: str
+    err: str
+    heavy: set[str]
+
+
+@pytest.fixture
+def run_qprobe() -> Callable[..., Ran]:
+    """Return a function that runs the real command and takes its arguments."""
+    return _run_qprobe
+
+
+def _run_qprobe(*args: object) -> Ran:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", _QPROBE, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    lines = done.stderr.splitlines(keepends=True)
+    imports = [line for line in lines if line.startswith("import time:")]
+    modules = {line.rpartition("|")[2].strip() for line in imports}
+    err = "".join(line for line in lines if not line.startswith("import time:"))
+    return Ran(done.returncode, done.stdout, err, modules & {"torch", "vllm"})

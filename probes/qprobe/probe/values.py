@@ -1,4 +1,4 @@
-"""What the fields of a probe may be. Needs no torch, so that command lines can be checked at once."""
+"""What the fields of a probe may be. Needs no torch: command lines are to be checked at once."""
 
 import math
 from typing import Literal

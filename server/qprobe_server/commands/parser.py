@@ -98,7 +98,8 @@ def expand_config(parser: argparse.ArgumentParser, args: Sequence[str]) -> list[
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    import yaml  # not at the top: it would cost every command its time
+    # Not at the top: it would cost every command its time.
+    import yaml  # type: ignore[import-untyped]
 
     if path.suffix not in (".yaml", ".yml"):
         raise ValueError("must end in .yaml or .yml")
