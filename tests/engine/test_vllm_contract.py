@@ -6,8 +6,10 @@ When vLLM changes one of these, the failing assertion says which, and the module
 
 import argparse
 import inspect
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +17,13 @@ import vllm
 from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve
 from vllm.entrypoints.launchers.launcher import serve_http
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.model_executor.models.interfaces import SupportsEagle3, supports_eagle3
 from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore, EngineCoreProc
@@ -30,7 +34,12 @@ from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import ExecuteModelState, GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
-from qprobe_server.vllm_backend.arguments import prepare_engine_args
+from qprobe_server.commands.arguments import parse as read_arguments
+from qprobe_server.commands.parser import expand_config, normalize
+from qprobe_server.commands.preflight import DEFAULT_PORT
+from qprobe_server.errors import StartupError
+from qprobe_server.vllm_backend import flags
+from qprobe_server.vllm_backend.arguments import parse, prepare_engine_args
 from qprobe_server.vllm_backend.checks import VLLM_VERSION, check_installation
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
@@ -219,3 +228,107 @@ def test_the_admin_key_opens_all_where_a_key_is_wanted(
     )
     prepare_engine_args(args, [20], "ours")
     assert args.api_key == expected
+
+
+def test_the_flags_of_vllm() -> None:
+    recorded = json.loads(flags.PATH.read_text("utf-8"))
+    assert recorded == json.loads(json.dumps(flags.describe_flags())), (
+        changed("its flags") + ": python -m qprobe_server.vllm_backend.flags writes them anew"
+    )
+
+
+def test_the_port_of_vllm() -> None:
+    parser = ServeSubcommand().subparser_init(FlexibleArgumentParser().add_subparsers())
+    assert parser.get_default("port") == DEFAULT_PORT, changed("--port")
+    assert parser.get_default("seed") == 0, changed("--seed")
+
+
+def read_by_argparse(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> list[str]:
+    """Return what vLLM's parser makes of a command line before argparse gets it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", lambda _, args, __: args)
+        made: Any = FlexibleArgumentParser().parse_args(argv)
+    return list(made)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["m", "--max_model_len", "4", "--api-key=a_b.c", "--beta", "0.5"],
+        ["m", "-O3"],
+        ["m", "-O=3"],
+        ["m", "-O", "3", "--k", "4"],
+        ["m", "--a_b.c_d", "x_y", "--k=4"],
+        ["m", "--k", "4", "--compilation-config.pass_config.x=true", "-cc.mode", "3"],
+        ["m", "--override-generation-config.a+", "1,2"],
+        ["m", "-tp", "2", "--additional-config", '{"a.b": 1}'],
+    ],
+)
+def test_a_command_line_is_read_as_vllm_reads_it(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    """But for the values of dotted flags, which vLLM puts together, and last."""
+    theirs = [
+        "{}" if each.startswith("{") and "a.b" not in each else each
+        for each in read_by_argparse(monkeypatch, argv)
+    ]
+    assert sorted(normalize(argv)) == sorted(theirs), changed("FlexibleArgumentParser")
+
+
+def test_a_config_file_is_read_as_vllm_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "port: 12\nenforce-eager: false\nheadless: false\nenable-lora: true\napi-key: [a, b]\n"
+        "kv-transfer-config: {a: {b: 1}}\nallowed_media_domains: []\nseed: '7'\n"
+    )
+    argv = ["m", "--k", "4", "--config", str(path), "--port", "13"]
+    main = FlexibleArgumentParser()
+    parser = ServeSubcommand().subparser_init(main.add_subparsers())
+    theirs = parser._pull_args_from_config(["serve", *argv])
+    assert ["serve", *expand_config(parser, argv)] == theirs, changed("--config")
+
+
+def test_vllms_help_shows_our_flags_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FlexibleArgumentParser, "_search_keyword", None)
+    monkeypatch.setenv("QPROBE_ADMIN_API_KEY", "hunter2")
+    for command, ours in (("serve", "--default-probe"), ("collect", "--reward-workers")):
+        with pytest.raises(SystemExit) as ended:
+            read_arguments([command, "--help=all"])
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out
+        assert ours in shown
+        assert "--tensor-parallel-size" in shown
+        assert "hunter2" not in shown
+
+
+def test_what_vllm_refuses_before_argparse_is_one_line() -> None:
+    given = read_arguments(["serve", "--served-model-name", "x", "--port", "1", "org/model"])
+    with pytest.raises(StartupError, match="should be provided as the first positional"):
+        parse(given.argv, given.add_flags)
+
+
+def test_both_parsers_read_the_same() -> None:
+    """Of ours all, and of vLLM's what is checked before it is imported."""
+    argv = [
+        "serve",
+        "org/m",
+        "--probe",
+        "a=b",
+        "--schedule",
+        "8:4,16:2",
+        "--probe-layers",
+        "3,final",
+    ]
+    argv += ["--verbose", "--port", "12", "--api-key", "x", "y", "--uds", "z", "--headless"]
+    first = read_arguments(argv)
+    second = parse(first.argv, first.add_flags)
+    for name in vars(second).keys() & vars(first).keys():
+        mine = getattr(first, name)
+        assert mine is None or str(mine) == str(getattr(second, name)), name
+    assert second.verbose
+    collected = read_arguments(["collect", __file__, "-o", "out", "--n", "3", "--seed", "4"])
+    both = parse(collected.argv, collected.add_flags)
+    assert (both.prompts, both.output, both.n, both.seed) == (Path(__file__), Path("out"), 3, 4)
+    assert both.model is None
