@@ -11,6 +11,13 @@ __all__ = ["main"]
 
 # A builtin's name is no module's.
 _MODULES = {"eval": "evaluate"}
+# The system's words say what is there, and not what was wanted.
+_SAID = {
+    FileNotFoundError: "is not there",
+    IsADirectoryError: "is a folder, and a file is wanted",
+    NotADirectoryError: "is a file, and a folder is wanted",
+    PermissionError: "may not be read or written",
+}
 
 
 def main() -> None:
@@ -25,4 +32,5 @@ def main() -> None:
     except OSError as error:
         if args.command == "serve" or error.filename is None:  # vLLM's: no word is enough
             raise
-        sys.exit(f"qprobe: {error.filename}: {error.strerror}")
+        said = _SAID.get(type(error), error.strerror)
+        sys.exit(f"qprobe: {error.filename}: {said}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from importlib import resources
 from importlib.metadata import version
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qprobe_server.commands import arguments
+from qprobe_server import cli
+from qprobe_server.commands import arguments, train
 from qprobe_server.commands.parser import normalize
 
 COMMANDS = ("serve", "collect", "sweep", "train", "eval", "schedule")
@@ -178,3 +180,22 @@ def test_swapped_and_missing_arguments(run_qprobe: Run, args: list[str], said: s
     ran = run_qprobe(*args)
     assert (ran.status, ran.heavy) == (2, set())
     assert said in ran.err
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/", "qprobe: /: is a folder, and a file is wanted"),
+        (f"{__file__}/x", f"qprobe: {__file__}/x: is a file, and a folder is wanted"),
+        ("/nowhere", "qprobe: /nowhere: is not there"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, path: str, said: str
+) -> None:
+    """Where nothing has looked at it before."""
+    monkeypatch.setattr(train, "run", lambda _: Path(path).read_bytes())
+    monkeypatch.setattr(sys, "argv", ["qprobe", "train", ".", "--layer", "3", "-o", "x"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == said

@@ -130,6 +130,7 @@ def prompts(tmp_path: Path) -> Path:
         (["--reward", "best"], "reward must be tests, numeric"),
         (["--reward", "python:/nowhere.py:f"], "reward "),
         (["--reward", "numeric", "--n", "10001"], "--n must be at most 10000, got 10001"),
+        (["--completions"], "{prompts}:1: completions: is missing"),
         (["--completions", "--top-p", "1"], "--top-p goes with sampling, not with --completions"),
         (["--reward", "numeric", "--adapter", "/"], "--adapter '/' is no folder of a LoRA"),
         (["--reward", "numeric", "--worker-cls", "a.B"], "--worker-cls is qprobe's own"),
