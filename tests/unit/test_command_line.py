@@ -167,10 +167,6 @@ def test_a_config_file_that_is_not_right(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["eval", ".", __file__, "-o", "x"], "argument PROBE: must be a file, and '.' is a folder"),
-        (["eval", "nothing", ".", "-o", "x"], "must be a file, and 'nothing' is not there"),
-        (["schedule", __file__, ".", "-o", "x", "--report", "y"], "argument FOLDER: must be a fol"),
-        (["train", __file__, "--layer", "3", "-o", "x"], "argument FOLDER: must be a folder"),
         (["collect", ".", "-o", __file__], "argument PROMPTS: must be a file, and '.' is a folder"),
         (["collect", "nothing", "-o", "x"], "argument PROMPTS: must be a file, and 'nothing' is"),
         (["collect", __file__, "-o", __file__], "argument -o/--output: must be a folder, and"),

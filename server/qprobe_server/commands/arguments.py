@@ -87,7 +87,7 @@ def _add_collect(commands: "_SubParsersAction[Parser]") -> Parser:
 
 def _add_sweep(commands: "_SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("sweep", help="compare layers, poolings and objectives")
-    parser.add_argument("data", type=values.folder, metavar="FOLDER", help="the dataset")
+    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the results")
     parser.add_argument(
         "--readings",
@@ -107,7 +107,7 @@ def _add_sweep(commands: "_SubParsersAction[Parser]") -> None:
 
 def _add_train(commands: "_SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("train", help="train a probe")
-    parser.add_argument("data", type=values.folder, metavar="FOLDER", help="the dataset")
+    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the probe's file")
     parser.add_argument(
         "--layer", type=values.layer, required=True, help="as in the dataset: a number or 'final'"
@@ -127,8 +127,8 @@ def _add_train(commands: "_SubParsersAction[Parser]") -> None:
 
 def _add_eval(commands: "_SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("eval", help="measure a probe on prompts it has not seen")
-    parser.add_argument("probe", type=values.file, metavar="PROBE", help="its file")
-    parser.add_argument("data", type=values.folder, metavar="FOLDER", help="the dataset")
+    parser.add_argument("probe", type=Path, metavar="PROBE", help="its file")
+    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the report's folder")
     parser.add_argument("--k", type=int, help="default: what the probe recommends")
     parser.add_argument("--beta", type=float, help="likewise")
@@ -139,10 +139,8 @@ def _add_eval(commands: "_SubParsersAction[Parser]") -> None:
 
 def _add_schedule(commands: "_SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("schedule", help="choose when a probe drops candidates early")
-    parser.add_argument("data", type=values.folder, metavar="FOLDER", help="the dataset")
-    parser.add_argument(
-        "probe", type=values.file, metavar="PROBE", help="its file, with checkpoints"
-    )
+    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
+    parser.add_argument("probe", type=Path, metavar="PROBE", help="its file, with checkpoints")
     parser.add_argument(
         "-o",
         "--output",
