@@ -32,3 +32,14 @@ def test_a_service_gets_the_authorization_of_the_environment(
     assert isinstance(made, HttpReward)
     with made:
         assert made._client.headers["authorization"] == "Bearer t"
+
+
+def test_the_bar_moves_while_no_sample_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    with collect_command._Bar(total=3, unit="sample", miniters=0, mininterval=0) as bar:
+        bar.advance(1)
+        for _ in range(2):
+            bar.advance(0)
+    shown = capsys.readouterr().err
+    assert "step 1]" in shown
+    assert "1/3" in shown.rpartition("\r")[2]
+    assert "step 2]" in shown.rpartition("\r")[2]

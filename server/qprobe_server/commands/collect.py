@@ -66,6 +66,19 @@ def run(given: argparse.Namespace) -> None:
     _collect(args, reward, rows)
 
 
+class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+    """Shows the engine's steps too: all running samples get a token in each."""
+
+    num_steps = 0
+
+    def advance(self, num_samples: int) -> None:
+        """Add samples that have ended; 0 stands for a step."""
+        if not num_samples:
+            self.num_steps += 1
+            self.set_postfix_str(f"step {self.num_steps}", refresh=False)
+        self.update(num_samples)
+
+
 def _check_flags(args: argparse.Namespace) -> None:
     check_model(args.model, args)
     check_adapter(args.adapter)
@@ -133,9 +146,8 @@ def _collect(args: argparse.Namespace, reward: Reward | None, rows: list[PromptR
         counts = [len(row.completions) if args.completions else n + greedy for row in rows]
         missing = [prompt for shard in writer.missing() for prompt in writer.prompts_of(shard)]
         done = sum(counts) - sum(counts[prompt] for prompt in missing)
-        # Without miniters tqdm would wait, after a burst of samples, for another as large.
-        with tqdm(total=sum(counts), initial=done, unit="sample", miniters=1) as bar:
-            shared: Json = {"reward_workers": workers, "progress": bar.update}
+        with _Bar(total=sum(counts), initial=done, unit="sample", miniters=0, mininterval=1) as bar:
+            shared: Json = {"reward_workers": workers, "progress": bar.advance}
             if args.completions:
                 collect_given(engine, writer, rows, prompts, reward, **shared)
             else:

@@ -82,7 +82,8 @@ def collect_samples(
         seed: Of the whole collection.
         greedy: Whether every prompt also gets a greedy answer, rewarded but not embedded.
         reward_workers: Threads.
-        progress: Called with the number of samples that were added.
+        progress: Called with the number of samples that were added, and after each step of the
+            engine with 0: a shard is sampled all at once, so that for long none of it ends.
 
     Raises:
         RewardError: A reward failed; what was written before stays.
@@ -100,6 +101,7 @@ def collect_samples(
                 [prompts[each.prompt] for each in asked],
                 params,
                 seeds=[each.seed for each in asked],
+                on_step=partial(progress, 0),
             )
             shards.write(shard, asked, completions)
     writer.finish()
@@ -127,7 +129,9 @@ def collect_given(
                 for index, each in enumerate(rows[prompt].completions):
                     asked.append(_Asked(prompt, index, None, each.reward))
                     texts.append(each.text)
-            completions = engine.read([prompts[each.prompt] for each in asked], texts)
+            completions = engine.read(
+                [prompts[each.prompt] for each in asked], texts, on_step=partial(progress, 0)
+            )
             shards.write(shard, asked, completions)
     writer.finish()
 

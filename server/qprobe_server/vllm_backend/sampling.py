@@ -10,7 +10,7 @@ process, so that the same requests are put into the same batches every time.
 import argparse
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -199,6 +199,7 @@ class SamplingEngine:
         params: SamplingParameters,
         *,
         seeds: Sequence[int | None],
+        on_step: Callable[[], object],
     ) -> Iterator[Completion]:
         """Sample one completion of every prompt, all in one go; yield each as it ends.
 
@@ -206,10 +207,11 @@ class SamplingEngine:
             prompts: As ``tokenize`` gives them.
             params: But for the seed.
             seeds: Of each; None asks for the greedy completion, which is not embedded.
+            on_step: Called after each step of the engine: long before any completion ends.
         """
         keys = [None if seed is None else self._next_key() for seed in seeds]
         marked = [_mark(params, seed, key) for seed, key in zip(seeds, keys, strict=True)]
-        for request, output in self._run(prompts, marked):
+        for request, output in self._run(prompts, marked, on_step):
             part = output.outputs[0]
             candidate = Candidate(
                 text=part.text,
@@ -228,7 +230,9 @@ class SamplingEngine:
                 embeddings=self._take(keys[request], num_scored),
             )
 
-    def read(self, prompts: Sequence[Tokens], texts: Sequence[str]) -> Iterator[Completion]:
+    def read(
+        self, prompts: Sequence[Tokens], texts: Sequence[str], *, on_step: Callable[[], object]
+    ) -> Iterator[Completion]:
         """Embed given completions of prompts by reading them; yield each as it is done.
 
         Every token of the text is read, so that all of them count, as those of a completion count
@@ -243,7 +247,7 @@ class SamplingEngine:
             params.extra_args = {EXTRA_ARG: [key, [0], len(prompt) - 1]}
             marked.append(params)
         whole = [before + after for before, after in zip(prompts, given, strict=True)]
-        for request, output in self._run(whole, marked):
+        for request, output in self._run(whole, marked, on_step):
             token_ids = given[request]
             logprobs = (output.prompt_logprobs or [])[-len(token_ids) :] if token_ids else []
             yield Completion(
@@ -261,7 +265,10 @@ class SamplingEngine:
             )
 
     def _run(
-        self, prompts: Sequence[Tokens], params: Sequence[SamplingParams]
+        self,
+        prompts: Sequence[Tokens],
+        params: Sequence[SamplingParams],
+        on_step: Callable[[], object],
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Run requests until the engine is idle; yield each, when finished, with its index."""
         engine = self._llm.llm_engine
@@ -284,6 +291,7 @@ class SamplingEngine:
                 if output.finished:
                     num_running -= 1
                     yield places[output.request_id], output
+            on_step()
         # The next batch begins as this one did.
         self._llm.reset_prefix_cache()
 
