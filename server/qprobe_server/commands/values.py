@@ -4,11 +4,11 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from qprobe.data.reading import Reading
 from qprobe.errors import DatasetError
 from qprobe.probe.values import Layer
 
-if TYPE_CHECKING:  # the first needs torch, which takes seconds, the other numpy
-    from qprobe.data.dataset import Reading
+if TYPE_CHECKING:
     from qprobe.probe.schedule import Schedule
 
 __all__ = [
@@ -66,10 +66,8 @@ def layers(text: str) -> list[Layer]:
     return [layer(each) for each in text.split(",")]
 
 
-def readings(text: str) -> "list[Reading]":
+def readings(text: str) -> list[Reading]:
     """Read readings with commas between them."""
-    from qprobe.data.dataset import Reading
-
     try:
         return [Reading.parse(each) for each in text.split(",")]
     except DatasetError as error:
