@@ -28,7 +28,10 @@ def fail_to_start(*flags: str) -> str:
         ({"base_model": "org/other"}, "--allow-model-mismatch"),
     ],
 )
-def test_a_probe_that_does_not_fit(make_probe: Any, fields: dict[str, Any], message: str) -> None:
-    line = fail_to_start("--probe", f"odd={make_probe('odd', **fields)}")
+def test_a_probe_that_does_not_fit(
+    serve_small: list[str], make_probe: Any, fields: dict[str, Any], message: str
+) -> None:
+    probe = f"odd={make_probe('odd', **fields)}"
+    line = fail_to_start(*serve_small, "--port", "0", "--probe", probe)
     assert line.startswith("qprobe: probe 'odd'")
     assert message in line
