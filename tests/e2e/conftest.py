@@ -54,11 +54,11 @@ class Server:
         limits = httpx.Limits(max_keepalive_connections=0)
         return httpx.Client(base_url=self.url, headers=headers, timeout=120, limits=limits)
 
-    def wait_until_running(self) -> None:
-        """Wait until the engine works at a request."""
-        running = re.compile(r"^vllm:num_requests_running\{.*\} [1-9]", re.MULTILINE)
+    def wait_until_running(self, count: int = 1) -> None:
+        """Wait until the engine works at so many candidates."""
+        running = re.compile(r"^vllm:num_requests_running\{.*\} ([0-9.]+)", re.MULTILINE)
         deadline = time.monotonic() + 30
-        while not running.search(self.client().get("/metrics").text):
+        while sum(map(float, running.findall(self.client().get("/metrics").text))) < count:
             assert time.monotonic() < deadline, "the request never ran"
             time.sleep(0.05)
 

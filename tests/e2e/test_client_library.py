@@ -144,7 +144,7 @@ async def test_a_tool_call_comes_whole_streamed_or_not(client: Any) -> None:
         "model": MODEL,
         "tools": [{"type": "function", "function": function}],
         "tool_choice": {"type": "function", "function": {"name": "tell"}},
-        "max_tokens": 100,
+        "max_tokens": 300,
         "seed": 2,
     }
     whole = await settle(client.chat("What is the weather in Paris?", **asked))

@@ -185,7 +185,7 @@ def test_forced_tool_call(client: openai.OpenAI) -> None:
             messages=[{"role": "user", "content": "What is the weather in Paris?"}],
             tools=[WEATHER],
             tool_choice={"type": "function", "function": {"name": "get_weather"}},
-            max_tokens=100,
+            max_tokens=300,
             stream=stream,
         )
         if stream:
@@ -302,7 +302,7 @@ def test_early_rejection_with_tools_answers_and_several_prompts(
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
         tools=[WEATHER],
         tool_choice={"type": "function", "function": {"name": "get_weather"}},
-        max_tokens=100,
+        max_tokens=300,
         stream=stream,
         **asked,
     )

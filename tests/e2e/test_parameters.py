@@ -195,13 +195,16 @@ def check_honoured(
     return reply
 
 
-def is_cut_at_a(candidate: Json) -> bool:
-    return candidate["stop_reason"] == "a" and "a" not in candidate["text"]
+VOWELS = ["a", "e", "i", "o"]
+
+
+def is_cut_at_a_vowel(candidate: Json) -> bool:
+    return candidate["stop_reason"] in VOWELS and not set(VOWELS) & set(candidate["text"])
 
 
 # What is sampled with each, and what is then true of every candidate.
 BIASED = ("logit_bias", {"34": 100}, lambda each: each["text"] == "222222")
-STOPPED = ("stop", ["a"], is_cut_at_a)
+STOPPED = ("stop", VOWELS, is_cut_at_a_vowel)
 NUCLEUS = ("top_p", 1e-9, None)
 HOT = ("temperature", 2.0, None)
 SEEDED = ("seed", 11, None)
@@ -242,7 +245,7 @@ def test_responses_sample_with(ask: Asker, name: str, value: Any, holds: Any) ->
 @pytest.mark.parametrize(
     ("name", "value", "holds"),
     [
-        ("stop_sequences", ["a"], is_cut_at_a),
+        ("stop_sequences", VOWELS, is_cut_at_a_vowel),
         ("max_tokens", 3, lambda each: each["num_tokens"] == 3),
     ],
 )
@@ -393,19 +396,19 @@ TOOLS: dict[str, Json] = {
     CHAT: {
         "tools": [{"type": "function", "function": {**NAMED, "parameters": PLACE, "strict": True}}],
         "tool_choice": {"type": "function", "function": {"name": "look"}},
-        "max_tokens": 50,
+        "max_tokens": 200,
         "top_p": 1e-9,
     },
     RESPONSES: {
         "tools": [{"type": "function", **NAMED, "parameters": PLACE, "strict": True}],
         "tool_choice": {"type": "function", "name": "look"},
-        "max_output_tokens": 50,
+        "max_output_tokens": 200,
         "top_p": 1e-9,
     },
     ANTHROPIC: {
         "tools": [{**NAMED, "input_schema": PLACE, "strict": True}],
         "tool_choice": {"type": "tool", "name": "look"},
-        "max_tokens": 50,
+        "max_tokens": 200,
     },
 }
 

@@ -174,7 +174,7 @@ def test_prompts_that_are_reranked_end_before_the_server_does(second: Any) -> No
 
     with ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(ask_long, stream=stream) for stream in (False, True)]
-        second.wait_until_running()
+        second.wait_until_running(8)
         assert not any(each.done() for each in asked)
         second.process.send_signal(signal.SIGTERM)
         whole, streamed = (each.result() for each in asked)

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from qprobe import load_probe
-from qprobe.data.dataset import Dataset, Reading
+from qprobe.data.dataset import Dataset, Reading, Sample
 from qprobe_server.default_model import SERVED_NAME
 
 QPROBE = str(Path(sys.executable).with_name("qprobe"))
@@ -179,15 +180,53 @@ def find_probe(make_probe: Any, name: str) -> Path:
     return made
 
 
-def test_given_completions_are_embedded_like_sampled_ones(
+class Reference:
+    """Plain transformers: embeddings and log-probabilities of a dataset's completions."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    @torch.inference_mode()
+    def read(
+        self, row: dict[str, Any], sample: Sample, readings: list[Reading]
+    ) -> tuple[list[Tensor], float]:
+        """Return an embedding for each reading, and the log-probability of all tokens."""
+        text = self._tokenizer.apply_chat_template(
+            row["messages"], tokenize=False, add_generation_prompt=True
+        )
+        prompt = self._tokenizer.encode(text, add_special_tokens=False)
+        found = self._model(torch.tensor([prompt + sample.token_ids]), output_hidden_states=True)
+        first, end = len(prompt), len(prompt) + sample.num_scored
+        embeddings = []
+        for reading in readings:
+            place = -1 if reading.layer == "final" else reading.layer
+            states = found.hidden_states[place][0, first:end][: reading.window]
+            embeddings.append(states[-1] if reading.pooling == "last" else states.mean(0))
+        logprobs = found.logits[0, first - 1 : -1].log_softmax(-1)
+        return embeddings, float(logprobs[range(len(sample.token_ids)), sample.token_ids].sum())
+
+
+def check_embeddings(dataset: Dataset, reference: Reference) -> None:
+    """The relative error is that of float16, which embeddings are stored in: 2^-11 a number."""
+    read = [
+        reference.read(dataset.prompts[each.prompt], each, dataset.readings)
+        for each in dataset.samples
+    ]
+    for place, reading in enumerate(dataset.readings):
+        right = torch.stack([embeddings[place] for embeddings, _ in read])
+        error = (dataset.features(reading) - right).norm(dim=1) / right.norm(dim=1)
+        assert float(error.max()) < 2**-11, reading
+    for each, (_, logprob) in zip(dataset.samples, read, strict=True):
+        assert each.logprob == pytest.approx(logprob, abs=1e-2)
+
+
+def test_sampled_and_given_completions_are_embedded_as_transformers_does(
     job: Job, collected: Path, tmp_path: Path
 ) -> None:
-    """The same texts, read instead of sampled: the same embeddings, to the rounding of batches.
-
-    The first 8 tokens of any completion can be compared; the rest only of completions that ended by
-    themselves, since of others the last token has no state when sampled. A text may come out as
-    other tokens than it was sampled as; those are left out.
-    """
+    """The same texts sampled and, perhaps as other tokens, read."""
     sampled = Dataset.load(collected)
     rows = [
         {
@@ -209,20 +248,12 @@ def test_given_completions_are_embedded_like_sampled_ones(
     given = Dataset.load(folder)
     assert given.rewards.tolist() == sampled.rewards.tolist()
     assert [each.text for each in given.samples] == [each.text for each in sampled.samples]
-    pairs = list(zip(given.samples, sampled.samples, strict=True))
-    begun = [i for i, (one, two) in enumerate(pairs) if one.token_ids[:8] == two.token_ids[:8]]
-    ended = [i for i, (one, two) in enumerate(pairs) if one.token_ids == two.token_ids[:-1]]
-    assert len(begun) >= 12
-    assert len(ended) >= 2
-    for reading in sampled.readings:
-        same = begun if reading.window else ended
-        right, found = sampled.features(reading)[same], given.features(reading)[same]
-        error = (found - right).norm(dim=1) / right.norm(dim=1)
-        # Twice what bf16 costs a single token, the worst case: docs/measurements.md.
-        assert float(error.square().mean().sqrt()) < 0.04, reading
-    for i in ended:
-        # What was sampled also has the logarithm of its stop token, which is not part of a text.
-        assert given.samples[i].logprob > sampled.samples[i].logprob - 0.1
+    # The model reads all of a given text, and of a sampled one all but the last token.
+    assert all(each.num_scored == len(each.token_ids) for each in given.samples)
+    assert all(each.num_scored == len(each.token_ids) - 1 for each in sampled.samples)
+    reference = Reference(job.model)
+    check_embeddings(sampled, reference)
+    check_embeddings(given, reference)
 
 
 def test_sampling_with_an_adapter(job: Job, collected: Path, tmp_path: Path) -> None:
@@ -303,14 +334,16 @@ def test_bad_rows_stop_a_collection_before_a_model_is_loaded(tmp_path: Path) -> 
     assert not (tmp_path / "data").exists()
 
 
-def test_prompts_beyond_the_context_stop_a_collection_before_it_samples(tmp_path: Path) -> None:
+def test_prompts_beyond_the_context_stop_a_collection_before_it_samples(
+    job: Job, tmp_path: Path
+) -> None:
     path = tmp_path / "prompts.jsonl"
     long = "word " * 200
     path.write_text(f'{{"prompt": "a", "answer": 1}}\n{{"prompt": "{long}", "answer": 1}}\n')
     done = subprocess.run(
         [
             *(QPROBE, "collect", str(path), "--reward", "numeric", "-o", str(tmp_path / "data")),
-            *("--max-model-len", "128"),
+            *("--model", str(job.model), "--max-model-len", "128", *ENGINE),
         ],
         capture_output=True,
         text=True,
