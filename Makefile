@@ -22,10 +22,10 @@ serve: install  ## serve the default model with the shipped probe on :8000; ARGS
 	$(BIN)/qprobe serve $(ARGS)
 
 test: install lint type unit engine e2e  ## everything that CI runs
-	@$(BIN)/python tests/timings.py $(JUNIT)
 
 test-all: HEAVY :=
 test-all: test  ## and what is heavy, before a release
+	$(BIN)/pytest tests/engine/test_parity.py --engine-dtype bfloat16
 
 lint: install  ## style and import contracts
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""Where the minutes of a test run went: by folder, and the slowest tests. Called by make test."""
+"""Where the minutes of a test run went: by folder, and the slowest tests. Called by .ci/run."""
 
 import sys
 from collections import defaultdict
