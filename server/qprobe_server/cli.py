@@ -4,10 +4,14 @@ import sys
 from importlib import import_module
 
 from qprobe.errors import QProbeError
+from qprobe_server import quiet
 from qprobe_server.commands import arguments
 from qprobe_server.errors import ServerError
 
 __all__ = ["main"]
+
+# Here for the engine's processes: each imports this module before it imports vLLM.
+quiet.hush_libraries()
 
 # A builtin's name is no module's.
 _MODULES = {"eval": "evaluate"}
@@ -29,6 +33,8 @@ def main() -> None:
         import_module(f"qprobe_server.commands.{name}").run(args)
     except (QProbeError, ServerError) as error:
         sys.exit(f"qprobe: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except OSError as error:
         if args.command == "serve" or error.filename is None:  # vLLM's: no word is enough
             raise
