@@ -38,8 +38,9 @@ from qprobe_server.choice.request import Rerank, current_rerank
 from qprobe_server.default_model import prepare_default_model
 from qprobe_server.library.lifecycle import ProbeLifecycle
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe, read_probe
-from qprobe_server.vllm_backend.checks import choose_dtype, find_worker_cls
+from qprobe_server.vllm_backend.checks import find_worker_cls
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
+from qprobe_server.vllm_backend.cpu import choose_dtype
 from qprobe_server.vllm_backend.worker.scoring import ADDITIONAL_CONFIG
 
 SHIPPED = Path(__file__).parents[2] / "probes" / "qprobe" / "shipped" / "python.safetensors"

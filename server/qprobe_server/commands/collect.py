@@ -20,7 +20,7 @@ from qprobe_server.commands.manifest import (
 )
 from qprobe_server.commands.preflight import check_adapter, check_model, check_worker
 from qprobe_server.commands.reward_service import HttpReward, is_url
-from qprobe_server.commands.serve import choose_default_model, prepare_environment
+from qprobe_server.commands.serve import choose_default_model, name_given, prepare_environment
 from qprobe_server.errors import StartupError
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
@@ -48,7 +48,7 @@ def run(given: argparse.Namespace) -> None:
         QProbeError: A row, the reward or the dataset's folder is not valid.
         StartupError: A flag is not valid, or the model cannot be had.
     """
-    prepare_environment(**_ENVIRONMENT)
+    prepare_environment(verbose=given.verbose, **_ENVIRONMENT)
     _check_flags(given)
     reward = _find_reward(given)
     rows = _read_rows(given, reward)
@@ -61,8 +61,9 @@ def run(given: argparse.Namespace) -> None:
     from qprobe_server.vllm_backend import arguments
 
     args = arguments.parse(given.argv, given.add_flags)
+    args.given = name_given(given)
     if args.model is None:
-        args.model = choose_default_model(args)
+        args.model = choose_default_model()
     _collect(args, reward, rows)
 
 

@@ -89,7 +89,7 @@ def _add_reranking(parser: argparse.ArgumentParser) -> None:
         metavar="default|off|16:8,32:4",
         help="Early rejection: when candidates that fall behind are dropped. 'default' is what the "
         "probe recommends; 16:8,32:4 keeps 8 after 16 tokens and 4 after 32, where the probe has "
-        "heads for these. Default: off.",
+        "heads for these. Default: off; 'default' with the default model and its own probes.",
     )
     group.add_argument(
         "--max-k",

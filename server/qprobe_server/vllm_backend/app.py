@@ -7,8 +7,10 @@ building the app and serving it.
 """
 
 import argparse
-import signal
+import asyncio
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -27,11 +29,13 @@ from vllm.logger import configure_logging_from_args
 from vllm.usage.usage_lib import UsageContext
 
 from qprobe import ProbeFileError, ProbeInfo
+from qprobe_server import quiet
 from qprobe_server.edge import routes
 from qprobe_server.edge.access_log import AccessLogMiddleware, start_access_log
 from qprobe_server.edge.middleware import AppState, RerankMiddleware
 from qprobe_server.edge.openapi import document
 from qprobe_server.edge.playground import routes as playground_routes
+from qprobe_server.edge.stopping import OpenRequests, StoppingMiddleware
 from qprobe_server.errors import RequestError, StartupError
 from qprobe_server.library.fit import check_exposed, check_fit, check_layers
 from qprobe_server.library.flags import choose_layers, read_probes
@@ -40,12 +44,15 @@ from qprobe_server.library.registry import LoadedProbe, ProbeRegistry
 from qprobe_server.library.store import ProbeStore
 from qprobe_server.settings import Settings, name_probes, read_settings
 from qprobe_server.vllm_backend.arguments import prepare_engine_args
+from qprobe_server.vllm_backend.banner import Listening, describe_server
 from qprobe_server.vllm_backend.checks import (
     check_installation,
     describe_model,
     find_worker_cls,
 )
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
+from qprobe_server.vllm_backend.cpu import prepare_cpu
+from qprobe_server.vllm_backend.lifetime import GRACE_S, ending_at_once, serve_until_signalled
 
 __all__ = ["attach", "run"]
 
@@ -58,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     """
     cli_env_setup()
     configure_logging_from_args(args)
+    args.use_tqdm_on_load &= not quiet.is_quiet()
     validate_parsed_serve_args(args)
     check_installation()
     settings = read_settings(args)
@@ -69,12 +77,17 @@ def run(args: argparse.Namespace) -> None:
     layers = choose_layers(args.probe_layers, probes)
     prepare_engine_args(args, layers, find_worker_cls("ScoringWorker"))
     if args.headless:
+        prepare_cpu(args)
         args.api_server_count = 0
         run_headless(args)
         return
-    engine_args = AsyncEngineArgs.from_cli_args(args)
-    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    facts = describe_model(config)
+    with ending_at_once():
+        prepare_cpu(args)
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        facts = describe_model(config)
+    # Not by a flag: with this vLLM wants a fixed backend, which refuses schemas that others take.
+    config.structured_outputs_config.disable_any_whitespace |= args.compact_json
 
     def check(info: ProbeInfo) -> None:
         check_fit(info, facts, allow_model_mismatch=args.allow_model_mismatch)
@@ -99,38 +112,84 @@ async def _serve(
     check: Callable[[ProbeInfo], None],
     store: ProbeStore | None,
 ) -> None:
-    # Until uvicorn runs and takes the signal over.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    _, sock = setup_server(args, reuse_port=False)
-    engine = RerankingLLM.from_vllm_config(
-        config,
-        usage_context=UsageContext.OPENAI_API_SERVER,
-        enable_log_requests=engine_args.enable_log_requests,
-        aggregate_engine_logging=engine_args.aggregate_engine_logging,
-        disable_log_stats=engine_args.disable_log_stats,
-    )
+    requests = OpenRequests()
+    registry = ProbeRegistry()
+    engine: RerankingLLM | None = None
     try:
-        await engine.reset_mm_cache()
-        registry = ProbeRegistry()
-        lifecycle = ProbeLifecycle(
-            registry,
-            load=engine.load_probes,
-            check=check,
-            store=store,
-            default_probe=settings.default_probe,
+        with ending_at_once():
+            _, sock = setup_server(args, reuse_port=False)
+            sys.stderr.write(f"qprobe: loading {_name_model(args)} ...\n")
+            engine = _start_engine(engine_args, config)
+            await engine.reset_mm_cache()
+            lifecycle = ProbeLifecycle(
+                registry,
+                load=engine.load_probes,
+                check=check,
+                store=store,
+                default_probe=settings.default_probe,
+            )
+            await lifecycle.start(probes)
+            probes.clear()  # the workers have the weights
+            engine.metrics.watch(registry)
+            app = await _build(args, engine)
+            app.user_middleware.append(Middleware(StoppingMiddleware, requests=requests))
+            attach(app, settings, registry, lifecycle)
+        await serve_until_signalled(
+            app,
+            serve_http(app, sock=sock, **_uvicorn_options(args)),
+            requests,
+            let_end_s=config.shutdown_timeout,
+            on_ready=partial(_announce, args, engine, registry, settings),
         )
-        await lifecycle.start(probes)
-        probes.clear()  # the workers have the weights
-        engine.metrics.watch(registry)
-        app = await _build(args, engine)
-        attach(app, settings, registry, lifecycle)
-        shutdown = await serve_http(app, sock=sock, **_uvicorn_options(args))
     finally:
-        engine.shutdown(timeout=config.shutdown_timeout)
+        if engine is not None:
+            # In a thread, so that a second signal is heard.
+            stop = partial(engine.shutdown, timeout=max(config.shutdown_timeout, GRACE_S))
+            await asyncio.get_running_loop().run_in_executor(None, stop)
+    sock.close()
+
+
+def _start_engine(engine_args: AsyncEngineArgs, config: Any) -> RerankingLLM:
     try:
-        await shutdown
-    finally:
-        sock.close()
+        return RerankingLLM.from_vllm_config(
+            config,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            enable_log_requests=engine_args.enable_log_requests,
+            aggregate_engine_logging=engine_args.aggregate_engine_logging,
+            disable_log_stats=engine_args.disable_log_stats,
+        )
+    except RuntimeError as error:
+        raise StartupError(f"the engine did not start, as it says above: {error}") from error
+
+
+def _announce(
+    args: argparse.Namespace, engine: RerankingLLM, registry: ProbeRegistry, settings: Settings
+) -> None:
+    """Say on the terminal that the server is ready, and how to use it."""
+    keys = [key for key in args.api_key or [envs.VLLM_API_KEY] if key]
+    listening = Listening(
+        host=args.host,
+        port=args.port,
+        is_tls=bool(args.ssl_certfile),
+        socket=args.uds,
+        # Whoever reads the terminal need not know the key.
+        key=None if not keys else "$VLLM_API_KEY" if envs.VLLM_API_KEY in keys else "YOUR_API_KEY",
+    )
+    template = args.chat_template or getattr(engine.get_tokenizer(), "chat_template", None)
+    block = describe_server(
+        listening,
+        model=_name_model(args),
+        is_chat=template is not None,
+        probes=registry.probes(),
+        settings=settings,
+    )
+    sys.stdout.write(block)
+    sys.stdout.flush()
+
+
+def _name_model(args: argparse.Namespace) -> str:
+    """Return the name that requests use first."""
+    return str((args.served_model_name or [args.model])[0])
 
 
 async def _build(args: argparse.Namespace, engine: RerankingLLM) -> FastAPI:
@@ -189,6 +248,7 @@ def _uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
         "log_level": args.uvicorn_log_level,
         "access_log": not (args.disable_uvicorn_access_log or args.json_access_log),
         "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        "timeout_graceful_shutdown": GRACE_S,
         "ssl_keyfile": args.ssl_keyfile,
         "ssl_certfile": args.ssl_certfile,
         "ssl_ca_certs": args.ssl_ca_certs,
@@ -197,6 +257,8 @@ def _uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
         "h11_max_incomplete_event_size": args.h11_max_incomplete_event_size,
         "h11_max_header_count": args.h11_max_header_count,
     }
+    if quiet.is_quiet() and "uvicorn_log_level" not in args.given:
+        quiet.hush_uvicorn()
     log_config = get_uvicorn_log_config(args)
     if log_config is not None:
         options["log_config"] = log_config

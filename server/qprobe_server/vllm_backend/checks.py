@@ -1,12 +1,10 @@
 """Whether vLLM, the machine and the model are such that probes can be scored.
 
 Relies on vLLM 0.32.0: ``VllmConfig.use_v2_model_runner``, ``ModelConfig.get_hidden_size,
-get_total_num_hidden_layers``, ``get_model_cls``, ``supports_eagle3`` and the block size of
-``CpuPlatform.check_and_update_config``.
+get_total_num_hidden_layers``, ``get_model_cls`` and ``supports_eagle3``.
 """
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 import vllm
@@ -21,8 +19,6 @@ from qprobe_server.library.fit import ModelFacts
 __all__ = [
     "VLLM_VERSION",
     "check_installation",
-    "choose_block_size",
-    "choose_dtype",
     "describe_model",
     "find_worker_cls",
 ]
@@ -46,28 +42,6 @@ def check_installation() -> None:
                 "the installed torchvision does not fit the installed torch, and nothing here "
                 f"needs it: pip uninstall torchvision torchaudio torchcodec ({error})"
             ) from error
-
-
-def choose_dtype() -> str:
-    """Return the dtype for a small model on this machine: vLLM's choice, or what is faster.
-
-    CPUs without instructions for bfloat16 emulate it: a product of matrices takes four times as
-    long as in float32 (measured on one with AVX2 only).
-    """
-    if not current_platform.is_cpu():
-        return "auto"
-    flags = Path("/proc/cpuinfo").read_text().split()
-    return "auto" if {"avx512_bf16", "amx_bf16", "bf16"}.intersection(flags) else "float32"
-
-
-def choose_block_size() -> int | None:
-    """Return the tokens of a cache block for a small model on this machine; None is vLLM's choice.
-
-    The candidates of a prompt share its whole blocks. On a CPU vLLM takes blocks of 128 tokens
-    (platforms/cpu.py), and then every candidate reads a shorter prompt anew; its attention wants
-    multiples of 32.
-    """
-    return 32 if current_platform.is_cpu() else None
 
 
 def find_worker_cls(name: str) -> str:

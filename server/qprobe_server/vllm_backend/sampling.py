@@ -27,10 +27,12 @@ from vllm.platforms import current_platform
 
 from qprobe.errors import RowError
 from qprobe.probe.network import Layer
+from qprobe_server import quiet
 from qprobe_server.choice.candidates import Candidate, count_scored_tokens
 from qprobe_server.errors import StartupError
 from qprobe_server.vllm_backend.arguments import claim_worker
 from qprobe_server.vllm_backend.checks import check_installation, describe_model, find_worker_cls
+from qprobe_server.vllm_backend.cpu import prepare_cpu
 from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
 
 __all__ = ["Completion", "SamplingEngine", "SamplingParameters", "default_layers"]
@@ -94,6 +96,8 @@ class SamplingEngine:
         adapter: str | None,
     ) -> None:
         check_installation()
+        prepare_cpu(args)
+        args.use_tqdm_on_load &= not quiet.is_quiet()
         if adapter is not None:
             _enable_lora(args, Path(adapter))
         claim_worker(args, find_worker_cls("EmbeddingWorker"), ())

@@ -1,0 +1,119 @@
+"""What ``qprobe serve`` says when it is ready: where it is, what it serves, how to ask it."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qprobe_server.library.registry import ServedProbe
+from qprobe_server.settings import Settings
+
+__all__ = ["Listening", "describe_server"]
+
+_PROMPT = "Write a Python function `is_odd(n)`."
+_SHOWN_PROBES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Where the server listens, and who may ask.
+
+    Attributes:
+        host: Of the flag; None and the addresses of all interfaces mean this machine too.
+        port: Of TCP.
+        is_tls: Whether it speaks HTTPS.
+        socket: Path of the Unix socket instead of host and port, or None.
+        key: What a shell puts for the API key, never the key itself; None: none is wanted.
+    """
+
+    host: str | None
+    port: int
+    is_tls: bool = False
+    socket: str | None = None
+    key: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The address for a client on this machine."""
+        if self.socket is not None:
+            return "http://localhost"
+        host = "localhost" if self.host in (None, "", "0.0.0.0", "::") else str(self.host)
+        host = f"[{host}]" if ":" in host else host
+        return f"http{'s' if self.is_tls else ''}://{host}:{self.port}"
+
+
+def describe_server(
+    listening: Listening,
+    *,
+    model: str,
+    is_chat: bool,
+    probes: Sequence[ServedProbe],
+    settings: Settings,
+) -> str:
+    """Return the block that ends a start.
+
+    Args:
+        listening: Where.
+        model: The name that requests use.
+        is_chat: Whether the model has a chat template.
+        probes: In the order in which they are listed.
+        settings: The server's flags.
+    """
+    where = f" on the socket {listening.socket}" if listening.socket else ""
+    rows = [("API", f"{listening.url}/v1{where}"), ("playground", f"{listening.url}/playground")]
+    rows += [
+        ("probe", f"{model}:{probe.name}  {_describe_choice(probe, settings)}")
+        for probe in probes[:_SHOWN_PROBES]
+    ]
+    if len(probes) > _SHOWN_PROBES:
+        rows.append(("", f"and {len(probes) - _SHOWN_PROBES} more: {listening.url}/v1/probes"))
+    if settings.default_probe is not None:
+        rows.append((model, f"takes the probe {settings.default_probe}"))
+    else:
+        rows.append((model, "without a probe is sampled as by vLLM"))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name:<{width}}  {value}" for name, value in rows]
+    asked = _pick(probes, settings)
+    alias = model if asked is None else f"{model}:{asked.name}"
+    curl = _make_curl(listening, alias, is_chat=is_chat)
+    about = [f"qprobe serves {model}; Ctrl-C stops it.", *lines]
+    return "\n".join(["", *about, "", "Try:", "", curl, "", ""])
+
+
+def _describe_choice(probe: ServedProbe, settings: Settings) -> str:
+    """Return what its requests do unless they say otherwise."""
+    k = settings.k or probe.info.k
+    text = f"best of {k}" if k > 1 else "one candidate"
+    wanted = probe.info.schedule if settings.schedule == "default" else settings.schedule
+    steps = [step for step in wanted if step.keep < k]
+    if not steps or any(step.tokens not in probe.heads for step in wanted):
+        return text
+    kept = ", ".join(str(step.keep) for step in steps)
+    after = ", ".join(str(step.tokens) for step in steps)
+    return f"{text}; {kept} are left after {after} tokens (--schedule off: all)"
+
+
+def _pick(probes: Sequence[ServedProbe], settings: Settings) -> ServedProbe | None:
+    """Return the probe that the example asks: the default, else one that answers early."""
+    for probe in probes:
+        if probe.name == settings.default_probe:
+            return probe
+    with_schedule = [probe for probe in probes if probe.info.schedule]
+    return next(iter([*with_schedule, *probes]), None)
+
+
+def _make_curl(listening: Listening, model: str, *, is_chat: bool) -> str:
+    body: dict[str, object] = {"model": model}
+    if is_chat:
+        body["messages"] = [{"role": "user", "content": _PROMPT}]
+    else:
+        body |= {"prompt": _PROMPT, "max_tokens": 64}
+    command = ["curl", "-sS"]
+    if listening.socket is not None:
+        command += ["--unix-socket", listening.socket]
+    command.append(f"{listening.url}/v1/{'chat/completions' if is_chat else 'completions'}")
+    shown = [shlex.join(command), "-H 'content-type: application/json'"]
+    if listening.key is not None:
+        shown.append(f'-H "authorization: Bearer {listening.key}"')
+    shown.append(f"-d {shlex.quote(json.dumps(body))}")
+    return " ".join(shown)
