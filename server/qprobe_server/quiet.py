@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Mapping
 
-__all__ = ["be_quiet", "hush_libraries", "hush_uvicorn", "is_quiet"]
+__all__ = ["EXPECTED", "be_quiet", "hush_libraries", "hush_uvicorn", "is_quiet"]
 
 _QUIET = "QPROBE_QUIET"
 # Whoever sets one of these wants to see what vLLM logs.
@@ -24,7 +24,7 @@ _ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 # Warnings of every start, by logger: what was asked for, or what nothing here can change.
-_EXPECTED: Mapping[str, tuple[str, ...]] = {
+EXPECTED: Mapping[str, tuple[str, ...]] = {
     "vllm.triton_utils.importing": ("Triton is installed",),
     "vllm.platforms.cpu": ("Triton is not installed", "Reset SSM cache type"),
     "vllm.config.vllm": ("Enforce eager set", "Inductor compilation was disabled"),
@@ -58,7 +58,7 @@ def is_quiet() -> bool:
 def hush_libraries() -> None:
     """Leave out the warnings that every start brings, if the command is quiet."""
     if is_quiet():
-        for name, beginnings in _EXPECTED.items():
+        for name, beginnings in EXPECTED.items():
             logging.getLogger(name).addFilter(_LeaveOut(beginnings))
 
 

@@ -32,7 +32,6 @@ from qprobe_server.choice.request import Rerank, current_rerank
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
 from qprobe_server.vllm_backend.checks import find_worker_cls
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
-from qprobe_server.vllm_backend.cpu import choose_dtype
 from qprobe_server.vllm_backend.worker.scoring import ADDITIONAL_CONFIG
 
 HIDDEN = 576

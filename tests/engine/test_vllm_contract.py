@@ -5,16 +5,21 @@ When vLLM changes one of these, the failing assertion says which, and the module
 """
 
 import argparse
+import importlib
 import inspect
 import json
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import vllm
+from safetensors.torch import save_file
 from vllm import LLM, SamplingParams
+from vllm.config import ModelConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.cli.serve import ServeSubcommand
@@ -23,13 +28,19 @@ from vllm.entrypoints.launchers.launcher import serve_http
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.model_executor.models.interfaces import SupportsEagle3, supports_eagle3
 from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.platforms.cpu import CpuPlatform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore, EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.engine.parallel_sampling import ParentRequest
+from vllm.v1.engine.utils import CoreEngineProcManager
+from vllm.v1.executor.multiproc_executor import WorkerProc
+from vllm.v1.structured_output.backend_guidance import GuidanceBackend
+from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import ExecuteModelState, GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
@@ -38,10 +49,12 @@ from qprobe_server.commands.arguments import parse as read_arguments
 from qprobe_server.commands.parser import expand_config, normalize
 from qprobe_server.commands.preflight import DEFAULT_PORT
 from qprobe_server.errors import StartupError
+from qprobe_server.quiet import EXPECTED
 from qprobe_server.vllm_backend import flags
 from qprobe_server.vllm_backend.arguments import parse, prepare_engine_args
 from qprobe_server.vllm_backend.checks import VLLM_VERSION, check_installation
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
+from qprobe_server.vllm_backend.cpu import measure_weights
 
 
 def changed(what: str) -> str:
@@ -161,9 +174,62 @@ def test_how_the_app_is_built_and_served() -> None:
 
     served = text[text.index("return await serve_http(") :]
     options = set(re.findall(r"^\s+(\w+)=", served, re.MULTILINE)) - {"sock", "peer_loads"}
-    assert options == set(re.findall(r'"(\w+)": ', source(_uvicorn_options))), changed(
-        "the options of serve_http"
+    ours = set(re.findall(r'"(\w+)": ', source(_uvicorn_options)))
+    assert options == ours - {"timeout_graceful_shutdown"}, changed("the options of serve_http")
+
+
+def test_how_a_server_is_stopped_before_its_engine() -> None:
+    assert "app.state.server = server" in source(serve_http), changed("serve_http")
+    for runs in (EngineCoreProc.run_engine_core, WorkerProc.worker_main):
+        # They take SIGINT for an order to stop, unless it is masked when they are started.
+        assert "signal.signal(signal.SIGINT" in source(runs), changed(runs.__qualname__)
+        assert "sigmask" not in source(runs), changed(runs.__qualname__)
+    assert "proc.start()" in source(CoreEngineProcManager.__init__), changed(
+        "CoreEngineProcManager"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning"), [(name, each) for name, all_ in EXPECTED.items() for each in all_]
+)
+def test_warnings_that_are_left_out(name: str, beginning: str) -> None:
+    text = inspect.getsource(importlib.import_module(name))
+    assert f'"{beginning}' in text, changed(f"a warning of {name}")
+    assert "logger = init_logger(__name__)" in text, changed(f"the logger of {name}")
+
+
+def test_what_is_asked_of_a_cpu() -> None:
+    for name in ("get_total_num_kv_heads", "get_head_size", "get_total_num_hidden_layers"):
+        assert callable(getattr(ModelConfig, name, None)), changed(f"ModelConfig.{name}")
+    for name in ("use_mla", "is_hybrid", "is_attention_free"):
+        assert hasattr(ModelConfig, name), changed(f"ModelConfig.{name}")
+    assert callable(EngineArgs.create_model_config), changed("EngineArgs.create_model_config")
+    assert "cgroup" in source(get_memory_node_info), changed("get_memory_node_info")
+    assert get_visible_memory_node(), changed("get_visible_memory_node")
+    text = source(CpuPlatform.check_and_update_config)
+    assert "VLLM_CPU_KVCACHE_SPACE" in text, changed("the variable of the cache's size")
+    assert "cache_config.block_size = 128" in text, changed("the block size on a CPU")
+
+
+def test_the_size_of_a_checkpoint(tmp_path: Path) -> None:
+    tensors = {
+        "wide": torch.zeros(4, 3, dtype=torch.bfloat16),
+        "packed": torch.zeros(5, dtype=torch.int32),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert measure_weights(str(tmp_path), None) == (12, 20), changed(
+        "get_safetensors_params_metadata"
+    )
+
+
+def test_json_without_white_space_by_any_backend() -> None:
+    """Set on the configuration, since the flag wants one backend."""
+    config = StructuredOutputsConfig()
+    config.disable_any_whitespace = True  # not checked again
+    assert pickle.loads(pickle.dumps(config)) == config
+    for backend in (XgrammarBackend, GuidanceBackend):
+        text = source(backend.__post_init__)
+        assert "structured_outputs_config.disable_any_whitespace" in text, changed(str(backend))
 
 
 @pytest.mark.parametrize(

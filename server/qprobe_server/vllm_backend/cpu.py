@@ -16,7 +16,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CpuFacts", "choose", "choose_dtype", "describe", "prepare_cpu"]
+__all__ = ["CpuFacts", "choose", "choose_dtype", "describe", "measure_weights", "prepare_cpu"]
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 # The candidates of a prompt share its whole blocks. With vLLM's blocks of 128 tokens each of them
@@ -157,7 +157,7 @@ def _read_facts(args: argparse.Namespace) -> CpuFacts:
 
     model: Any = EngineArgs.from_cli_args(args).create_model_config()
     nodes = [get_memory_node_info(node) for node in get_visible_memory_node()]
-    num_weights, other_bytes = _measure_weights(args.model, args.revision)
+    num_weights, other_bytes = measure_weights(args.model, args.revision)
     heads = model.get_total_num_kv_heads() * model.get_head_size()
     return CpuFacts(
         has_bf16=_has_bf16(),
@@ -174,7 +174,7 @@ def _read_facts(args: argparse.Namespace) -> CpuFacts:
     )
 
 
-def _measure_weights(model: str, revision: str | None) -> tuple[int, int]:
+def measure_weights(model: str, revision: str | None) -> tuple[int, int]:
     """Return how many floats a safetensors checkpoint has, and the bytes of all else in it."""
     from vllm.transformers_utils.config import get_safetensors_params_metadata
 
