@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,10 @@ class Terminal:
 
 
 def _is_of(process: psutil.Process, group: int) -> bool:
+    """Whether a process of the group is alive; one whose parent does not look may stay a zombie."""
     try:
-        return os.getpgid(process.pid) == group
-    except ProcessLookupError:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
         return False
 
 
@@ -124,7 +125,10 @@ class Asking(threading.Thread):
         }
 
     def run(self) -> None:
-        with httpx.stream("POST", self._url, json=self._body, timeout=120) as reply:
+        with (
+            suppress(httpx.RemoteProtocolError),  # the server ended at once
+            httpx.stream("POST", self._url, json=self._body, timeout=120) as reply,
+        ):
             self.status = reply.status_code
             for part in reply.iter_text():
                 self.text += part

@@ -11,6 +11,7 @@ import pytest
 # Waits, beside a child that says so when it gets Ctrl-C, or when it outlives its parent.
 STARTING = """
 import os, subprocess, sys, time
+from multiprocessing import resource_tracker
 from qprobe_server.vllm_backend.lifetime import ending_at_once
 CHILD = '''
 import signal, time
@@ -20,6 +21,7 @@ time.sleep(3)
 print("child: alive", flush=True)
 '''
 with ending_at_once():
+    resource_tracker.ensure_running()  # as multiprocessing does before it starts a process
     subprocess.Popen([sys.executable, "-c", CHILD])
     while True:
         time.sleep(60)

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import psutil
@@ -42,6 +43,7 @@ def ending_at_once() -> Iterator[None]:
     os.set_blocking(writer.fileno(), False)
     watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
     watcher.start()  # before the mask, so that there is a thread to take the signal
+    resource_tracker.ensure_running()  # likewise: multiprocessing unmasks SIGINT when it starts it
     handlers = {each: signal.signal(each, _leave_to_watcher) for each in _SIGNALS}
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
