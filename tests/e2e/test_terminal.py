@@ -1,7 +1,4 @@
-"""What a user sees on the terminal from start to Ctrl-C, which a terminal sends to every process.
-
-A random model of two layers: nothing here is about answers.
-"""
+"""What a user sees on the terminal from start to Ctrl-C, which a terminal sends to every process."""
 
 import json
 import os
@@ -17,36 +14,8 @@ from typing import Any
 
 import httpx
 import psutil
-import pytest
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-from qprobe_server.default_model import prepare_default_model
 
 START_TIMEOUT_S = 300
-HIDDEN, LAYERS = 64, 2
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a small random model with the default model's tokenizer."""
-    folder = tmp_path_factory.mktemp("models") / "small"
-    tokenizer = AutoTokenizer.from_pretrained(prepare_default_model())
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=8192,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 class Terminal:
@@ -158,11 +127,10 @@ def check_is_quiet(lines: list[str], most: int) -> None:
 
 
 def test_from_start_to_ctrl_c(
-    model: Path, make_probe: Callable[..., Path], tmp_path: Path, unused_tcp_port: int
+    small_model: Path, make_probe: Callable[..., Path], tmp_path: Path, unused_tcp_port: int
 ) -> None:
-    fields = {"hidden_size": HIDDEN, "num_layers": LAYERS, "layer": "final", "base_model": "any"}
-    probe = f"mine={make_probe('mine', **fields)}"
-    flags = (str(model), "--served-model-name", "small", "--allow-model-mismatch", "--probe", probe)
+    probe = f"mine={make_probe('mine')}"
+    flags = (str(small_model), "--served-model-name", "small", "--probe", probe)
     with on_terminal(tmp_path / "log", *flags, port=unused_tcp_port) as terminal:
         terminal.wait_for("curl ")
         lines = terminal.lines
@@ -199,8 +167,8 @@ def test_from_start_to_ctrl_c(
         check_is_quiet([line for line in ended if '"GET /metrics' not in line], most=3)
 
 
-def test_ctrl_c_before_it_is_ready(model: Path, tmp_path: Path, unused_tcp_port: int) -> None:
-    with on_terminal(tmp_path / "log", str(model), port=unused_tcp_port) as terminal:
+def test_ctrl_c_before_it_is_ready(small_model: Path, tmp_path: Path, unused_tcp_port: int) -> None:
+    with on_terminal(tmp_path / "log", str(small_model), port=unused_tcp_port) as terminal:
         terminal.wait_for("loading")
         time.sleep(6)  # the engine's process imports vLLM
         terminal.interrupt()
@@ -210,9 +178,9 @@ def test_ctrl_c_before_it_is_ready(model: Path, tmp_path: Path, unused_tcp_port:
 
 
 def test_a_second_ctrl_c_waits_for_nothing(
-    model: Path, tmp_path: Path, unused_tcp_port: int
+    small_model: Path, tmp_path: Path, unused_tcp_port: int
 ) -> None:
-    flags = (str(model), "--served-model-name", "small", "--shutdown-timeout", "120")
+    flags = (str(small_model), "--served-model-name", "small", "--shutdown-timeout", "120")
     with on_terminal(tmp_path / "log", *flags, port=unused_tcp_port) as terminal:
         terminal.wait_for("curl ")
         asking = Asking(terminal.url, stream=True, model="small")
