@@ -1,4 +1,4 @@
-"""What a user sees on the terminal from start to Ctrl-C, which a terminal sends to every process."""
+"""What a user sees on the terminal from start to Ctrl-C, which goes to every process."""
 
 import json
 import os

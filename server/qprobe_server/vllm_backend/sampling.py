@@ -9,6 +9,7 @@ process, so that the same requests are put into the same batches every time.
 
 import argparse
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from qprobe_server.errors import StartupError
 from qprobe_server.vllm_backend.arguments import claim_worker
 from qprobe_server.vllm_backend.checks import check_installation, describe_model, find_worker_cls
 from qprobe_server.vllm_backend.cpu import prepare_cpu
+from qprobe_server.vllm_backend.lifetime import ending_at_once
 from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
 
 __all__ = ["Completion", "SamplingEngine", "SamplingParameters", "default_layers"]
@@ -118,7 +120,9 @@ class SamplingEngine:
             find_worker_cls("EmbeddingWorker"),
             [layer for layer in self.layers if layer != "final"],
         )
-        self._llm = LLM(**vars(EngineArgs.from_cli_args(args)))
+        sys.stderr.write(f"qprobe: loading {Path(args.model).name} ...\n")
+        with ending_at_once():
+            self._llm = LLM(**vars(EngineArgs.from_cli_args(args)))
         self._lora = LoRARequest("adapter", 1, adapter) if adapter else None
         self._num_requests = 0
 
