@@ -29,6 +29,8 @@ EXPECTED: Mapping[str, tuple[str, ...]] = {
     "vllm.platforms.cpu": ("Triton is not installed", "Reset SSM cache type"),
     "vllm.config.vllm": ("Enforce eager set", "Inductor compilation was disabled"),
     "vllm.config.model": ("Default vLLM sampling parameters have been overridden",),
+    # One a weight, where a checkpoint in float32 is run in a narrower dtype.
+    "vllm.model_executor.models.utils": ("Attempted to load weight %s with dtype",),
     "vllm.utils.system_utils": ("Found ulimit of",),
     "vllm.utils.argparse_utils": ("Found duplicate keys",),
     "vllm.v1.worker.cpu_worker": ("%s is not found in LD_PRELOAD",),
