@@ -7,7 +7,6 @@ building the app and serving it.
 """
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -52,7 +51,12 @@ from qprobe_server.vllm_backend.checks import (
 )
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 from qprobe_server.vllm_backend.cpu import prepare_cpu
-from qprobe_server.vllm_backend.lifetime import GRACE_S, ending_at_once, serve_until_signalled
+from qprobe_server.vllm_backend.lifetime import (
+    GRACE_S,
+    ending_at_once,
+    serve_until_signalled,
+    stop_engine,
+)
 
 __all__ = ["attach", "run"]
 
@@ -143,9 +147,7 @@ async def _serve(
         )
     finally:
         if engine is not None:
-            # In a thread, so that a second signal is heard.
-            stop = partial(engine.shutdown, timeout=max(config.shutdown_timeout, GRACE_S))
-            await asyncio.get_running_loop().run_in_executor(None, stop)
+            await stop_engine(engine.shutdown, let_end_s=config.shutdown_timeout)
     sock.close()
 
 

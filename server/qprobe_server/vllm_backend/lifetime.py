@@ -3,10 +3,11 @@
 Relies on vLLM 0.32.0: ``serve_http`` (entrypoints/launchers/launcher.py) puts uvicorn's server at
 ``app.state.server`` and returns once that has ended; ``EngineCoreProc.run_engine_core``
 (v1/engine/core.py) and ``WorkerProc`` (v1/executor/multiproc_executor.py) set handlers for SIGINT,
-and unblock nothing.
+and unblock nothing; ``lifespan`` (entrypoints/launchers/utils/server_utils.py) freezes the heap.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -22,11 +23,11 @@ from fastapi import FastAPI
 
 from qprobe_server.edge.stopping import OpenRequests
 
-__all__ = ["GRACE_S", "ending_at_once", "serve_until_signalled"]
+__all__ = ["GRACE_S", "ending_at_once", "serve_until_signalled", "stop_engine"]
 
-# For what is in the midst of ending: the app's side of a request, connections, the engine's
-# processes.
+# For what is in the midst of ending: the app's side of a request, connections.
 GRACE_S = 5
+_ENGINE_ENDS_S = 2
 _CHECK_STARTED_S = 0.05
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -69,6 +70,13 @@ def _watch(reader: socket.socket) -> None:
 
 def _end_at_once(number: int) -> None:
     """End this process and its children, without leaving it to them to say something."""
+    _kill_children()
+    sys.stderr.write("\nqprobe: stopped\n")
+    sys.stderr.flush()
+    os._exit(128 + number)
+
+
+def _kill_children() -> None:
     for child in psutil.Process().children(recursive=True):
         try:
             # These clean up after the others, and end by themselves.
@@ -76,9 +84,6 @@ def _end_at_once(number: int) -> None:
                 child.kill()
         except psutil.NoSuchProcess:
             continue
-    sys.stderr.write("\nqprobe: stopped\n")
-    sys.stderr.flush()
-    os._exit(128 + number)
 
 
 async def serve_until_signalled(
@@ -117,6 +122,26 @@ async def serve_until_signalled(
         await requests.stop(let_end_s=let_end_s, let_leave_s=GRACE_S)
         app.state.server.should_exit = True
     await (await serving)
+
+
+async def stop_engine(shutdown: Callable[[float], None], *, let_end_s: float) -> None:
+    """Stop an engine that has nothing more to do.
+
+    Its workers take seconds to tear down what ends with them anyway; vLLM warns of each process
+    that it then kills.
+
+    Args:
+        shutdown: Of the engine; takes the seconds after which it kills by itself.
+        let_end_s: Seconds that the user gives it, >= 0.
+    """
+    patience_s = max(let_end_s, _ENGINE_ENDS_S)
+    # In a thread, so that a second signal is heard.
+    stopping = asyncio.get_running_loop().run_in_executor(None, shutdown, patience_s + GRACE_S)
+    await asyncio.wait({stopping}, timeout=patience_s)
+    if not stopping.done():
+        _kill_children()
+    await stopping
+    gc.unfreeze()  # vLLM's heap, or a library complains at the exit of what was not freed
 
 
 def _has_started(app: FastAPI) -> bool:
