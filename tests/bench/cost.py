@@ -34,7 +34,8 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 
-from qprobe_server.choice.request import Rerank, current_rerank
+from qprobe_server.choice.request import RerankRequest
+from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.default_model import prepare_default_model
 from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_probe
 from qprobe_server.vllm_backend.checks import find_worker_cls
@@ -67,7 +68,7 @@ class Bench:
 
     async def reranked(self, k: int, seed: int) -> list[list[int]]:
         """Sample k, score them and answer with one."""
-        rerank = Rerank(probes=((self._probe, 1.0),), k=k, beta=0.1)
+        rerank = Rerank(RerankRequest(probes=((self._probe, 1.0),), k=k, beta=0.1))
         token = current_rerank.set(rerank)
         try:
             answer = await self._generate(n=1, seed=seed)

@@ -34,7 +34,8 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 
-from qprobe_server.choice.request import Rerank, current_rerank
+from qprobe_server.choice.request import RerankRequest
+from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.default_model import prepare_default_model
 from qprobe_server.library.lifecycle import ProbeLifecycle
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe, read_probe
@@ -72,7 +73,7 @@ def worker_mib(name: str) -> float:
 
 async def ask(engine: RerankingLLM, prompt: list[int], probe: ServedProbe, seed: int) -> None:
     """Run one request of one candidate."""
-    rerank = Rerank(probes=((probe, 1.0),), k=1, beta=0.1)
+    rerank = Rerank(RerankRequest(probes=((probe, 1.0),), k=1, beta=0.1))
     token = current_rerank.set(rerank)
     try:
         params = SamplingParams(seed=seed, output_kind=RequestOutputKind.FINAL_ONLY, **FIELDS)

@@ -28,7 +28,8 @@ from vllm.sampling_params import RequestOutputKind
 from qprobe import Probe, ProbeInfo
 from qprobe.probe.network import Layer, Pooling
 from qprobe.probe.schedule import Step
-from qprobe_server.choice.request import Rerank, current_rerank
+from qprobe_server.choice.request import RerankRequest
+from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
 from qprobe_server.vllm_backend.checks import find_worker_cls
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
@@ -234,7 +235,7 @@ def ask(engine: RerankingLLM, served: list[ServedProbe]) -> Ask:
         **params: Any,
     ) -> Answer:
         mix = probe if isinstance(probe, dict) else {probe: 1.0}
-        rerank = Rerank(
+        request = RerankRequest(
             probes=tuple((served[index], weight) for index, weight in mix.items()),
             is_mix=isinstance(probe, dict),
             k=k,
@@ -245,6 +246,7 @@ def ask(engine: RerankingLLM, served: list[ServedProbe]) -> Ask:
             return_token_scores=return_token_scores,
             explicit=True,
         )
+        rerank = Rerank(request)
         kind = RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY
         fields = {"temperature": 0.8, "max_tokens": 24, **params}
         sampling = SamplingParams(output_kind=kind, **fields)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from vllm.exceptions import GracefulHTTPError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
-from qprobe_server.choice.request import Rerank, current_rerank
+from qprobe_server.choice.request import RerankRequest
+from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
@@ -59,16 +60,18 @@ async def test_leaving_aborts_every_candidate(
 
 
 async def test_admission_counts_candidates(engine: RerankingLLM, served: list[ServedProbe]) -> None:
-    def make(k: int) -> Rerank:
-        return Rerank(probes=((served[0], 1.0),), k=k, beta=0.1)
+    def make(k: int, **fields: Any) -> Rerank:
+        return Rerank(RerankRequest(probes=((served[0], 1.0),), k=k, beta=0.1, **fields))
 
     token = current_rerank.set(make(MAX_QUEUED))
     try:
         engine.check_admission(1)
         current_rerank.set(make(MAX_QUEUED + 1))
-        with pytest.raises(GracefulHTTPError) as refused:
+        with pytest.raises(VLLMValidationError, match=r"q_probe\.k: 401 .* 400") as refused:
             engine.check_admission(1)
-        assert refused.value.http_status == 503
+        assert refused.value.parameter == "q_probe.k"
+        current_rerank.set(make(MAX_QUEUED + 1, temperature=0.0))
+        engine.check_admission(1)
     finally:
         current_rerank.reset(token)
     engine.check_admission(1)

@@ -1,6 +1,7 @@
 """What a reranked request answers, on the real engine."""
 
 import asyncio
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.exceptions import EngineGenerateError
 
 from qprobe import Probe
-from qprobe_server.choice.request import current_rerank
+from qprobe_server.choice.rerank import current_rerank
 from qprobe_server.library.registry import LoadedProbe, ServedProbe
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
@@ -111,7 +112,7 @@ async def test_temperature_zero_is_one_greedy_candidate(
     answer = await ask(prompt, k=8, temperature=0.0)
     bare = await sample_bare(engine, prompt, temperature=0.0)
     assert answer.answers[0].text == bare.outputs[0].text
-    reply = answer.rerank.reply()
+    reply = json.loads(answer.rerank.reply_json())
     assert (reply["k"], len(answer.result["scores"])) == (1, 1)
     assert "greedy" in reply["notice"]
 

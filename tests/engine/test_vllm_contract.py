@@ -22,12 +22,20 @@ from vllm import LLM, SamplingParams
 from vllm.config import ModelConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve
 from vllm.entrypoints.launchers.launcher import serve_http
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    BatchChatCompletionRequest,
+    ChatCompletionRequest,
+)
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.model_executor.models.interfaces import SupportsEagle3, supports_eagle3
 from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.outputs import RequestOutput
 from vllm.platforms.cpu import CpuPlatform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
@@ -35,7 +43,9 @@ from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore, EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
+from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.engine.utils import CoreEngineProcManager
 from vllm.v1.executor.multiproc_executor import WorkerProc
@@ -45,6 +55,7 @@ from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import ExecuteModelState, GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
+from qprobe_server.choice.fields import check_names
 from qprobe_server.commands.arguments import parse as read_arguments
 from qprobe_server.commands.parser import expand_config, normalize
 from qprobe_server.commands.preflight import DEFAULT_PORT
@@ -158,6 +169,47 @@ def test_calls_of_the_workers() -> None:
     assert "self.engine_inflight" in source(DPLBAsyncMPClient), changed("engine_inflight")
 
 
+def test_requests_of_one_id_are_aborted_together() -> None:
+    """All candidates of a prompt have the request's; of each, vLLM makes one of its own."""
+    text = source(OutputProcessor.abort_requests)
+    assert "internal_req_ids.extend(internal_ids)" in text, changed("OutputProcessor")
+    assert "FinishReason.ABORT" in text, changed("OutputProcessor.abort_requests")
+    made = source(InputProcessor.assign_request_id)
+    assert "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION" in made, changed("assign_request_id()")
+    assert "random_uuid()" in made, changed("assign_request_id()")
+
+
+def test_how_a_stream_interval_is_applied() -> None:
+    """Ours applies it to the answer where a schedule needs each token of the candidates."""
+    assert "self.sent_tokens_offset == 0" in source(RequestState.make_request_output), changed(
+        "RequestState"
+    )
+    assert list(inspect.signature(RequestOutput.add).parameters)[1:] == [
+        "next_output",
+        "aggregate",
+    ], changed("RequestOutput.add()")
+
+
+def test_names_of_ours_are_no_fields_of_vllms_requests() -> None:
+    """They are refused beside q_probe, and so is what looks like that name."""
+    for model in (
+        ChatCompletionRequest,
+        BatchChatCompletionRequest,
+        CompletionRequest,
+        ResponsesRequest,
+        AnthropicMessagesRequest,
+    ):
+        check_names(dict.fromkeys(model.model_fields))
+
+
+def test_which_temperature_a_request_without_one_has() -> None:
+    """Admission counts candidates before the sampling parameters are there."""
+    assert callable(ModelConfig.get_diff_sampling_param), changed("ModelConfig")
+    for defaults, expected in (({}, 1.0), ({"temperature": 0.25}, 0.25)):
+        made = CompletionRequest(prompt="x").to_sampling_params(1, defaults)
+        assert made.temperature == expected, changed("CompletionRequest.to_sampling_params")
+
+
 def test_requests_run_in_the_task_that_set_the_context() -> None:
     """create_task copies the context, so that generate() sees the middleware's variable."""
     assert "asyncio.create_task(handler_func" in source(with_cancellation), changed(
@@ -175,7 +227,8 @@ def test_how_the_app_is_built_and_served() -> None:
     served = text[text.index("return await serve_http(") :]
     options = set(re.findall(r"^\s+(\w+)=", served, re.MULTILINE)) - {"sock", "peer_loads"}
     ours = set(re.findall(r'"(\w+)": ', source(_uvicorn_options)))
-    assert options == ours - {"timeout_graceful_shutdown"}, changed("the options of serve_http")
+    more = {"http", "timeout_graceful_shutdown"}
+    assert options == ours - more, changed("the options of serve_http")
 
 
 def test_how_a_server_is_stopped_before_its_engine() -> None:

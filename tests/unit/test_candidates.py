@@ -1,20 +1,16 @@
 """Which tokens of a candidate are scored, and the seeded choice."""
 
+import json
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from qprobe_server.choice.candidates import (
-    Candidate,
-    check_finite,
-    choose,
-    combine,
-    count_scored_tokens,
-    make_result,
-    show_candidates,
-)
+from qprobe_server.choice.candidates import Candidate, count_scored_tokens
+from qprobe_server.choice.draw import check_finite, choose, combine
+from qprobe_server.choice.result import dump_result, make_result, show_candidates
 from qprobe_server.errors import ScoringError
 
 # A vocabulary of bytes: token i decodes as byte i, so that UTF-8 is split between tokens.
@@ -126,7 +122,9 @@ def test_the_result_counts_every_sampled_token() -> None:
         "beta": 0.0,
         "sampled_tokens": 4,
     }
-    shown = show_candidates(candidates, num_tokens=[3, 1], token_scores=None, decode=decode)
+    shown = show_candidates(
+        candidates, num_tokens=[3, 1], token_scores=None, weights=[1.0], texts={}
+    )
     full = make_result(**about, beta=math.inf, shown=shown)
     dumped = full.model_dump(exclude_unset=True)
     assert dumped["beta"] is None
@@ -162,25 +160,96 @@ def test_the_result_of_a_schedule_keeps_the_places_of_the_candidates() -> None:
 
 
 def test_token_scores_stand_beside_their_tokens() -> None:
+    """Of a mix they are the weighted sums."""
     candidates = [candidate(list(b"abc"), "stop", text="ab"), candidate([], "stop")]
     first, second = show_candidates(
-        candidates, num_tokens=[3, 0], token_scores=[[0.5, -1.0], []], decode=decode
+        candidates,
+        num_tokens=[3, 0],
+        token_scores=[[[0.5, -1.0], [1.0, 2.0]], [[], []]],
+        weights=[1.0, 2.0],
+        texts={token: chr(token) for token in b"abc"},
     )
-    assert (first.tokens, first.token_scores) == (["a", "b"], [0.5, -1.0])
+    assert (first.tokens, first.token_scores) == (["a", "b"], [2.5, 3.0])
     assert (second.tokens, second.token_scores) == ([], [])
 
 
-def test_each_token_is_decoded_once() -> None:
-    """However many candidates have it: the event loop waits for them all."""
+def test_a_result_is_the_json_of_its_fields() -> None:
+    draw = choose([1.0, 2.0], beta=0.0, n=1, seed=0, prompt_index=0)
+    about: Any = {
+        "num_tokens": [1, 1],
+        "scores": [1.0, 2.0],
+        "places": [0, 1],
+        "draw": draw,
+        "beta": math.inf,
+        "rejected_at": [None, None],
+        "checkpoint_scores": None,
+    }
+    both = [candidate([1], "stop", text='"}],é'), candidate([1], "stop", 7)]
+    shown = show_candidates(both, num_tokens=[1, 1], token_scores=None, weights=[1.0], texts={})
+    for given in (None, [], shown):
+        result = make_result(**about, shown=given)
+        assert json.loads(dump_result(result)) == result.model_dump(exclude_unset=True)
+
+
+def count_by_whole_decodes(finished: Candidate, decode: Callable[[Sequence[int]], str]) -> int:
+    """Return the smallest number of leading tokens whose text holds all that is kept."""
+    readable = max(len(finished.token_ids) - 1, 0)
+    needed = len(finished.text.lstrip(" "))
+    low, high = 0, readable
+    while low < high:
+        middle = (low + high) // 2
+        if len(decode(finished.token_ids[:middle]).rstrip("\ufffd").lstrip(" ")) >= needed:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+PIECES = [bytes([byte]) for byte in range(256)]
+PIECES += [
+    piece.encode()
+    for piece in (" the", "ab", "aa", "aaaa", "\n\n", "häu", " ", "END", "日本", "語", "🦊")
+]
+
+
+def decode_pieces(token_ids: Sequence[int]) -> str:
+    return b"".join(PIECES[token] for token in token_ids).decode(errors="replace")
+
+
+def stop_as_vllm(rng: random.Random, stop: str, *, keep: bool, tidy: bool) -> Candidate:
+    """Sample tokens until their text holds the stop string; the text ends there."""
+    words = ["ab", "aa", "日本", "語", "🦊", "é", " ", "\n", "a", "the END ", "x"]
+    text = "".join(rng.choices(words if tidy else ["a", "aa", "ab"], k=rng.randrange(600))) + stop
+    text = text[: text.index(stop) + len(stop)] + rng.choice(["", "a", "aa"])
+    data, tokens = text.encode(), []
+    while data:
+        fitting = [index for index, piece in enumerate(PIECES) if data.startswith(piece)]
+        tokens.append(rng.choice(fitting))
+        data = data[len(PIECES[tokens[-1]]) :]
+    kept = text[: text.index(stop) + (len(stop) if keep else 0)]
+    return candidate(tokens, "stop", stop, text=kept)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("tidy", [False, True])
+def test_counting_from_the_end_finds_what_whole_decodes_find(*, keep: bool, tidy: bool) -> None:
+    """Also where characters are split between tokens, and where the text repeats itself."""
+    rng = random.Random(5)
+    for stop in ("END", "\n\n", "aab", "b", "日本語", "🦊", "a" * 40):
+        for _ in range(40):
+            finished = stop_as_vllm(rng, stop, keep=keep, tidy=tidy)
+            expected = count_by_whole_decodes(finished, decode_pieces)
+            assert count_scored_tokens(finished, decode_pieces) == expected
+
+
+def test_a_long_text_is_decoded_near_its_end_only() -> None:
     seen: list[int] = []
 
     def note(token_ids: Sequence[int]) -> str:
-        seen.extend(token_ids)
+        seen.append(len(token_ids))
         return decode(token_ids)
 
-    candidates = [candidate(list(b"abab"), "length") for _ in range(3)]
-    shown = show_candidates(
-        candidates, num_tokens=[4] * 3, token_scores=[[0.0] * 4] * 3, decode=note
-    )
-    assert all(each.tokens == ["a", "b", "a", "b"] for each in shown)
-    assert sorted(seen) == list(b"ab")
+    text = "".join(f"line {number}\n" for number in range(300))
+    finished = candidate(list(f"{text}END".encode()), "stop", "END", text=text)
+    assert count_scored_tokens(finished, note) == len(text)
+    assert sum(seen) < 500

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from qprobe_server.choice.request import current_rerank
+from qprobe_server.choice.rerank import current_rerank
 from qprobe_server.choice.schemas import ResultReply
 from qprobe_server.edge.access_log import AccessLogMiddleware
 from qprobe_server.edge.middleware import AppState, RerankMiddleware
@@ -19,19 +19,21 @@ from qprobe_server.settings import Settings
 
 Handler = Callable[[Request], Awaitable[Any]]
 RESULT = ResultReply(selected=[0], scores=[1.0], weights=[1.0], kl=0.0, beta=0.1, sampled_tokens=3)
+SETTINGS = Settings()
 CHUNK = {"id": "c", "object": "chunk", "created": 1, "model": "base", "choices": [{"x": 1}]}
 
 
 def serve(
-    registry: ProbeRegistry, handlers: dict[str, Handler], *, keep_alive_s: float = 10
+    registry: ProbeRegistry, handlers: dict[str, Handler], settings: Settings = SETTINGS
 ) -> httpx.AsyncClient:
     app = FastAPI()
     for path, handler in handlers.items():
         app.add_route(path, handler, methods=["POST"])
     app.state.qprobe = AppState(
-        settings=Settings(keep_alive_s=keep_alive_s),
+        settings=settings,
         registry=registry,
         is_model="base".__eq__,
+        list_models=lambda: ["base"],
     )
     app.add_middleware(RerankMiddleware)
     app.add_middleware(AccessLogMiddleware)
@@ -42,7 +44,7 @@ async def echo(request: Request) -> JSONResponse:
     """Answer with the body as it arrives, as if the engine had sampled one prompt."""
     rerank = current_rerank.get()
     if rerank is not None:
-        rerank.results[rerank.next_prompt()] = RESULT
+        rerank.add(rerank.next_prompt(), RESULT)
     return JSONResponse({"body": await request.json(), "reranked": rerank is not None})
 
 
@@ -51,7 +53,7 @@ def stream_of(*chunks: str, pause_s: float = 0) -> Handler:
         await asyncio.sleep(pause_s)
         rerank = current_rerank.get()
         if rerank is not None:
-            rerank.results[rerank.next_prompt()] = RESULT
+            rerank.add(rerank.next_prompt(), RESULT)
         for chunk in chunks:
             yield chunk
 
@@ -67,6 +69,7 @@ def data(fields: dict[str, Any]) -> str:
 
 
 CHAT = "/v1/chat/completions"
+ALIASED = {"model": "base:good", "best_of": 3}
 
 
 def make_reply(registry: ProbeRegistry) -> dict[str, Any]:
@@ -141,14 +144,55 @@ async def test_vllm_gets_the_id_of_the_header_else_that_of_the_body_else_a_new_o
         assert len(logged) == 32
 
 
-async def test_q_probe_is_refused_where_nothing_is_reranked(registry: ProbeRegistry) -> None:
-    async with serve(registry, {"/v1/embeddings": echo}) as client:
-        body = {"model": "base", "q_probe": {"probe": "good"}}
-        reply = await client.post("/v1/embeddings", json=body)
-        quoted = await client.post("/v1/embeddings", json={"input": 'say "q_probe"'})
-    assert reply.status_code == 400
-    assert reply.json()["error"]["param"] == "q_probe"
-    assert quoted.status_code == 200
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/chat/completions/render"])
+async def test_q_probe_is_refused_where_nothing_is_sampled(
+    registry: ProbeRegistry, path: str
+) -> None:
+    async with serve(registry, {path: echo}) as client:
+        reply = await client.post(path, json={"model": "base", "q_probe": {"probe": "good"}})
+        aliased = await client.post(path, json={"model": "base:good"})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "q_probe")
+    assert "samples nothing" in reply.json()["error"]["message"]
+    assert aliased.json()["body"] == {"model": "base"}
+
+
+@pytest.mark.parametrize("path", ["/inference/v1/generate", "/cohere/v2/chat"])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"model": "base", "q_probe": {}}, "q_probe"), ({"model": "base:good"}, "model")],
+)
+async def test_a_probe_is_refused_where_answers_are_not_reranked(
+    registry: ProbeRegistry, path: str, fields: dict[str, Any], param: str
+) -> None:
+    async with serve(registry, {path: echo}) as client:
+        reply = await client.post(path, json=fields)
+        bare = await client.post(path, json={"model": "base", "q_probe": None})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    assert f"answers of {path} are not reranked" in reply.json()["error"]["message"]
+    assert bare.json() == {"body": {"model": "base", "q_probe": None}, "reranked": False}
+
+
+async def test_invocations_are_chats_or_completions(registry: ProbeRegistry) -> None:
+    """Of completions best_of is k, of chats it stays vLLM's."""
+    async with serve(registry, {"/invocations": echo}) as client:
+        chat = (await client.post("/invocations", json={**ALIASED, "messages": []})).json()
+        completion = (await client.post("/invocations", json={**ALIASED, "prompt": "x"})).json()
+    assert [each["q_probe"]["k"] for each in (chat, completion)] == [16, 3]
+    assert chat["body"]["best_of"] == 3
+    assert "best_of" not in completion["body"]
+
+
+async def test_a_model_that_does_not_exist_is_told_what_does(registry: ProbeRegistry) -> None:
+    async with serve(registry, {CHAT: echo, "/tokenize": echo}) as client:
+        for path in (CHAT, "/tokenize"):
+            for model in ("basis", "basis:good"):
+                reply = await client.post(path, json={"model": model})
+                assert reply.status_code == 404
+                assert reply.json()["error"]["param"] == "model"
+                for name in (model, "models: base;", "good, kind"):
+                    assert name in reply.json()["error"]["message"]
+            for other in (None, "", 7):
+                assert (await client.post(path, json={"model": other})).status_code == 200
 
 
 async def test_refusals_are_openai_errors(registry: ProbeRegistry) -> None:
@@ -159,53 +203,13 @@ async def test_refusals_are_openai_errors(registry: ProbeRegistry) -> None:
     assert reply.json()["error"]["param"] == "model"
 
 
-@pytest.mark.parametrize("raw", [b"{", b"[1]", b'"text"', b"\xff\xfe", b"[" * 100_000])
-async def test_bodies_that_are_no_object_are_left_to_vllm(
-    registry: ProbeRegistry, raw: bytes
-) -> None:
-    async def length(request: Request) -> JSONResponse:
-        return JSONResponse(len(await request.body()))
-
-    async with serve(registry, {CHAT: length}) as client:
-        headers = {"content-type": "application/json"}
-        reply = await client.post(CHAT, content=raw, headers=headers)
-    assert reply.json() == len(raw)
-
-
-async def test_a_chat_stream_ends_with_the_result_if_asked(registry: ProbeRegistry) -> None:
-    handler = stream_of(data(CHUNK), "data: [DONE]\n\n")
-    async with serve(registry, {CHAT: handler}) as client:
-        asked = await client.post(CHAT, json={"model": "base", "q_probe": {"probe": "good"}})
-        silent = await client.post(CHAT, json={"model": "base:good"})
-    last = {**CHUNK, "choices": [], "q_probe": make_reply(registry)}
-    assert asked.text == data(CHUNK) + data(last) + "data: [DONE]\n\n"
-    assert silent.text == data(CHUNK) + "data: [DONE]\n\n"
-
-
-async def test_other_streams_carry_the_result_on_their_last_event(registry: ProbeRegistry) -> None:
-    body = {"model": "base", "q_probe": {"probe": "good"}}
-    delta = {"type": "message_delta"}
-    done = {"type": "response.completed", "response": {"id": "r"}}
-    handlers = {
-        "/v1/messages": stream_of(
-            "event: ping\ndata: {}\n\n", f"event: message_delta\n{data(delta)}"
-        ),
-        "/v1/responses": stream_of(f"event: response.completed\n{data(done)}"),
-    }
-    async with serve(registry, handlers) as client:
-        messages = (await client.post("/v1/messages", json=body)).text
-        responses = (await client.post("/v1/responses", json=body)).text
-    with_reply = {**delta, "q_probe": make_reply(registry)}
-    assert messages == f"event: ping\ndata: {{}}\n\nevent: message_delta\n{data(with_reply)}"
-    completed = {**done, "response": {"id": "r", "q_probe": make_reply(registry)}}
-    assert responses == f"event: response.completed\n{data(completed)}"
-
-
 async def test_a_silent_stream_is_kept_alive(registry: ProbeRegistry) -> None:
     """Silent for 0.3 s at 0.05 s a comment: 1 to 6 by the machine's speed, none afterwards."""
     handler = stream_of(data(CHUNK), "data: [DONE]\n\n", pause_s=0.3)
-    async with serve(registry, {CHAT: handler}, keep_alive_s=0.05) as client:
-        text = (await client.post(CHAT, json={"model": "base:good"})).text
+    settings = Settings(keep_alive_s=0.05, default_probe="good")
+    async with serve(registry, {CHAT: handler}, settings=settings) as client:
+        text = (await client.post(CHAT, json={"model": "base"})).text
+    async with serve(registry, {CHAT: handler}) as client:
         bare = (await client.post(CHAT, json={"model": "base"})).text
     comments, last, rest = text.rpartition(": keep-alive\n\n")
     assert 1 <= (comments + last).count(": keep-alive\n\n") <= 6
@@ -218,7 +222,7 @@ async def test_requests_do_not_see_each_other(registry: ProbeRegistry) -> None:
         await asyncio.sleep(0.01)
         rerank = current_rerank.get()
         await request.json()
-        return JSONResponse(rerank.probes[0][0].name if rerank else "none")
+        return JSONResponse(rerank.request.probes[0][0].name if rerank else "none")
 
     async with serve(registry, {CHAT: slow}) as client:
         models = ["base:good", "base", "base:kind"] * 10

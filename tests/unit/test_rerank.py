@@ -1,5 +1,6 @@
 """How a request's body is read."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 from qprobe.probe.schedule import Step
-from qprobe_server.choice.request import Rerank, resolve
+from qprobe_server.choice.request import RerankRequest, resolve
+from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.schemas import ResultReply
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import ProbeRegistry
@@ -24,7 +26,7 @@ def read(
     *,
     settings: Settings = SETTINGS,
     reads_best_of: bool = False,
-) -> Rerank | None:
+) -> RerankRequest | None:
     return resolve(
         body,
         settings=settings,
@@ -34,7 +36,12 @@ def read(
     )
 
 
-def names(rerank: Rerank | None) -> list[tuple[str, float]]:
+def reply_to(request: RerankRequest) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(Rerank(request).reply_json())
+    return made
+
+
+def names(rerank: RerankRequest | None) -> list[tuple[str, float]]:
     assert rerank is not None
     return [(probe.name, weight) for probe, weight in rerank.probes]
 
@@ -143,7 +150,18 @@ def test_our_object_is_taken_out(registry: ProbeRegistry) -> None:
         ({"model": "base:good", "q_probe": {"k": 2}, "n": 3}, "n", 400),
         ({"model": "base:good", "best_of": 0}, "best_of", 400),
         ({"model": "base:good", "best_of": 2, "q_probe": {"k": 3}}, "best_of", 400),
-        ({"model": "base:good", "best_of": 2, "n": 3}, "n", 400),
+        ({"model": "base:good", "best_of": 2, "n": 3}, "best_of", 400),
+        ({"model": "base:good", "best_of": 1, "n": 2}, "best_of", 400),
+        ({"model": "base:good", "q_probe": {"k": 2}, "n": "3"}, "n", 400),
+        ({"model": "base:good", "use_beam_search": "true"}, "use_beam_search", 400),
+        ({"q_prob": {"probe": "good"}}, "q_prob", 400),
+        ({"model": "base:good", "qprobe": {"k": 2}}, "qprobe", 400),
+        ({"model": "base:good", "Q_Probes": {}}, "Q_Probes", 400),
+        ({"model": "base:good", "q-probe": None}, "q-probe", 400),
+        ({"model": "base:good", "k": 4}, "k", 400),
+        ({"model": "base", "probe": "good"}, "probe", 400),
+        ({"model": "base:good", "beta": 0}, "beta", 400),
+        ({"model": "base:good", "return_token_scores": True}, "return_token_scores", 400),
     ],
 )
 def test_bad_requests_name_the_field(
@@ -176,9 +194,11 @@ def test_a_long_bad_value_is_not_echoed_whole(registry: ProbeRegistry) -> None:
 def test_a_prompt_without_a_result_keeps_its_place(registry: ProbeRegistry) -> None:
     rerank = read(registry, {"model": "base:good"})
     assert rerank is not None
-    assert [rerank.next_prompt() for _ in range(3)] == [0, 1, 2]
-    rerank.results[2] = RESULT
-    assert rerank.reply()["results"] == [None, None, RESULT.model_dump(exclude_unset=True)]
+    state = Rerank(rerank)
+    assert [state.next_prompt() for _ in range(3)] == [0, 1, 2]
+    state.add(2, RESULT)
+    told = json.loads(state.reply_json())["results"]
+    assert told == [None, None, RESULT.model_dump(exclude_unset=True)]
 
 
 STEPS = (Step(16, 8), Step(32, 2))
@@ -225,7 +245,7 @@ def test_which_schedule_is_followed(
     assert rerank is not None
     assert rerank.schedule == expected
     assert (rerank.notice is not None) == noticed
-    assert rerank.reply().get("schedule", []) == [
+    assert reply_to(rerank).get("schedule", []) == [
         {"tokens": step.tokens, "keep": step.keep} for step in expected
     ]
 
@@ -290,7 +310,7 @@ def test_a_mix_takes_the_largest_recommendations(registry: ProbeRegistry) -> Non
     rerank = read(registry, {"model": "base", "q_probe": {"probe": {"kind": -1, "good": 0.5}}})
     assert rerank is not None
     assert (names(rerank), rerank.k, rerank.beta) == ([("kind", -1.0), ("good", 0.5)], 16, 0.5)
-    reply = rerank.reply()
+    reply = reply_to(rerank)
     assert reply["probe"] == {"kind": -1.0, "good": 0.5}
     assert set(reply["version"]) == {"kind", "good"}
 
@@ -300,8 +320,8 @@ def test_a_target_kl_stands_instead_of_beta(registry: ProbeRegistry) -> None:
     rerank = read(registry, {"model": "base", "q_probe": asked}, settings=Settings(beta=2.0))
     assert rerank is not None
     assert (rerank.beta, rerank.target_kl) == (None, 1.0)
-    assert "beta" not in rerank.reply()
-    assert rerank.reply()["target_kl"] == 1.0
+    assert "beta" not in reply_to(rerank)
+    assert reply_to(rerank)["target_kl"] == 1.0
 
 
 def test_the_reply_names_the_version_that_the_request_began_with(
@@ -311,8 +331,8 @@ def test_the_reply_names_the_version_that_the_request_began_with(
     assert rerank is not None
     (held, _) = rerank.probes[0]
     serve(registry, "good", make_probe("other", beta=0.2))
-    assert rerank.reply()["version"] == held.version
+    assert reply_to(rerank)["version"] == held.version
     later = read(registry, {"model": "base:good"})
     assert later is not None
-    assert later.reply()["version"] != held.version
+    assert reply_to(later)["version"] != held.version
     assert registry.num_requests("good") == 2

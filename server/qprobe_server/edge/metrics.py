@@ -94,6 +94,11 @@ class RerankMetrics:
         self._non_finite = Counter(
             "qprobe_non_finite_scores", "Scores that are no number", by_probe, registry=registry
         )
+        self._by_probe = (
+            *(self._prompts, self._candidates, self._sampled_tokens, self._rejected_tokens),
+            *(self._early_rejected, self._saved_tokens, self._wasted_tokens, self._score_mean),
+            *(self._score_spread, self._weight_entropy, self._non_finite),
+        )
         self._overhead = Histogram(
             "qprobe_rerank_overhead_seconds",
             "From the end of a prompt's last candidate to its answer",
@@ -103,8 +108,16 @@ class RerankMetrics:
         self._loaded = Gauge("qprobe_probes_loaded", "Probes that are served", registry=registry)
 
     def watch(self, probes: ProbeRegistry) -> None:
-        """Show how many probes there are."""
+        """Show how many probes there are, and forget those that are gone."""
         self._loaded.set_function(lambda: len(probes))
+        probes.when_forgotten(self._forget)
+
+    def _forget(self, name: str) -> None:
+        """Free the label of a probe that no request uses any more."""
+        if name in self._labels:
+            self._labels.remove(name)
+            for metric in self._by_probe:
+                metric.remove_by_labels({"probe": name})
 
     def label(self, names: Sequence[str]) -> str:
         """Return the label of a request by its probes' names."""

@@ -35,8 +35,8 @@ def _extend(made: Json) -> None:
         _add(schemas, model)
     for path in RERANKED:
         operation = made["paths"].get(path, {}).get("post")
-        if operation is None:
-            continue
+        if operation is None or "requestBody" not in operation:
+            continue  # not there, or a route that does not say what it reads
         asked = operation["requestBody"]["content"]["application/json"]
         _require(schemas, asked, "q_probe", QProbeRequest)
         for status in ("400", "404"):

@@ -5,12 +5,19 @@ import re
 import time
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qprobe import Probe, ProbeFileError, ProbeInfo, parse_probe
 
-__all__ = ["LoadedProbe", "ProbeRegistry", "ServedProbe", "check_name", "read_probe"]
+__all__ = [
+    "LoadedProbe",
+    "ProbeRegistry",
+    "ServedProbe",
+    "WeightedProbes",
+    "check_name",
+    "read_probe",
+]
 
 # Names that an error message lists.
 _MAX_SHOWN = 20
@@ -53,6 +60,9 @@ class ServedProbe:
     info: ProbeInfo
     index: int
     heads: Mapping[int, int]
+
+
+WeightedProbes = tuple[tuple[ServedProbe, float], ...]
 
 
 def check_name(name: str) -> None:
@@ -103,6 +113,7 @@ class ProbeRegistry:
         self._num_requests: Counter[str] = Counter()
         self._num_indices = 0
         self._free: list[int] = []
+        self._listeners: list[Callable[[str], None]] = []
 
     def __len__(self) -> int:
         """Return the number of names."""
@@ -120,8 +131,18 @@ class ProbeRegistry:
             index,
             dict(zip(info.checkpoints, heads, strict=True)),
         )
-        weakref.finalize(served, self._free.extend, [index, *heads])
+        weakref.finalize(served, self._forget, loaded.name, [index, *heads]).atexit = False
         return served
+
+    def when_forgotten(self, listener: Callable[[str], None]) -> None:
+        """Call a listener with the name of a probe once it is deleted and no request holds it."""
+        self._listeners.append(listener)
+
+    def _forget(self, name: str, indices: Sequence[int]) -> None:
+        self._free.extend(indices)
+        if name not in self._probes:
+            for listener in self._listeners:
+                listener(name)
 
     def _take_index(self) -> int:
         if self._free:

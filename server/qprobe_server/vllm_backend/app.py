@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import uvloop
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI
 from starlette.middleware import Middleware
 from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -35,6 +35,7 @@ from qprobe_server.edge.middleware import AppState, RerankMiddleware
 from qprobe_server.edge.openapi import document
 from qprobe_server.edge.playground import routes as playground_routes
 from qprobe_server.edge.stopping import OpenRequests, StoppingMiddleware
+from qprobe_server.edge.upgrades import UpgradeIgnoringProtocol
 from qprobe_server.errors import RequestError, StartupError
 from qprobe_server.library.fit import check_exposed, check_fit, check_layers
 from qprobe_server.library.flags import choose_layers, read_probes
@@ -42,6 +43,7 @@ from qprobe_server.library.lifecycle import ProbeLifecycle
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry
 from qprobe_server.library.store import ProbeStore
 from qprobe_server.settings import Settings, name_probes, read_settings
+from qprobe_server.vllm_backend import models_route
 from qprobe_server.vllm_backend.arguments import prepare_engine_args
 from qprobe_server.vllm_backend.banner import Listening, describe_server
 from qprobe_server.vllm_backend.checks import (
@@ -210,7 +212,17 @@ def attach(
     def is_model(name: str) -> bool:
         return models.is_base_model(name) or name in models.lora_requests
 
-    app.state.qprobe = AppState(settings=settings, registry=registry, is_model=is_model)
+    def list_models() -> list[str]:
+        return [*(each.name for each in models.base_model_paths), *models.lora_requests]
+
+    # vLLM may take any name, or load an adapter when it is first asked for.
+    is_open = envs.VLLM_SKIP_MODEL_NAME_VALIDATION or envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING
+    app.state.qprobe = AppState(
+        settings=settings,
+        registry=registry,
+        is_model=is_model,
+        list_models=None if is_open else list_models,
+    )
     app.add_exception_handler(RequestError, routes.refuse)
     # The first is outermost: it gives every request its id, also a refused one. Appended is
     # innermost: behind vLLM's check of API keys.
@@ -222,24 +234,10 @@ def attach(
     app.include_router(playground_routes.router)
     if settings.admin_api_key is not None:
         app.include_router(routes.make_admin_router(lifecycle, settings.admin_api_key))
-    app.include_router(_models_router)
+    app.include_router(models_route.router)
     # The first route that matches answers: ours to /v1/models is before vLLM's.
     app.router.routes[:] = app.router.routes[before:] + app.router.routes[:before]
     document(app)
-
-
-_models_router = APIRouter()
-
-
-@_models_router.get("/v1/models")
-async def list_models(request: Request) -> dict[str, Any]:
-    """List vLLM's models, then an alias for every probe of the base model."""
-    state = request.app.state
-    reply: dict[str, Any] = (await state.openai_serving_models.show_available_models()).model_dump()
-    base = reply["data"][0]
-    for probe in state.qprobe.registry.probes():
-        reply["data"].append({**base, "id": f"{base['id']}:{probe.name}", "parent": base["id"]})
-    return reply
 
 
 def _uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -247,6 +245,7 @@ def _uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:
         "enable_ssl_refresh": args.enable_ssl_refresh,
         "host": args.host,
         "port": args.port,
+        "http": UpgradeIgnoringProtocol,
         "log_level": args.uvicorn_log_level,
         "access_log": not (args.disable_uvicorn_access_log or args.json_access_log),
         "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,

@@ -83,3 +83,8 @@ class CandidateRun:
         """Whether the engine gave up on it."""
         last = self.outputs[-1].outputs[0] if self.outputs else None
         return last is not None and last.finish_reason in ("abort", "error")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engine has given all of it that it will give."""
+        return bool(self.outputs) and self.outputs[-1].outputs[0].finish_reason is not None

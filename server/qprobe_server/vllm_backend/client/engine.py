@@ -1,7 +1,10 @@
 """vLLM's engine client with one difference: ``generate`` answers with the best of k by a probe.
 
 Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/abort/shutdown`` and
-``scheduler_config`` (v1/engine/async_llm.py),
+``scheduler_config, model_config`` (v1/engine/async_llm.py),
+``OutputProcessor.external_req_ids``, which holds several requests of one id
+(v1/engine/output_processor.py), ``ModelConfig.get_diff_sampling_param``,
+``GracefulHTTPError, VLLMValidationError`` (exceptions.py),
 ``AsyncMPClient._call_utility_async, core_engines`` and, with data parallelism,
 ``DPLBAsyncMPClient.engine_inflight`` (v1/engine/core_client.py).
 """
@@ -10,20 +13,23 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from http import HTTPStatus
 from typing import Any
 
-from vllm.exceptions import VLLMValidationError
+from vllm import envs
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from qprobe import Probe
-from qprobe_server.choice.request import Rerank, current_rerank
+from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.edge.metrics import Outcome, RerankMetrics
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.vllm_backend.client.candidate_run import Outputs
-from qprobe_server.vllm_backend.client.prompt_run import PromptRun
+from qprobe_server.vllm_backend.client.prompt_run import PromptRun, is_greedy
+from qprobe_server.vllm_backend.client.replay import replay
 from qprobe_server.vllm_backend.client.tracing import rerank_span
 from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
 
@@ -49,6 +55,7 @@ class RerankingLLM(AsyncLLM):
         self._cleanups: set[asyncio.Task[None]] = set()
         self._candidates_on_rank: Counter[int] = Counter()
         self._running_prompts: set[PromptRun] = set()
+        self._is_stopping = False
 
     async def load_probes(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
         """Give the workers linear probes and their heads; requests name them by their indices.
@@ -79,13 +86,31 @@ class RerankingLLM(AsyncLLM):
         Later calls, with a request id, are vLLM's own for each candidate. With a limit
         ``max_num_queued_tokens`` these admit all: a prompt's first candidates, which wait to be
         read, would else refuse its others. vLLM admits the n answers of a request together, too.
+
+        Raises:
+            VLLMValidationError: The request has more candidates than may ever be queued.
         """
         rerank = current_rerank.get()
         if rerank is not None and request_id is None:
-            n = rerank.k
+            n = self._count_candidates(rerank)
+            limit = self.scheduler_config.max_num_queued_reqs
+            if limit is not None and n > limit:
+                raise VLLMValidationError(
+                    f"q_probe.k: {n} candidates are more than the server's --max-num-queued-reqs "
+                    f"{limit}",
+                    parameter="q_probe.k",
+                    value=n,
+                )
         elif rerank is not None and self.scheduler_config.max_num_queued_tokens is not None:
             return
         super().check_admission(n, request_id)
+
+    def _count_candidates(self, rerank: Rerank) -> int:
+        """Count a prompt's candidates before its sampling parameters are there."""
+        temperature = rerank.request.temperature
+        if temperature is None:
+            temperature = self.model_config.get_diff_sampling_param().get("temperature", 1.0)
+        return 1 if is_greedy(temperature) else rerank.k
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Stop the engine; first let the prompts end that are being reranked, within the timeout.
@@ -98,6 +123,7 @@ class RerankingLLM(AsyncLLM):
         Args:
             timeout: Seconds for the prompts and the engine together; None waits for no prompt.
         """
+        self._is_stopping = True
         if timeout and not _is_on_event_loop():
             deadline_s = time.monotonic() + timeout
             waited_for = set(self._running_prompts)
@@ -111,8 +137,12 @@ class RerankingLLM(AsyncLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         """Sample as vLLM does, or rerank.
 
+        What is refused here is refused before the first byte of a stream.
+
         Raises:
-            VLLMValidationError: The request sets the workers' own argument.
+            VLLMValidationError: The request sets the workers' own argument, asks for more answers
+                than it has candidates, or for a data-parallel rank that there is not.
+            GracefulHTTPError: 503, the server is stopping.
         """
         if sampling_params.extra_args and EXTRA_ARG in sampling_params.extra_args:
             raise VLLMValidationError(
@@ -122,62 +152,48 @@ class RerankingLLM(AsyncLLM):
         rerank = current_rerank.get()
         if rerank is None:
             return super().generate(prompt, sampling_params, request_id, **kwargs)
-        prompt_index = rerank.next_prompt()
-        return self._answer(rerank, prompt_index, prompt, sampling_params, request_id, kwargs)
+        if self._is_stopping:
+            raise GracefulHTTPError("The server is stopping.", HTTPStatus.SERVICE_UNAVAILABLE)
+        rank = self._pick_rank(kwargs.get("data_parallel_rank"))
+        run = PromptRun(self, rerank, rerank.next_prompt(), sampling_params, rank)
+        kwargs = {**kwargs, "data_parallel_rank": rank}
+        return self._answer(run, prompt, request_id, kwargs)
 
     async def _answer(
-        self,
-        rerank: Rerank,
-        prompt_index: int,
-        prompt: Any,
-        params: SamplingParams,
-        request_id: str,
-        kwargs: dict[str, Any],
+        self, run: PromptRun, prompt: Any, request_id: str, kwargs: dict[str, Any]
     ) -> AsyncGenerator[RequestOutput, None]:
         """Rerank one prompt, traced and counted."""
-        label = self.metrics.label([probe.name for probe, _ in rerank.probes])
         outcome: Outcome = "error"
         try:
             if await self.is_tracing_enabled():
                 with rerank_span(kwargs.get("trace_headers")) as (span, headers):
                     kwargs = {**kwargs, "trace_headers": headers}
-                    winners = await self._rerank(
-                        rerank, prompt_index, prompt, params, request_id, kwargs
-                    )
-                    span.set_attributes(_describe(rerank, prompt_index))
+                    winners = await self._rerank(run, prompt, request_id, kwargs)
+                    span.set_attributes(_describe(run))
             else:
-                winners = await self._rerank(
-                    rerank, prompt_index, prompt, params, request_id, kwargs
-                )
+                winners = await self._rerank(run, prompt, request_id, kwargs)
             outcome = "ok"
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
         finally:
-            self.metrics.count_prompt(label, outcome)
-        for output in _merge(winners, request_id, params.output_kind):
+            self.metrics.count_prompt(run.label, outcome)
+        async for output in replay(winners, request_id, run.params):
             yield output
 
     async def _rerank(
-        self,
-        rerank: Rerank,
-        prompt_index: int,
-        prompt: Any,
-        params: SamplingParams,
-        request_id: str,
-        kwargs: dict[str, Any],
+        self, run: PromptRun, prompt: Any, request_id: str, kwargs: dict[str, Any]
     ) -> list[Outputs]:
         """Sample the candidates of a prompt and return the outputs of those chosen."""
-        rank = self._pick_rank(kwargs.get("data_parallel_rank"))
-        run = PromptRun(self, rerank, prompt_index, params, rank)
-        kwargs = {**kwargs, "data_parallel_rank": rank}
 
         def sample(mine: SamplingParams, index: int) -> AsyncGenerator[RequestOutput, None]:
-            return super(RerankingLLM, self).generate(
-                prompt, mine, f"{request_id}-{index}", **kwargs
-            )
+            # All under the request's own id, by which vLLM aborts them. It makes ids of its own of
+            # these, unless it is told not to.
+            shared = not envs.VLLM_DISABLE_REQUEST_ID_RANDOMIZATION
+            name = request_id if shared else f"{request_id}-{index}"
+            return super(RerankingLLM, self).generate(prompt, mine, name, **kwargs)
 
-        k = rerank.k
+        rank, k = run.rank, run.num_candidates
         if rank is not None:
             self._candidates_on_rank[rank] += k
         self._running_prompts.add(run)
@@ -221,8 +237,17 @@ class RerankingLLM(AsyncLLM):
 
         The least loaded, by vLLM's count of requests in flight and ours of candidates, which counts
         from the moment of the choice.
+
+        Raises:
+            VLLMValidationError: The rank that the request asks for is not there.
         """
         engines = self.engine_core.core_engines
+        if asked is not None and not 0 <= asked < len(engines):
+            raise VLLMValidationError(
+                f"X-data-parallel-rank: must be from 0 to {len(engines) - 1}, got {asked}",
+                parameter="X-data-parallel-rank",
+                value=asked,
+            )
         if asked is not None or len(engines) == 1:
             return asked
         inflight = self.engine_core.engine_inflight
@@ -240,33 +265,17 @@ def _is_on_event_loop() -> bool:
     return True
 
 
-def _describe(rerank: Rerank, prompt_index: int) -> dict[str, Any]:
+def _describe(run: PromptRun) -> dict[str, Any]:
     """Return the attributes of a prompt's span."""
+    rerank = run.rerank
     about: dict[str, Any] = {
-        "qprobe.probe": [probe.name for probe, _ in rerank.probes],
+        "qprobe.probe": [probe.name for probe, _ in rerank.request.probes],
         "qprobe.k": rerank.k,
     }
-    result = rerank.results.get(prompt_index)
+    result = rerank.results.get(run.prompt_index)
     if result is not None:
         about["qprobe.selected"] = result.selected
         if result.kl is not None:
             about["qprobe.kl"] = result.kl
         about["qprobe.sampled_tokens"] = result.sampled_tokens
     return about
-
-
-def _merge(winners: list[Outputs], request_id: str, kind: RequestOutputKind) -> Outputs:
-    """Return the winners' outputs as those of one request with n answers."""
-    for index, outputs in enumerate(winners):
-        for output in outputs:
-            output.request_id = request_id
-            output.outputs[0].index = index
-            output.finished = False
-    if kind is RequestOutputKind.FINAL_ONLY:
-        answer = winners[0][-1]
-        answer.outputs = [outputs[-1].outputs[0] for outputs in winners]
-        answer.finished = True
-        return [answer]
-    merged = [output for outputs in winners for output in outputs]
-    merged[-1].finished = True
-    return merged

@@ -17,28 +17,28 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from qprobe import beta_for_kl
 from qprobe.probe.schedule import Step, find_losers
-from qprobe_server.choice.candidates import (
-    Candidate,
-    check_finite,
-    choose,
-    combine,
-    count_scored_tokens,
-    make_result,
-    show_candidates,
-)
-from qprobe_server.choice.request import Rerank
+from qprobe_server.choice.candidates import Candidate, count_scored_tokens
+from qprobe_server.choice.draw import check_finite, choose, combine
+from qprobe_server.choice.rerank import Rerank
+from qprobe_server.choice.result import make_result, show_candidates
 from qprobe_server.choice.schemas import CandidateReply
 from qprobe_server.edge.metrics import RerankMetrics
 from qprobe_server.errors import ScoringError
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun, Outputs
+from qprobe_server.vllm_backend.client.turns import Turns
 from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
 
-__all__ = ["PromptRun"]
+__all__ = ["PromptRun", "is_greedy"]
 
 # vLLM samples greedily below this temperature (sampling_params._SAMPLING_EPS).
 _GREEDY_BELOW = 1e-5
 
 _Sample = Callable[[SamplingParams, int], AsyncGenerator[RequestOutput, None]]
+
+
+def is_greedy(temperature: float) -> bool:
+    """Return whether vLLM samples greedily at a temperature."""
+    return temperature < _GREEDY_BELOW
 
 
 class Engine(Protocol):
@@ -82,9 +82,8 @@ class PromptRun:
         params: SamplingParams,
         rank: int | None,
     ) -> None:
-        if params.temperature < _GREEDY_BELOW and rerank.k > 1:
-            rerank.k = 1
-            rerank.notice = "temperature 0 leaves one candidate: the greedy one"
+        if is_greedy(params.temperature):
+            rerank.keep_greedy()
         if params.n > rerank.k:
             raise VLLMValidationError(
                 f"n: {params.n} answers cannot be drawn from k={rerank.k} candidates",
@@ -92,30 +91,36 @@ class PromptRun:
                 value=params.n,
             )
         self._engine = engine
-        self._rerank = rerank
-        self._prompt_index = prompt_index
-        self._params = params
-        self._rank = rank
-        self._weights = [weight for _, weight in rerank.probes]
+        self.rerank = rerank
+        self.prompt_index = prompt_index
+        self.params = params
+        self.rank = rank
+        self._probes = [probe for probe, _ in rerank.request.probes]
+        self._weights = [weight for _, weight in rerank.request.probes]
         # Steps at which somebody leaves; n answers take n candidates.
         self._steps: list[Step] = []
         num_left = rerank.k
-        for step in rerank.schedule:
+        for step in rerank.request.schedule:
             keep = max(step.keep, params.n)
             if keep < num_left:
                 self._steps.append(Step(step.tokens, keep))
                 num_left = keep
         # The workers score by the probes first, then by their heads, checkpoint by checkpoint.
-        self._rows = [probe.index for probe, _ in rerank.probes]
+        self._rows = [probe.index for probe in self._probes]
         for step in self._steps:
-            self._rows += [probe.heads[step.tokens] for probe, _ in rerank.probes]
+            self._rows += [probe.heads[step.tokens] for probe in self._probes]
         # A checkpoint has to see how far each candidate is.
         self._kind = params.output_kind
         if self._steps and self._kind is RequestOutputKind.FINAL_ONLY:
             self._kind = RequestOutputKind.CUMULATIVE
         self._candidates = [
-            CandidateRun(uuid.uuid4().hex, self._kind) for _ in range(self._rerank.k)
+            CandidateRun(uuid.uuid4().hex, self._kind) for _ in range(self.rerank.k)
         ]
+
+    @property
+    def num_candidates(self) -> int:
+        """How many are sampled."""
+        return len(self._candidates)
 
     async def run(self, sample: _Sample) -> list[Outputs]:
         """Return the outputs of the candidates chosen.
@@ -129,7 +134,7 @@ class PromptRun:
         taken = False
         try:
             left = await self._thin_out()
-            await asyncio.gather(*(candidate.task for candidate in left))
+            await self._wait_for(left)
             ended_s = time.monotonic()
             chosen = self._find_cut_short()
             if chosen is None:
@@ -154,6 +159,16 @@ class PromptRun:
             raise
         finally:
             candidate.stop_waiting()
+
+    async def _wait_for(self, left: Sequence[CandidateRun]) -> None:
+        """Wait until candidates have ended: all, or n of them once the engine gave up on one."""
+        running = {each.task for each in left}
+        while running:
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if self._find_cut_short() is not None:
+                return
 
     def _end_schedule(self) -> None:
         for candidate in self._candidates:
@@ -180,20 +195,24 @@ class PromptRun:
 
     async def _peek(self, candidates: Sequence[CandidateRun], step: Step) -> list[float]:
         """Return the candidates' scores at a checkpoint."""
-        lengths = [self._count_compared(each, step.tokens) for each in candidates]
-        num_probes = len(self._rerank.probes)
+        turns = Turns()
+        lengths = []
+        for candidate in candidates:
+            lengths.append(self._count_compared(candidate, step.tokens))
+            await turns.give_way()
+        num_probes = len(self._probes)
         first = num_probes * (1 + self._steps.index(step))
         rows = list(range(first, first + num_probes))
         keys = [each.key for each in candidates]
         answers = await self._engine.call_workers(
-            "qprobe_peek", keys, lengths, rows, rank=self._rank
+            "qprobe_peek", keys, lengths, rows, rank=self.rank
         )
         found = _merge_answers(answers)
         for candidate, each in zip(candidates, found, strict=True):
             if each is None:
                 raise self._unknown(candidate)
         scores = combine(found, self._weights)
-        self._engine.metrics.count_non_finite(self._label(), scores)
+        self._engine.metrics.count_non_finite(self.label, scores)
         check_finite(scores)
         for candidate, score in zip(candidates, scores, strict=True):
             candidate.checkpoint_scores[step.tokens] = score
@@ -207,35 +226,28 @@ class PromptRun:
 
     async def _choose(self, left: Sequence[CandidateRun]) -> list[int]:
         """Take the candidates' scores, draw among those that are left, and note the result."""
-        rerank, params = self._rerank, self._params
+        request, params = self.rerank.request, self.params
         await asyncio.gather(*(each.task for each in self._candidates), return_exceptions=True)
         candidates = [each.read() for each in self._candidates]
-        lengths = [
-            count_scored_tokens(candidate, self._decode)
-            if run.rejected_at is None
-            else self._count_compared(run, run.rejected_at)
-            for run, candidate in zip(self._candidates, candidates, strict=True)
-        ]
-        taken = await self._take_scores(lengths, with_tokens=rerank.return_token_scores)
-        pooled = [each[: len(rerank.probes)] for each, _, _ in taken]
+        lengths = await self._count_scored(candidates)
+        taken = await self._take_scores(lengths, with_tokens=request.return_token_scores)
         places = [self._candidates.index(each) for each in left]
-        scores = combine([pooled[place] for place in places], self._weights)
-        label = self._label()
-        self._engine.metrics.count_non_finite(label, scores)
+        scores = combine([taken[place][0][: len(self._probes)] for place in places], self._weights)
+        self._engine.metrics.count_non_finite(self.label, scores)
         check_finite(scores)
-        beta = rerank.beta
+        beta = request.beta
         if beta is None:
-            assert rerank.target_kl is not None
-            beta = beta_for_kl(scores, rerank.target_kl)
+            assert request.target_kl is not None
+            beta = beta_for_kl(scores, request.target_kl)
         draw = choose(
-            scores, beta=beta, n=params.n, seed=params.seed, prompt_index=self._prompt_index
+            scores, beta=beta, n=params.n, seed=params.seed, prompt_index=self.prompt_index
         )
         # The engine may have gone on with a dropped candidate when nobody listened any more.
         num_tokens = [
             max(len(each.token_ids), num_positions if each.finish_reason is None else 0)
             for each, (_, _, num_positions) in zip(candidates, taken, strict=True)
         ]
-        shown = self._show(candidates, num_tokens, [each for _, each, _ in taken])
+        shown = await self._show(candidates, num_tokens, [each for _, each, _ in taken])
         result = make_result(
             num_tokens=num_tokens,
             scores=scores,
@@ -245,31 +257,55 @@ class PromptRun:
             shown=shown,
             rejected_at=[each.rejected_at for each in self._candidates],
             checkpoint_scores=[each.checkpoint_scores for each in self._candidates]
-            if rerank.schedule
+            if request.schedule
             else None,
         )
-        rerank.results[self._prompt_index] = result
-        self._engine.metrics.observe(label, result, num_tokens)
+        if shown is None:
+            self.rerank.add(self.prompt_index, result)
+        else:
+            await asyncio.to_thread(self.rerank.add, self.prompt_index, result)
+        self._engine.metrics.observe(self.label, result, num_tokens)
         return result.selected
 
-    def _show(
+    async def _count_scored(self, candidates: Sequence[Candidate]) -> list[int]:
+        """Count the tokens that make each candidate's embedding."""
+        turns = Turns()
+        lengths = []
+        for run, candidate in zip(self._candidates, candidates, strict=True):
+            lengths.append(
+                count_scored_tokens(candidate, self._decode)
+                if run.rejected_at is None
+                else self._count_compared(run, run.rejected_at)
+            )
+            await turns.give_way()
+        return lengths
+
+    async def _show(
         self,
         candidates: Sequence[Candidate],
         num_tokens: Sequence[int],
         token_scores: Sequence[list[list[float]]],
     ) -> list[CandidateReply] | None:
         """Return the candidates if the reply shows them; their tokens' scores are by each probe."""
-        if not self._rerank.return_candidates:
+        if not self.rerank.request.return_candidates:
             return None
-        combined = [
-            combine([*zip(*each[: len(self._rerank.probes)], strict=True)], self._weights)
-            for each in token_scores
-        ]
-        return show_candidates(
+        texts: dict[int, str] = {}
+        turns = Turns()
+        for each in candidates if self.rerank.request.return_token_scores else ():
+            for token in each.token_ids:
+                if token not in texts:  # of many candidates' tokens most are the same
+                    texts[token] = self._decode([token])
+                    await turns.give_way()
+
+        return await asyncio.to_thread(
+            show_candidates,
             candidates,
             num_tokens=num_tokens,
-            token_scores=combined if self._rerank.return_token_scores else None,
-            decode=self._decode,
+            token_scores=[[row[: len(self._probes)] for row in each] for each in token_scores]
+            if self.rerank.request.return_token_scores
+            else None,
+            weights=self._weights,
+            texts=texts,
         )
 
     async def _take_scores(
@@ -283,7 +319,7 @@ class PromptRun:
         details = "tokens" if with_tokens else "pooled"
         keys = [each.key for each in self._candidates]
         answers = await self._engine.call_workers(
-            "qprobe_take", keys, lengths, details, rank=self._rank
+            "qprobe_take", keys, lengths, details, rank=self.rank
         )
         taken = []
         for candidate, each in zip(self._candidates, _merge_answers(answers), strict=True):
@@ -312,40 +348,45 @@ class PromptRun:
             await asyncio.gather(*tasks, return_exceptions=True)
             if not self._engine.errored:
                 keys = [candidate.key for candidate in self._candidates]
-                await self._engine.call_workers("qprobe_drop", keys, rank=self._rank)
+                await self._engine.call_workers("qprobe_drop", keys, rank=self.rank)
 
         self._engine.keep_until_done(asyncio.create_task(finish()))
 
     def _find_cut_short(self) -> list[int] | None:
         """Return candidates that the engine gave up on, if any: they are the answer, as in vLLM."""
-        cut = [index for index, each in enumerate(self._candidates) if each.was_cut_short]
-        rest = [
+        ended = [
             index
             for index, each in enumerate(self._candidates)
-            if index not in cut and each.rejected_at is None
+            if each.has_ended and each.rejected_at is None
         ]
-        return [*cut, *rest][: self._params.n] if cut else None
+        # Those that it gave up on first.
+        ended.sort(key=lambda index: not self._candidates[index].was_cut_short)
+        if len(ended) < self.params.n or not self._candidates[ended[0]].was_cut_short:
+            return None
+        return ended[: self.params.n]
 
     def _candidate_params(self, index: int, key: str) -> SamplingParams:
         """Return the parameters of one candidate, seeded as vLLM seeds the children of n = k."""
-        mine = copy(self._params)
+        mine = copy(self.params)
         mine.n = 1
         mine.output_kind = self._kind
         if self._steps:
             mine.stream_interval = None  # each token is to be seen as it comes
-        if self._params.seed is not None:
-            mine.seed = self._params.seed + index
-        mine.extra_args = {**(self._params.extra_args or {}), EXTRA_ARG: [key, self._rows]}
+        if self.params.seed is not None:
+            mine.seed = self.params.seed + index
+        mine.extra_args = {**(self.params.extra_args or {}), EXTRA_ARG: [key, self._rows]}
         return mine
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._engine.get_tokenizer().decode(
-            list(token_ids), skip_special_tokens=self._params.skip_special_tokens
+            list(token_ids), skip_special_tokens=self.params.skip_special_tokens
         )
         return text
 
-    def _label(self) -> str:
-        return self._engine.metrics.label([probe.name for probe, _ in self._rerank.probes])
+    @property
+    def label(self) -> str:
+        """What the metrics call the request's probes."""
+        return self._engine.metrics.label([probe.name for probe in self._probes])
 
 
 def _has_failed(task: asyncio.Task[None]) -> bool:

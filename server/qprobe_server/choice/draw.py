@@ -1,0 +1,51 @@
+"""From scores to the candidates that are the answers."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from qprobe import Draw, softmax_resample
+from qprobe_server.errors import ScoringError
+
+__all__ = ["check_finite", "choose", "combine"]
+
+
+def combine(scores: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    """Return the weighted sums of several probes' scores.
+
+    Args:
+        scores: Of each thing scored, one by each probe.
+        weights: Of the probes.
+    """
+    return [
+        math.fsum(weight * score for weight, score in zip(weights, each, strict=True))
+        for each in scores
+    ]
+
+
+def choose(
+    scores: Sequence[float], *, beta: float, n: int, seed: int | None, prompt_index: int
+) -> Draw:
+    """Draw n of the candidates; the same seed and prompt index draw the same way.
+
+    Args:
+        scores: One per candidate, finite.
+        beta: Temperature, in units of score, >= 0; infinity draws as the base model does.
+        n: How many, from 1 to the number of candidates.
+        seed: The request's; None draws afresh.
+        prompt_index: Index of the prompt in its request, so that prompts draw independently.
+    """
+    entropy = None if seed is None else [seed % 2**64, prompt_index]
+    return softmax_resample(scores, beta, n, np.random.default_rng(entropy))
+
+
+def check_finite(scores: Sequence[float]) -> None:
+    """Check that a choice can be made from scores.
+
+    Raises:
+        ScoringError: A score is not finite.
+    """
+    for index, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise ScoringError(f"the score of candidate {index} of {len(scores)} is {score!r}")

@@ -1,0 +1,62 @@
+"""Fields beside ``q_probe``: what vLLM will read in them, and names that are misplaced.
+
+vLLM ignores a field that it does not know: a misspelt one of ours would be lost in silence.
+"""
+
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from qprobe_server.choice.schemas import QProbeRequest, show
+from qprobe_server.errors import RequestError
+
+__all__ = ["OUTSIDE", "check_names", "read_lax"]
+
+_OURS = "q_probe"
+# Fields of the object, none of which a request of OpenAI's, Anthropic's or vLLM's has beside it.
+OUTSIDE = tuple(QProbeRequest.model_fields)
+_MAX_TYPING_ERRORS = 2
+
+_T = TypeVar("_T", int, float, bool)
+
+
+def check_names(body: dict[str, Any]) -> None:
+    """Check that no field of a request is meant to be ``q_probe``, or a field of it.
+
+    Raises:
+        RequestError: 400; names the field.
+    """
+    for name in body:
+        if name == _OURS:
+            continue
+        if name in OUTSIDE:
+            raise RequestError(f"{name}: belongs into the object {_OURS}", param=name)
+        if _is_near(name.lower(), _OURS):
+            raise RequestError(
+                f"{show(name)}: is not a field; is {_OURS} meant?", param=name[: 2 * len(_OURS)]
+            )
+
+
+def read_lax(value: object, kind: type[_T]) -> _T | None:
+    """Return what vLLM will read in a value, whose models take ``"2"`` for 2.
+
+    Returns:
+        None for null, and for what is not of that kind: vLLM refuses it.
+    """
+    try:
+        return None if value is None else TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return None
+
+
+def _is_near(one: str, other: str) -> bool:
+    """Return whether two letters inserted, dropped or changed make one name the other."""
+    if abs(len(one) - len(other)) > _MAX_TYPING_ERRORS:
+        return False
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, start=1):
+        above, row = row, [i]
+        for j, wanted in enumerate(other, start=1):
+            changed = above[j - 1] + (letter != wanted)
+            row.append(min(changed, above[j] + 1, row[j - 1] + 1))
+    return row[-1] <= _MAX_TYPING_ERRORS
