@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from qprobe_server.choice.schemas import ResultReply
 from qprobe_server.edge.access_log import AccessLogMiddleware, start_access_log
 from qprobe_server.edge.metrics import RerankMetrics
-from qprobe_server.library.registry import ProbeRegistry
+from qprobe_server.library.registry import ProbeRegistry, ServedProbe
 
 SECRET = "an-otter-named-Zebulon"
 
@@ -100,6 +101,38 @@ def test_ten_thousand_probes_make_fifty_labels_and_two() -> None:
 def test_a_probe_cannot_take_a_label_with_a_meaning() -> None:
     metrics = RerankMetrics(CollectorRegistry())
     assert metrics.label(["mix"]) == metrics.label(["other"]) == "other"
+
+
+def test_the_label_of_a_deleted_probe_is_freed(
+    make_probe: Callable[..., Path], serve: Callable[..., ServedProbe]
+) -> None:
+    """Once no request holds the probe, and not where another version of it is served."""
+    collectors, probes = CollectorRegistry(), ProbeRegistry()
+    metrics = RerankMetrics(collectors)
+    metrics.watch(probes)
+
+    def use(name: str) -> str:
+        label = metrics.label([name])
+        metrics.observe(label, make_result([1, 0, 0, 0], [0]), [25] * 4)
+        metrics.count_prompt(label, "ok")
+        return label
+
+    def shown() -> set[str]:
+        samples = [each for family in collectors.collect() for each in family.samples]
+        return {each.labels["probe"] for each in samples if "probe" in each.labels}
+
+    for number in range(60):
+        held: ServedProbe | None = serve(probes, f"p{number}", make_probe("any"))
+        assert use(f"p{number}") == f"p{number}"
+        probes.remove(f"p{number}")
+        assert shown() == {f"p{number}"}
+        held = None
+        assert shown() == set()
+    assert held is None
+    serve(probes, "stays", make_probe("any"))
+    use("stays")
+    serve(probes, "stays", make_probe("any", k=3))
+    assert shown() == {"stays"}
 
 
 def test_the_number_of_probes_is_shown() -> None:

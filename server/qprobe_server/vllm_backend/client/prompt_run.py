@@ -301,7 +301,7 @@ class PromptRun:
             show_candidates,
             candidates,
             num_tokens=num_tokens,
-            token_scores=[[row[: len(self._probes)] for row in each] for each in token_scores]
+            token_scores=[each[: len(self._probes)] for each in token_scores]
             if self.rerank.request.return_token_scores
             else None,
             weights=self._weights,
