@@ -56,6 +56,8 @@ class RerankingLLM(AsyncLLM):
         self._candidates_on_rank: Counter[int] = Counter()
         self._running_prompts: set[PromptRun] = set()
         self._is_stopping = False
+        defaults = self.model_config.get_diff_sampling_param()
+        self._default_temperature: float = defaults.get("temperature", 1.0)
 
     async def load_probes(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
         """Give the workers linear probes and their heads; requests name them by their indices.
@@ -109,7 +111,7 @@ class RerankingLLM(AsyncLLM):
         """Count a prompt's candidates before its sampling parameters are there."""
         temperature = rerank.request.temperature
         if temperature is None:
-            temperature = self.model_config.get_diff_sampling_param().get("temperature", 1.0)
+            temperature = self._default_temperature
         return 1 if is_greedy(temperature) else rerank.k
 
     def shutdown(self, timeout: float | None = None) -> None:
