@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qprobe import Draw, softmax_resample
+from qprobe import Draw, beta_for_kl, softmax_resample
+from qprobe_server.choice.request import RerankRequest
 from qprobe_server.errors import ScoringError
 
-__all__ = ["check_finite", "choose", "combine"]
+__all__ = ["check_finite", "choose", "combine", "settle_beta"]
 
 
 def combine(scores: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
@@ -38,6 +39,14 @@ def choose(
     """
     entropy = None if seed is None else [seed % 2**64, prompt_index]
     return softmax_resample(scores, beta, n, np.random.default_rng(entropy))
+
+
+def settle_beta(request: RerankRequest, scores: Sequence[float]) -> float:
+    """Return the temperature of the choice: what is asked, or what spends the KL that is asked."""
+    if request.beta is not None:
+        return request.beta
+    assert request.target_kl is not None
+    return beta_for_kl(scores, request.target_kl)
 
 
 def check_finite(scores: Sequence[float]) -> None:

@@ -9,22 +9,19 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from copy import copy
-from typing import Any, Protocol
 
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from qprobe import beta_for_kl
 from qprobe.probe.schedule import Step, find_losers
 from qprobe_server.choice.candidates import Candidate, count_scored_tokens
-from qprobe_server.choice.draw import check_finite, choose, combine
+from qprobe_server.choice.draw import check_finite, choose, combine, settle_beta
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.result import make_result, show_candidates
-from qprobe_server.choice.schemas import CandidateReply
-from qprobe_server.edge.metrics import RerankMetrics
-from qprobe_server.errors import ScoringError
+from qprobe_server.choice.schemas import CandidateReply, ResultReply
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun, Outputs
+from qprobe_server.vllm_backend.client.score_client import Engine, ScoreClient
 from qprobe_server.vllm_backend.client.turns import Turns
 from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
 
@@ -41,25 +38,6 @@ def is_greedy(temperature: float) -> bool:
     return temperature < _GREEDY_BELOW
 
 
-class Engine(Protocol):
-    """What a run needs of the engine's client."""
-
-    metrics: RerankMetrics
-
-    @property
-    def errored(self) -> bool:
-        """Whether the engine has died."""
-
-    def get_tokenizer(self) -> Any:
-        """Return the model's tokenizer."""
-
-    async def call_workers(self, method: str, *args: Any, rank: int | None = None) -> list[Any]:
-        """Call a method of the workers of one data-parallel rank, or of all."""
-
-    def keep_until_done(self, task: asyncio.Task[None]) -> None:
-        """Hold a task that nobody waits for."""
-
-
 class PromptRun:
     """Samples the candidates of a prompt, drops those that fall behind, and chooses.
 
@@ -69,6 +47,9 @@ class PromptRun:
         prompt_index: Of the prompt in it.
         params: Of the answer that is wanted.
         rank: Data-parallel rank that all candidates run on, or None if there is but one.
+
+    Attributes:
+        rerank, prompt_index, params, rank: As given.
 
     Raises:
         VLLMValidationError: More answers are asked for than there are candidates.
@@ -116,6 +97,7 @@ class PromptRun:
         self._candidates = [
             CandidateRun(uuid.uuid4().hex, self._kind) for _ in range(self.rerank.k)
         ]
+        self._scores = ScoreClient(engine, self._candidates, rank)
 
     @property
     def num_candidates(self) -> int:
@@ -203,15 +185,7 @@ class PromptRun:
         num_probes = len(self._probes)
         first = num_probes * (1 + self._steps.index(step))
         rows = list(range(first, first + num_probes))
-        keys = [each.key for each in candidates]
-        answers = await self._engine.call_workers(
-            "qprobe_peek", keys, lengths, rows, rank=self.rank
-        )
-        found = _merge_answers(answers)
-        for candidate, each in zip(candidates, found, strict=True):
-            if each is None:
-                raise self._unknown(candidate)
-        scores = combine(found, self._weights)
+        scores = combine(await self._scores.peek(candidates, lengths, rows), self._weights)
         self._engine.metrics.count_non_finite(self.label, scores)
         check_finite(scores)
         for candidate, score in zip(candidates, scores, strict=True):
@@ -230,15 +204,12 @@ class PromptRun:
         await asyncio.gather(*(each.task for each in self._candidates), return_exceptions=True)
         candidates = [each.read() for each in self._candidates]
         lengths = await self._count_scored(candidates)
-        taken = await self._take_scores(lengths, with_tokens=request.return_token_scores)
+        taken = await self._scores.take(lengths, with_tokens=request.return_token_scores)
         places = [self._candidates.index(each) for each in left]
         scores = combine([taken[place][0][: len(self._probes)] for place in places], self._weights)
         self._engine.metrics.count_non_finite(self.label, scores)
         check_finite(scores)
-        beta = request.beta
-        if beta is None:
-            assert request.target_kl is not None
-            beta = beta_for_kl(scores, request.target_kl)
+        beta = settle_beta(request, scores)
         draw = choose(
             scores, beta=beta, n=params.n, seed=params.seed, prompt_index=self.prompt_index
         )
@@ -247,25 +218,27 @@ class PromptRun:
             max(len(each.token_ids), num_positions if each.finish_reason is None else 0)
             for each, (_, _, num_positions) in zip(candidates, taken, strict=True)
         ]
-        shown = await self._show(candidates, num_tokens, [each for _, each, _ in taken])
         result = make_result(
             num_tokens=num_tokens,
             scores=scores,
             places=places,
             draw=draw,
             beta=beta,
-            shown=shown,
+            shown=await self._show(candidates, num_tokens, [each for _, each, _ in taken]),
             rejected_at=[each.rejected_at for each in self._candidates],
             checkpoint_scores=[each.checkpoint_scores for each in self._candidates]
             if request.schedule
             else None,
         )
-        if shown is None:
+        await self._note(result, num_tokens)
+        return result.selected
+
+    async def _note(self, result: ResultReply, num_tokens: Sequence[int]) -> None:
+        if result.candidates is None:
             self.rerank.add(self.prompt_index, result)
         else:
             await asyncio.to_thread(self.rerank.add, self.prompt_index, result)
         self._engine.metrics.observe(self.label, result, num_tokens)
-        return result.selected
 
     async def _count_scored(self, candidates: Sequence[Candidate]) -> list[int]:
         """Count the tokens that make each candidate's embedding."""
@@ -308,33 +281,6 @@ class PromptRun:
             texts=texts,
         )
 
-    async def _take_scores(
-        self, lengths: list[int], *, with_tokens: bool
-    ) -> list[tuple[list[float], list[list[float]], int]]:
-        """Remove all candidates from the workers; see ``ScoringMixin.qprobe_take``.
-
-        Raises:
-            ScoringError: The workers do not know a candidate that is left.
-        """
-        details = "tokens" if with_tokens else "pooled"
-        keys = [each.key for each in self._candidates]
-        answers = await self._engine.call_workers(
-            "qprobe_take", keys, lengths, details, rank=self.rank
-        )
-        taken = []
-        for candidate, each in zip(self._candidates, _merge_answers(answers), strict=True):
-            if each is None and candidate.rejected_at is None:
-                raise self._unknown(candidate)
-            # The workers may have forgotten a dropped one; nothing hangs on it.
-            taken.append(([], [], 0) if each is None else each)
-        return taken
-
-    def _unknown(self, candidate: CandidateRun) -> ScoringError:
-        index = self._candidates.index(candidate)
-        return ScoringError(
-            f"the engine holds no score of candidate {index} of {len(self._candidates)}"
-        )
-
     def _discard(self) -> None:
         """Abort what still runs and drop its scores, whatever becomes of the caller's task.
 
@@ -346,9 +292,7 @@ class PromptRun:
 
         async def finish() -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
-            if not self._engine.errored:
-                keys = [candidate.key for candidate in self._candidates]
-                await self._engine.call_workers("qprobe_drop", keys, rank=self.rank)
+            await self._scores.drop()
 
         self._engine.keep_until_done(asyncio.create_task(finish()))
 
@@ -391,11 +335,3 @@ class PromptRun:
 
 def _has_failed(task: asyncio.Task[None]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is not None
-
-
-def _merge_answers(answers: list[Any]) -> list[Any]:
-    """Return one answer a candidate, of the worker that scores it; None where none knows it."""
-    return [
-        next((each for each in found if each is not None), None)
-        for found in zip(*(each for each in answers if each), strict=True)
-    ]
