@@ -187,7 +187,7 @@ def server(
         *("--probe", f"end={make_probe('end', layer='final', pooling='last')}"),
         *("--probe", f"early={make_probe('early', layer=2, window=8)}"),
         *("--probe-layers", "2,4,final", "--probe-dir", str(tmp_path_factory.mktemp("kept"))),
-        "--json-access-log",
+        *("--json-access-log", "--enable-scale-out"),
         "--enable-auto-tool-choice",
         *("--tool-call-parser", "hermes"),
         *("--sse-keep-alive-interval", "1"),

@@ -171,7 +171,6 @@ def test_the_last_chunk_has_the_usage_and_the_result(
     ("path", "fields", "headers", "param"),
     [
         (CHAT, {"n": "5"}, {}, "n"),
-        (CHAT, {"n": 2, "temperature": "0"}, {}, "n"),
         (CHAT, {"n": [2]}, {}, "body.n"),
         (CHAT, {"k": 2}, {}, "k"),
         (CHAT, {"q_prob": {"k": 2}}, {}, "q_prob"),
