@@ -157,3 +157,19 @@ async def test_a_chunked_body_passes_byte_for_byte(client: httpx.AsyncClient, si
 
     assert (await client.post(CHAT, content=chunks(), headers=JSON)).status_code == 200
     assert sink.bodies == [raw]
+
+
+async def test_what_a_rewritten_body_holds_is_what_was_sent(
+    client: httpx.AsyncClient, sink: Sink
+) -> None:
+    """But for what is ours: also numbers that no other program's JSON has."""
+    fields = {"a": [1e300, 2**70, -0.0, 0.1, None, True], "b": {"é": '"\\\n\u2028🦊'}, "n": 1}
+    raw = json.dumps({"model": "base:good", **fields, "q_probe": {}}).encode()
+    raw = raw.replace(b'"n": 1', b'"n": 1, "x": [NaN, Infinity, -Infinity]')
+    assert (await client.post(CHAT, content=raw, headers=JSON)).status_code == 200
+    got = json.loads(sink.bodies[0])
+    assert str(got.pop("x")) == "[nan, inf, -inf]"
+    assert got == {"model": "base", **fields}
+    for odd in ('"\\ud800"', "[" * 300 + "]" * 300):
+        raw = f'{{"model": "base:good", "a": {odd}}}'.encode()
+        assert "too deep" in check_refused(await client.post(CHAT, content=raw, headers=JSON), 400)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
@@ -10,8 +11,9 @@ from qprobe_server.errors import RequestError
 
 __all__ = ["MAX_BYTES", "is_json_post", "parse", "read", "replay", "write"]
 
-# OpenAI takes 50 MB of images in one request, Anthropic 32 MB in all.
-MAX_BYTES = 64 << 20
+# What Anthropic takes, images included. So many hold the event loop for 0.03 s to be read, and once
+# more to be written anew.
+MAX_BYTES = 32 << 20
 
 
 def is_json_post(scope: Scope) -> bool:
@@ -75,8 +77,15 @@ def parse(raw: bytes) -> dict[str, Any]:
 
 
 def write(body: dict[str, Any]) -> bytes:
-    """Return fields as a body again."""
-    return json.dumps(body).encode()
+    """Return fields as a body again.
+
+    Raises:
+        RequestError: 400, a text in it is no Unicode, or it is nested very deep.
+    """
+    try:
+        return to_json(body, inf_nan_mode="constants")  # twice as fast as json.dumps
+    except (PydanticSerializationError, ValueError) as error:
+        raise _refuse("is nested too deep, or has half a surrogate pair") from error
 
 
 def replay(raw: bytes, receive: Receive) -> Receive:

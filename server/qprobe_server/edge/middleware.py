@@ -4,6 +4,7 @@ Everything else of a request goes to vLLM's app untouched, and of other paths no
 read. Stands inside vLLM's own middleware, so that a request without a valid key never gets here.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,11 +97,12 @@ class RerankMiddleware:
             body = bodies.parse(raw)
             asked_model = body.get("model")
             request, is_changed = _prepare(path, body, state)
+            if is_changed:
+                await asyncio.sleep(0)  # a large body takes a while to read, and to write
+                raw = bodies.write(body)
         except RequestError as error:
             await JSONResponse(error.body(), status_code=error.status)(scope, receive, send)
             return
-        if is_changed:
-            raw = bodies.write(body)
         headers = MutableHeaders(raw=list(scope["headers"]))
         headers["content-length"] = str(len(raw))
         del headers["transfer-encoding"]

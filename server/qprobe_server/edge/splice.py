@@ -8,7 +8,7 @@ import re
 __all__ = ["add_field", "find_value", "replace_value"]
 
 # A string, whole, or what opens, closes and parts.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]', re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]', re.DOTALL)
 
 
 def find_value(data: bytes, path: tuple[bytes, ...]) -> tuple[int, int] | None:
