@@ -232,6 +232,7 @@ def ask(engine: RerankingLLM, served: list[ServedProbe]) -> Ask:
         stream: bool = False,
         return_candidates: bool = False,
         return_token_scores: bool = False,
+        request_id: str | None = None,
         **params: Any,
     ) -> Answer:
         mix = probe if isinstance(probe, dict) else {probe: 1.0}
@@ -253,7 +254,7 @@ def ask(engine: RerankingLLM, served: list[ServedProbe]) -> Ask:
         token = current_rerank.set(rerank)
         try:
             prompt = {"type": "token", "prompt_token_ids": prompt_ids}
-            stream_of = engine.generate(prompt, sampling, f"test-{id(rerank)}")
+            stream_of = engine.generate(prompt, sampling, request_id or f"test-{id(rerank)}")
             outputs = [output async for output in stream_of]
         finally:
             current_rerank.reset(token)

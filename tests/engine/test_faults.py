@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
+from qprobe.probe.schedule import Step
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.library.registry import ServedProbe
@@ -15,6 +16,7 @@ from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
 ChatIds = Callable[[str], list[int]]
 MAX_QUEUED = 400  # as the engine fixture sets it
+HEADED = 82  # the probe that has heads there
 
 
 async def settle(engine: RerankingLLM) -> tuple[int, int]:
@@ -98,3 +100,33 @@ async def test_a_prompts_own_candidates_do_not_fill_the_queue_of_tokens(
     monkeypatch.setattr(engine.scheduler_config, "max_num_queued_tokens", 3 * len(prompt))
     answer = await ask(prompt, k=16, max_tokens=2)
     assert len(answer.result["scores"]) == 16
+
+
+async def test_a_prompt_that_comes_while_the_server_stops_is_sent_elsewhere(
+    ask: Any, engine: RerankingLLM, chat_ids: ChatIds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine gives no more scores by then."""
+    monkeypatch.setattr(engine, "_is_stopping", True)
+    with pytest.raises(GracefulHTTPError) as refused:
+        await ask(chat_ids("Hello"), k=2, max_tokens=2)
+    assert refused.value.http_status == 503
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_is_aborted_by_its_own_id(
+    ask: Any, engine: RerankingLLM, chat_ids: ChatIds, *, stream: bool
+) -> None:
+    """With all its candidates, also those that a schedule still compares."""
+    prompt = chat_ids("Tell me a story.")
+    for probe, schedule in ((0, ()), (HEADED, (Step(16, 2),))):
+        asked: dict[str, Any] = {"k": 8, "max_tokens": 1500, "ignore_eos": True, "stream": stream}
+        request = asyncio.create_task(
+            ask(prompt, probe=probe, schedule=schedule, request_id="mine", **asked)
+        )
+        while engine.get_num_unfinished_requests() < 8:  # noqa: ASYNC110  # vLLM has no event for it
+            await asyncio.sleep(0.01)
+        await engine.abort("mine")
+        answer = await asyncio.wait_for(request, 10)
+        assert answer.outputs[-1].outputs[0].finish_reason == "abort"
+        assert answer.result == {}
+        assert await settle(engine) == (0, 0)

@@ -208,6 +208,7 @@ def test_which_temperature_a_request_without_one_has() -> None:
     for defaults, expected in (({}, 1.0), ({"temperature": 0.25}, 0.25)):
         made = CompletionRequest(prompt="x").to_sampling_params(1, defaults)
         assert made.temperature == expected, changed("CompletionRequest.to_sampling_params")
+    assert SamplingParams(temperature=1e-9).temperature == 0.01, changed("SamplingParams")
 
 
 def test_requests_run_in_the_task_that_set_the_context() -> None:

@@ -18,6 +18,7 @@ OUTSIDE = tuple(QProbeRequest.model_fields)
 _MAX_TYPING_ERRORS = 2
 
 _T = TypeVar("_T", int, float, bool)
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (int, float, bool)}
 
 
 def check_names(body: dict[str, Any]) -> None:
@@ -44,7 +45,7 @@ def read_lax(value: object, kind: type[_T]) -> _T | None:
         None for null, and for what is not of that kind: vLLM refuses it.
     """
     try:
-        return None if value is None else TypeAdapter(kind).validate_python(value)
+        return None if value is None else _ADAPTERS[kind].validate_python(value)
     except ValidationError:
         return None
 

@@ -28,7 +28,7 @@ from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.edge.metrics import Outcome, RerankMetrics
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.vllm_backend.client.candidate_run import Outputs
-from qprobe_server.vllm_backend.client.prompt_run import PromptRun, is_greedy
+from qprobe_server.vllm_backend.client.prompt_run import PromptRun
 from qprobe_server.vllm_backend.client.replay import replay
 from qprobe_server.vllm_backend.client.tracing import rerank_span
 from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
@@ -108,11 +108,14 @@ class RerankingLLM(AsyncLLM):
         super().check_admission(n, request_id)
 
     def _count_candidates(self, rerank: Rerank) -> int:
-        """Count a prompt's candidates before its sampling parameters are there."""
+        """Count a prompt's candidates before its sampling parameters are there.
+
+        Greedy is 0 only: ``SamplingParams`` raises what is between 0 and 0.01.
+        """
         temperature = rerank.request.temperature
         if temperature is None:
             temperature = self._default_temperature
-        return 1 if is_greedy(temperature) else rerank.k
+        return 1 if temperature == 0 else rerank.k
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Stop the engine; first let the prompts end that are being reranked, within the timeout.

@@ -25,17 +25,9 @@ from qprobe_server.vllm_backend.client.score_client import Engine, ScoreClient
 from qprobe_server.vllm_backend.client.turns import Turns
 from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
 
-__all__ = ["PromptRun", "is_greedy"]
-
-# vLLM samples greedily below this temperature (sampling_params._SAMPLING_EPS).
-_GREEDY_BELOW = 1e-5
+__all__ = ["PromptRun"]
 
 _Sample = Callable[[SamplingParams, int], AsyncGenerator[RequestOutput, None]]
-
-
-def is_greedy(temperature: float) -> bool:
-    """Return whether vLLM samples greedily at a temperature."""
-    return temperature < _GREEDY_BELOW
 
 
 class PromptRun:
@@ -63,7 +55,7 @@ class PromptRun:
         params: SamplingParams,
         rank: int | None,
     ) -> None:
-        if is_greedy(params.temperature):
+        if params.temperature == 0:
             rerank.keep_greedy()
         if params.n > rerank.k:
             raise VLLMValidationError(
