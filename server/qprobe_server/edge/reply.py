@@ -124,7 +124,7 @@ class ReplyWriter:
 
     def _change_event(self, body: bytes) -> bytes:
         """Return an event of Responses or Messages with what is ours."""
-        name = body[len(b"event: ") : body.index(b"\n")].strip()
+        name = body.removeprefix(b"event: ").partition(b"\n")[0].strip()
         if self._model is not None:
             path = _MODEL_OF_EVENT.get(name.partition(b".")[0])
             if path is not None:
