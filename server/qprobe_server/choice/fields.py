@@ -10,11 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from qprobe_server.choice.schemas import QProbeRequest, show
 from qprobe_server.errors import RequestError
 
-__all__ = ["OUTSIDE", "check_names", "read_lax"]
+__all__ = ["check_names", "read_lax"]
 
 _OURS = "q_probe"
-# Fields of the object, none of which a request of OpenAI's, Anthropic's or vLLM's has beside it.
-OUTSIDE = tuple(QProbeRequest.model_fields)
+# Its fields, none of which a request of OpenAI's, Anthropic's or vLLM's has beside it.
+_INSIDE = tuple(QProbeRequest.model_fields)
 _MAX_TYPING_ERRORS = 2
 
 _T = TypeVar("_T", int, float, bool)
@@ -30,7 +30,7 @@ def check_names(body: dict[str, Any]) -> None:
     for name in body:
         if name == _OURS:
             continue
-        if name in OUTSIDE:
+        if name in _INSIDE:
             raise RequestError(f"{name}: belongs into the object {_OURS}", param=name)
         if _is_near(name.lower(), _OURS):
             raise RequestError(
