@@ -61,10 +61,10 @@ def test_flags_of_serve(run_qprobe: Run, flags: list[str], said: str) -> None:
 
 
 def test_a_model_that_cannot_be(run_qprobe: Run, tmp_path: Path) -> None:
-    said = "is neither a folder with a config.json nor a hub's ORG/NAME"
+    said = "is neither a folder with a config.json nor an id of the hub"
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("")
-    for name in (tmp_path, tmp_path / "no", "./model", "../model", "model", "a/b/c"):
+    for name in (tmp_path, tmp_path / "no", "./model", "../model", "a/b/c"):
         assert refuse(run_qprobe("serve", name, *FREE)) == f"model {str(name)!r} {said}"
     collect = ("collect", prompts, "-o", tmp_path / "out", "--reward", "tests")
     assert said in refuse(run_qprobe(*collect, "--model", tmp_path))

@@ -33,7 +33,8 @@ _REFUSED_MODES = (
     ("data_parallel_multi_port_external_lb", "start one qprobe server per rank"),
     ("enable_elastic_ep", "an engine that is added later would have no probes"),
 )
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+# The oldest models of the hub have no ORG.
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
 def check_serve(args: argparse.Namespace) -> None:
@@ -73,7 +74,7 @@ def check_model(name: str | None, args: argparse.Namespace) -> None:
         known = _HUB_ID.fullmatch(name) and not name.startswith((".", "~"))
     if not known:
         raise StartupError(
-            f"model {name!r} is neither a folder with a config.json nor a hub's ORG/NAME"
+            f"model {name!r} is neither a folder with a config.json nor an id of the hub"
         )
 
 
