@@ -33,7 +33,12 @@ EXPECTED: Mapping[str, tuple[str, ...]] = {
     "vllm.model_executor.models.utils": ("Attempted to load weight %s with dtype",),
     "vllm.utils.system_utils": ("Found ulimit of",),
     "vllm.utils.argparse_utils": ("Found duplicate keys",),
-    "vllm.v1.worker.cpu_worker": ("%s is not found in LD_PRELOAD",),
+    "vllm.v1.worker.cpu_worker": (
+        "%s is not found in LD_PRELOAD",
+        "CPU backend doesn't allow to use",
+    ),
+    # Of every collection, whose scheduler runs in its own process.
+    "vllm.engine.arg_utils": ("The global random seed is set to",),
 }
 
 
