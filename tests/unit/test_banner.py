@@ -83,6 +83,7 @@ def test_keys_and_sockets_are_in_the_example() -> None:
     assert '-H "authorization: Bearer $VLLM_API_KEY"' in line  # in quotes that a shell reads
     assert "--unix-socket '/tmp/a b'" in describe(Listening(host=None, port=0, socket="/tmp/a b"))
     assert "https://localhost:8443" in describe(Listening(host=None, port=8443, is_tls=True))
+    assert "http://localhost:1/ai/v1" in describe(Listening(host=None, port=1, root_path="/ai"))
 
 
 def test_it_says_what_requests_do() -> None:

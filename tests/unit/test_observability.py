@@ -127,6 +127,7 @@ def test_the_label_of_a_deleted_probe_is_freed(
         probes.remove(f"p{number}")
         assert shown() == {f"p{number}"}
         held = None
+        assert probes.get("next") is None  # the next request
         assert shown() == set()
     assert held is None
     serve(probes, "stays", make_probe("any"))

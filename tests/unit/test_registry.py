@@ -75,6 +75,20 @@ def test_an_index_is_used_again_only_when_nothing_holds_its_version(
     assert [each.name for each in registry.probes()] == ["a", "c", "d"]
 
 
+def test_a_finalizer_calls_nobody(make_probe: MakeProbe, serve: Serve) -> None:
+    """It may run under the very lock that a listener would wait for."""
+    registry, told = ProbeRegistry(), list[str]()
+    registry.when_forgotten(told.append)
+    held: ServedProbe | None = serve(registry, "a", make_probe("a"))
+    assert held is not None
+    registry.remove("a")
+    held = None
+    gc.collect()
+    assert told == []
+    assert registry.get("b") is None
+    assert told == ["a"]
+
+
 def test_requests_are_counted_by_name(registry: ProbeRegistry) -> None:
     good = registry.get("good")
     assert good is not None

@@ -4,7 +4,7 @@ import hashlib
 import re
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -113,6 +113,7 @@ class ProbeRegistry:
         self._num_requests: Counter[str] = Counter()
         self._num_indices = 0
         self._free: list[int] = []
+        self._gone: deque[tuple[str, list[int]]] = deque()
         self._listeners: list[Callable[[str], None]] = []
 
     def __len__(self) -> int:
@@ -121,6 +122,7 @@ class ProbeRegistry:
 
     def reserve(self, loaded: LoadedProbe) -> ServedProbe:
         """Give a probe indices of its own, which are free again once nothing refers to it."""
+        self._forget_gone()
         info = loaded.probe.info
         index, *heads = [self._take_index() for _ in range(1 + len(info.checkpoints))]
         served = ServedProbe(
@@ -131,18 +133,22 @@ class ProbeRegistry:
             index,
             dict(zip(info.checkpoints, heads, strict=True)),
         )
-        weakref.finalize(served, self._forget, loaded.name, [index, *heads]).atexit = False
+        gone = loaded.name, [index, *heads]
+        weakref.finalize(served, self._gone.append, gone).atexit = False
         return served
 
     def when_forgotten(self, listener: Callable[[str], None]) -> None:
         """Call a listener with the name of a probe once it is deleted and no request holds it."""
         self._listeners.append(listener)
 
-    def _forget(self, name: str, indices: Sequence[int]) -> None:
-        self._free.extend(indices)
-        if name not in self._probes:
-            for listener in self._listeners:
-                listener(name)
+    def _forget_gone(self) -> None:
+        """Free what finalizers have noted, which run at any moment, under any lock."""
+        while self._gone:
+            name, indices = self._gone.popleft()
+            self._free.extend(indices)
+            if name not in self._probes:
+                for listener in self._listeners:
+                    listener(name)
 
     def _take_index(self) -> int:
         if self._free:
@@ -165,6 +171,7 @@ class ProbeRegistry:
 
     def get(self, name: str) -> ServedProbe | None:
         """Return the current version of a probe, or None."""
+        self._forget_gone()
         return self._probes.get(name)
 
     def describe_names(self) -> str:
@@ -175,6 +182,7 @@ class ProbeRegistry:
 
     def probes(self) -> Sequence[ServedProbe]:
         """Return the probes in the order of their names' first loading."""
+        self._forget_gone()
         return list(self._probes.values())
 
     def count_request(self, probe: ServedProbe) -> None:

@@ -7,6 +7,7 @@ building the app and serving it.
 """
 
 import argparse
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -145,7 +146,7 @@ async def _serve(
             serve_http(app, sock=sock, **_uvicorn_options(args)),
             requests,
             let_end_s=config.shutdown_timeout,
-            on_ready=partial(_announce, args, engine, registry, settings),
+            on_ready=partial(_announce, args, sock, engine, registry, settings),
         )
     finally:
         if engine is not None:
@@ -167,19 +168,27 @@ def _start_engine(engine_args: AsyncEngineArgs, config: Any) -> RerankingLLM:
 
 
 def _announce(
-    args: argparse.Namespace, engine: RerankingLLM, registry: ProbeRegistry, settings: Settings
+    args: argparse.Namespace,
+    sock: socket.socket,
+    engine: RerankingLLM,
+    registry: ProbeRegistry,
+    settings: Settings,
 ) -> None:
     """Say on the terminal that the server is ready, and how to use it."""
     keys = [key for key in args.api_key or [envs.VLLM_API_KEY] if key]
     listening = Listening(
         host=args.host,
-        port=args.port,
+        # The flag's, but for 0, which is any.
+        port=args.port if args.uds else sock.getsockname()[1],
+        root_path=args.root_path or "",
         is_tls=bool(args.ssl_certfile),
         socket=args.uds,
         # Whoever reads the terminal need not know the key.
         key=None if not keys else "$VLLM_API_KEY" if envs.VLLM_API_KEY in keys else "YOUR_API_KEY",
     )
-    template = args.chat_template or getattr(engine.get_tokenizer(), "chat_template", None)
+    template = args.chat_template
+    if template is None and not args.skip_tokenizer_init:
+        template = getattr(engine.get_tokenizer(), "chat_template", None)
     block = describe_server(
         listening,
         model=_name_model(args),

@@ -21,6 +21,7 @@ class Listening:
     Attributes:
         host: Of the flag; None and the addresses of all interfaces mean this machine too.
         port: Of TCP.
+        root_path: What a proxy puts before every path.
         is_tls: Whether it speaks HTTPS.
         socket: Path of the Unix socket instead of host and port, or None.
         key: What a shell puts for the API key, never the key itself; None: none is wanted.
@@ -28,6 +29,7 @@ class Listening:
 
     host: str | None
     port: int
+    root_path: str = ""
     is_tls: bool = False
     socket: str | None = None
     key: str | None = None
@@ -36,10 +38,10 @@ class Listening:
     def url(self) -> str:
         """The address for a client on this machine."""
         if self.socket is not None:
-            return "http://localhost"
+            return f"http://localhost{self.root_path}"
         host = "localhost" if self.host in (None, "", "0.0.0.0", "::") else str(self.host)
         host = f"[{host}]" if ":" in host else host
-        return f"http{'s' if self.is_tls else ''}://{host}:{self.port}"
+        return f"http{'s' if self.is_tls else ''}://{host}:{self.port}{self.root_path}"
 
 
 def describe_server(
