@@ -30,6 +30,7 @@ class Settings:
         k: Candidates per prompt where the request does not say, or None for the probe's own.
         beta: Temperature of the choice likewise, in units of score, >= 0.
         max_k: The largest k that a request may ask for.
+        max_body_mib: The most MiB that a request's body may have, where the edge reads it, >= 1.
         schedule: When candidates are dropped where the request does not say: ``default`` as the
             probe recommends; empty never.
         keep_alive_s: A reranked stream that is silent for so many seconds gets an SSE comment, > 0.
@@ -41,6 +42,7 @@ class Settings:
     k: int | None = None
     beta: float | None = None
     max_k: int = 64
+    max_body_mib: int = 32
     schedule: 'Schedule | Literal["default"]' = ()
     keep_alive_s: float = 10.0
     admin_api_key: str | None = field(default=None, repr=False)
@@ -54,6 +56,8 @@ class Settings:
         """
         if self.max_k < 1:
             raise StartupError(f"--max-k must be at least 1, got {self.max_k}")
+        if self.max_body_mib < 1:
+            raise StartupError(f"--max-body-mib must be at least 1, got {self.max_body_mib}")
         if self.k is not None and not 1 <= self.k <= self.max_k:
             raise StartupError(f"--k must be from 1 to --max-k ({self.max_k}), got {self.k}")
         if self.beta is not None and not is_beta(self.beta):
@@ -102,6 +106,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         k=args.k,
         beta=args.beta,
         max_k=args.max_k,
+        max_body_mib=args.max_body_mib,
         schedule=() if args.schedule is None else args.schedule,
         keep_alive_s=float(args.sse_keep_alive_interval or 0) or _KEEP_ALIVE_S,
         admin_api_key=admin_key,

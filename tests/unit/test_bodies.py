@@ -9,7 +9,6 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
-from qprobe_server.edge import body as bodies
 from qprobe_server.edge.middleware import AppState, RerankMiddleware
 from qprobe_server.library.registry import ProbeRegistry
 from qprobe_server.settings import Settings
@@ -44,7 +43,7 @@ def sink() -> Sink:
 @pytest.fixture
 def client(registry: ProbeRegistry, sink: Sink) -> httpx.AsyncClient:
     app = FastAPI()
-    app.state.qprobe = AppState(Settings(), registry, "base".__eq__, lambda: ["base"])
+    app.state.qprobe = AppState(Settings(max_body_mib=1), registry, "base".__eq__, lambda: ["base"])
     app.add_middleware(RerankMiddleware)
     app.mount("/", sink)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
@@ -87,30 +86,38 @@ async def test_a_body_that_is_no_object_is_refused(
     assert sink.bodies == []
 
 
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/json"])
 @pytest.mark.parametrize("has_length", [True, False])
 async def test_a_body_that_is_too_large_is_refused(
     client: httpx.AsyncClient,
     sink: Sink,
-    monkeypatch: pytest.MonkeyPatch,
+    content_type: str | None,
     *,
     has_length: bool,
 ) -> None:
-    """With a length before any of it is read, without one as soon as there is too much."""
-    monkeypatch.setattr(bodies, "MAX_BYTES", 1000)
+    """With a length before any of it is read, without one as soon as there is too much.
+
+    Whatever it says that it is: FastAPI would read it all before vLLM refuses its type.
+    """
+    part = b" " * (100 << 10)
     sent = 0
 
     async def chunks() -> AsyncIterator[bytes]:
         nonlocal sent
         for _ in range(100):
-            sent += 100
-            yield b" " * 100
+            sent += len(part)
+            yield part
 
-    headers = {**JSON, "content-length": "10000"} if has_length else JSON
+    headers = {} if content_type is None else {"content-type": content_type}
+    if has_length:
+        headers["content-length"] = str(100 * len(part))
     app: Any = client._transport.app  # type: ignore[attr-defined]  # whose receive() is to be seen
     status, reply = await call(app, headers, chunks())
     assert status == 413
-    assert "at most 1000 bytes" in check_refused(httpx.Response(status, content=reply), 413)
-    assert sent == (0 if has_length else 1100)
+    assert "at most 1048576 bytes (--max-body-mib 1)" in check_refused(
+        httpx.Response(status, content=reply), 413
+    )
+    assert sent == (0 if has_length else 11 * len(part))
     assert sink.bodies == []
 
 
@@ -135,17 +142,24 @@ async def call(
     return sent[0]["status"], sent[1]["body"]
 
 
-async def test_other_paths_are_not_looked_at(
-    client: httpx.AsyncClient, sink: Sink, monkeypatch: pytest.MonkeyPatch
+async def test_other_paths_and_methods_are_not_looked_at(
+    client: httpx.AsyncClient, sink: Sink
 ) -> None:
-    monkeypatch.setattr(bodies, "MAX_BYTES", 10)
-    raw = b'{"q_probe": "' + b"\xff" * 1000
+    raw = b'{"q_probe": "' + b"\xff" * (1 << 20)
     for path in ("/playground", "/v1/probes/x", "/v1/embeddings", "/v1/chat/completionz"):
         assert (await client.post(path, content=raw, headers=JSON)).status_code == 200
-    for headers in ({"content-type": "text/plain"}, {"content-type": "multipart/form-data"}):
-        assert (await client.post(CHAT, content=raw, headers=headers)).status_code == 200
     assert (await client.put(CHAT, content=raw, headers=JSON)).status_code == 200
-    assert sink.bodies == [raw] * 7
+    assert sink.bodies == [raw] * 5
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "multipart/form-data; boundary=x"])
+async def test_what_is_no_json_passes_byte_for_byte(
+    client: httpx.AsyncClient, sink: Sink, content_type: str | None
+) -> None:
+    raw = b'{"q_probe": "' + b"\xff" * 1000
+    headers = {} if content_type is None else {"content-type": content_type}
+    assert (await client.post(CHAT, content=raw, headers=headers)).status_code == 200
+    assert sink.bodies == [raw]
 
 
 async def test_a_chunked_body_passes_byte_for_byte(client: httpx.AsyncClient, sink: Sink) -> None:

@@ -40,6 +40,7 @@ TORCH = frozenset({"torch"})
         (["org/model", "--default-probe", "b"], "--default-probe 'b' is not loaded; loaded: none"),
         (["--k", "65"], "--k must be from 1 to --max-k (64), got 65"),
         (["--max-k", "0"], "--max-k must be at least 1, got 0"),
+        (["--max-body-mib", "0"], "--max-body-mib must be at least 1, got 0"),
         (["--beta", "-0.5"], "--beta must be a finite number >= 0, got -0.5"),
         (["--admin-api-key", " "], "--admin-api-key must not be empty"),
         (

@@ -152,6 +152,7 @@ def test_layers_that_are_not_exposed(make_probe: MakeProbe) -> None:
     ("change", "message"),
     [
         ({"max_k": 0}, "--max-k"),
+        ({"max_body_mib": 0}, "--max-body-mib must be at least 1, got 0"),
         ({"k": 0}, "--k"),
         ({"k": 65}, "--k"),
         ({"beta": -1.0}, "--beta"),

@@ -97,6 +97,13 @@ def _add_reranking(parser: argparse.ArgumentParser) -> None:
         default=64,
         help="The most candidates a request may ask for. Default: 64.",
     )
+    group.add_argument(
+        "--max-body-mib",
+        type=int,
+        default=32,
+        metavar="MIB",
+        help="The largest body of a request, in MiB. Default: 32.",
+    )
 
 
 def _add_probe_management(parser: argparse.ArgumentParser) -> None:

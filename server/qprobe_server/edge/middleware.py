@@ -86,14 +86,17 @@ class RerankMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         path = _read_path(scope)
-        if path is None or not bodies.is_json_post(scope):
+        if path is None:
             await self._app(scope, receive, send)
             return
         state: AppState = scope["app"].state.qprobe
         try:
-            raw = await bodies.read(scope, receive)
+            raw = await bodies.read(scope, receive, max_mib=state.settings.max_body_mib)
             if raw is None:
                 return  # the client left before it had sent its request
+            if not bodies.is_json(scope):  # FastAPI reads it all before vLLM refuses it
+                await self._app(scope, bodies.replay(raw, receive), send)
+                return
             body = bodies.parse(raw)
             asked_model = body.get("model")
             request, is_changed = _prepare(path, body, state)
@@ -140,7 +143,7 @@ def _summarize(rerank: Rerank) -> dict[str, Any]:
 
 def _read_path(scope: Scope) -> str | None:
     """Return the path of a request whose body is to be read, as the lists above have it."""
-    if scope["type"] != "http":
+    if scope["type"] != "http" or scope["method"] != "POST":
         return None
     path: str = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
     return path if path in (*RERANKED, *_ALIASED, *_NOT_RERANKED) else None
