@@ -113,9 +113,10 @@ async def test_plain_requests_pass_untouched(registry: ProbeRegistry, path: str)
     assert reply.json() == {"body": {"model": "base", "x": 1}, "reranked": False}
 
 
-async def test_an_alias_works_where_nothing_is_sampled(registry: ProbeRegistry) -> None:
-    async with serve(registry, {"/tokenize": echo}) as client:
-        reply = await client.post("/tokenize", json={"model": "base:good"})
+@pytest.mark.parametrize("path", ["/tokenize", "/cohere/v2/chat/render"])
+async def test_an_alias_works_where_nothing_is_sampled(registry: ProbeRegistry, path: str) -> None:
+    async with serve(registry, {path: echo}) as client:
+        reply = await client.post(path, json={"model": "base:good"})
     assert reply.json() == {"body": {"model": "base"}, "reranked": False}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qprobe.probe.schedule import Step
-from qprobe_server.choice.request import RerankRequest, resolve
+from qprobe_server.choice.request import RerankRequest, resolve, split_alias
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.schemas import ResultReply
 from qprobe_server.errors import RequestError
@@ -60,6 +60,25 @@ def test_an_alias_names_the_probe(registry: ProbeRegistry, model: str) -> None:
     assert (names(rerank), rerank.k, rerank.beta) == ([("kind", 1.0)], 8, 0.5)
     assert not rerank.explicit
     assert body == {"model": model}
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("base:kind", ("base", "kind")),
+        ("odd:name:kind", ("odd:name", "kind")),
+        ("base:", ("base", "")),
+        ("odd:name", None),
+        ("base", None),
+        ("", None),
+        (":kind", None),
+        ("unknown:kind", None),
+        (None, None),
+        (3, None),
+    ],
+)
+def test_an_alias_is_a_model_and_a_probe(model: Any, expected: tuple[str, str] | None) -> None:
+    assert split_alias(model, MODELS.__contains__) == expected
 
 
 @pytest.mark.parametrize("model", ["odd:name", "unknown:good", "unknown", None, 3])

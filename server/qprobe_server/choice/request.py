@@ -12,7 +12,7 @@ from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import ProbeRegistry, ServedProbe, WeightedProbes
 from qprobe_server.settings import Settings
 
-__all__ = ["RerankRequest", "resolve", "resolve_alias"]
+__all__ = ["RerankRequest", "resolve", "resolve_alias", "split_alias"]
 
 Body = dict[str, Any]
 
@@ -49,22 +49,30 @@ class RerankRequest:
     temperature: float | None = None
 
 
+def split_alias(model: object, is_model: Callable[[str], bool]) -> tuple[str, str] | None:
+    """Return the model and the probe that a name ``<model>:<probe>`` stands for.
+
+    Returns:
+        None if it is no alias; a name that is itself a model never is.
+    """
+    if not isinstance(model, str) or is_model(model):
+        return None
+    base, colon, name = model.rpartition(":")
+    return (base, name) if colon and is_model(base) else None
+
+
 def resolve_alias(
     body: Body, registry: ProbeRegistry, is_model: Callable[[str], bool]
 ) -> ServedProbe | None:
-    """Replace a model alias ``<model>:<probe>`` in the body by the model; return the probe.
-
-    A name that is itself a model is never an alias.
+    """Replace a model alias in the body by the model; return the probe, None if it is no alias.
 
     Raises:
         RequestError: 404, the model is known and the probe is not.
     """
-    model = body.get("model")
-    if not isinstance(model, str) or is_model(model):
+    alias = split_alias(body.get("model"), is_model)
+    if alias is None:
         return None
-    base, colon, name = model.rpartition(":")
-    if not colon or not is_model(base):
-        return None
+    base, name = alias
     probe = _find(registry, name, param="model")
     body["model"] = base
     return probe

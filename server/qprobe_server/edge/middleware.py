@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qprobe_server.choice.request import RerankRequest, resolve, resolve_alias
+from qprobe_server.choice.request import RerankRequest, resolve, resolve_alias, split_alias
 from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.choice.schemas import show
 from qprobe_server.edge import body as bodies
@@ -46,6 +46,7 @@ _ALIASED = (
     "/v1/responses/render",
     "/v1/messages/render",
     "/v1/messages/count_tokens",
+    "/cohere/v2/chat/render",
     "/tokenize",
     "/detokenize",
 )
@@ -191,7 +192,7 @@ def _check_model(body: Body, state: AppState) -> None:
     model = body.get("model")
     if not isinstance(model, str) or not model or state.list_models is None:
         return
-    if state.is_model(model) or state.is_model(model.rpartition(":")[0]):
+    if state.is_model(model) or split_alias(model, state.is_model) is not None:
         return
     names = state.list_models()
     more = f", and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
