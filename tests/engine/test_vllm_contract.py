@@ -12,7 +12,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -31,7 +31,12 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
 )
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.responses.protocol import (
+    ResponseCompletedEvent,
+    ResponsesRequest,
+    ResponsesResponse,
+    StreamingResponsesResponse,
+)
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.model_executor.models.interfaces import SupportsEagle3, supports_eagle3
 from vllm.model_executor.models.llama import LlamaForCausalLM
@@ -59,6 +64,7 @@ from qprobe_server.choice.fields import check_names
 from qprobe_server.commands.arguments import parse as read_arguments
 from qprobe_server.commands.parser import expand_config, normalize
 from qprobe_server.commands.preflight import DEFAULT_PORT
+from qprobe_server.edge.reply import WITH_RESPONSE
 from qprobe_server.errors import StartupError
 from qprobe_server.quiet import EXPECTED
 from qprobe_server.vllm_backend import flags
@@ -200,6 +206,21 @@ def test_names_of_ours_are_no_fields_of_vllms_requests() -> None:
         AnthropicMessagesRequest,
     ):
         check_names(dict.fromkeys(model.model_fields))
+
+
+def test_where_events_of_responses_name_the_model() -> None:
+    """Before the output, which may be long; after the response come a number and the type."""
+    assert list(ResponseCompletedEvent.model_fields) == ["response", "sequence_number", "type"], (
+        changed("ResponseCompletedEvent")
+    )
+    fields = list(ResponsesResponse.model_fields)
+    assert fields.index("model") < fields.index("output"), changed("ResponsesResponse")
+    names = {
+        get_args(event.model_fields["type"].annotation)[0].encode()
+        for event in get_args(StreamingResponsesResponse)
+        if "response" in event.model_fields
+    }
+    assert {b"response.completed"} <= names <= WITH_RESPONSE, changed("StreamingResponsesResponse")
 
 
 def test_which_temperature_a_request_without_one_has() -> None:

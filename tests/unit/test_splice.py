@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from typing import Any
 
 import pytest
@@ -50,6 +51,26 @@ def test_only_the_value_of_the_path_changes(
 def test_a_field_is_added_at_the_end() -> None:
     data = b'{"a":{"b":"}"},"c":[{}]} \n\n'
     assert json.loads(add_field(data, b"d", b"[1]")) == {"a": {"b": "}"}, "c": [{}], "d": [1]}
-    within = json.loads(add_field(data, b"d", b"1", within=b"a"))
+    within = json.loads(add_field(data, b"d", b"1", end=b'},"c":'))
     assert within == {"a": {"b": "}", "d": 1}, "c": [{}]}
-    assert add_field(data, b"d", b"1", within=b"x") == data
+    with pytest.raises(ValueError, match="not found"):
+        add_field(data, b"d", b"1", end=b'},"x":')
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_long_reply_is_not_read_to_be_changed(*, within: bool) -> None:
+    """2,000 tokens with 20 logprobs each, which come after the model's name."""
+    logprob = {"token": " a", "logprob": -1.25, "bytes": [32, 97]}
+    tokens = [{**logprob, "top_logprobs": [logprob] * 20}] * 2000
+    made: Any = {"model": "base", "output": [{"logprobs": tokens}]}
+    if within:
+        made = {"response": made, "sequence_number": 9, "type": "response.completed"}
+    data = json.dumps(made, separators=(",", ":")).encode()
+    path = (b"response", b"model") if within else (b"model",)
+    begun_s = time.thread_time()
+    changed = replace_value(data, path, b'"new"')
+    changed = add_field(changed, b"d", b"1", end=b'},"sequence_number":' if within else b"}")
+    assert time.thread_time() - begun_s < 0.05
+    holder = made["response"] if within else made
+    holder |= {"model": "new", "d": 1}
+    assert json.loads(changed) == made

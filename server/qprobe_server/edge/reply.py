@@ -1,4 +1,8 @@
-"""The reply of a reranked request: vLLM's, with our object and the name that was asked for."""
+"""The reply of a reranked request: vLLM's, with our object and the name that was asked for.
+
+Relies on vLLM 0.32.0: the order of the fields in ``ResponseCompletedEvent``, and which events of
+``StreamingResponsesResponse`` hold a response (entrypoints/openai/responses/protocol.py).
+"""
 
 import asyncio
 import contextlib
@@ -10,14 +14,20 @@ from starlette.types import Message, Send
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.edge.splice import add_field, find_value, replace_value
 
-__all__ = ["ReplyWriter"]
+__all__ = ["WITH_RESPONSE", "ReplyWriter"]
 
 _FIELD = b"q_probe"
 _DATA = b"data: "
 _DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
-# Where an event of a stream names the model: in the chunks of chat and completions at the top.
-_MODEL_OF_EVENT = {b"response": (b"response", b"model"), b"message_start": (b"message", b"model")}
+# Events of Responses that hold the response, which names the model. The others are not looked
+# through: an item that is done may have thousands of tokens with their logprobs.
+WITH_RESPONSE = frozenset(
+    b"response." + state
+    for state in (b"created", b"queued", b"in_progress", b"completed", b"incomplete", b"failed")
+)
+# Where the response ends in its event. In a string the quotes would be escaped.
+_END_OF_RESPONSE = b'},"sequence_number":'
 
 
 class ReplyWriter:
@@ -126,15 +136,16 @@ class ReplyWriter:
         """Return an event of Responses or Messages with what is ours."""
         name = body.removeprefix(b"event: ").partition(b"\n")[0].strip()
         if self._model is not None:
-            path = _MODEL_OF_EVENT.get(name.partition(b".")[0])
-            if path is not None:
-                body = replace_value(body, path, self._model)
+            if name in WITH_RESPONSE:
+                body = replace_value(body, (b"response", b"model"), self._model)
+            elif name == b"message_start":
+                body = replace_value(body, (b"message", b"model"), self._model)
         if not self._is_to_tell:
             return body
         if name == b"message_delta":
             return add_field(body, _FIELD, self._rerank.reply_json())
         if name in (b"response.completed", b"response.incomplete"):
-            return add_field(body, _FIELD, self._rerank.reply_json(), within=b"response")
+            return add_field(body, _FIELD, self._rerank.reply_json(), end=_END_OF_RESPONSE)
         return body
 
     def _make_last_chunk(self, first: bytes) -> bytes:

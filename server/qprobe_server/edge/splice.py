@@ -52,20 +52,17 @@ def replace_value(data: bytes, path: tuple[bytes, ...], value: bytes) -> bytes:
     return data if found is None else data[: found[0]] + value + data[found[1] :]
 
 
-def add_field(data: bytes, name: bytes, value: bytes, *, within: bytes | None = None) -> bytes:
+def add_field(data: bytes, name: bytes, value: bytes, *, end: bytes = b"}") -> bytes:
     """Add a field to a JSON object that has others.
 
     Args:
-        data: The object.
+        data: The object, or an object that holds it.
         name: Of the field.
         value: JSON.
-        within: The key of an object in it, which gets the field instead.
+        end: The closing brace of the object and what comes after it; of several the last counts.
+
+    Raises:
+        ValueError: There is no such end.
     """
-    end = len(data)
-    if within is not None:
-        found = find_value(data, (within,))
-        if found is None:
-            return data
-        end = found[1]
-    end = data.rindex(b"}", 0, end)
-    return data[:end] + b',"' + name + b'":' + value + data[end:]
+    place = data.rindex(end)
+    return data[:place] + b',"' + name + b'":' + value + data[place:]
