@@ -102,7 +102,11 @@ class Heart:
 
 @asynccontextmanager
 async def heartbeat() -> AsyncIterator[Heart]:
-    """Watch the loop; what other processes take of the machine does not count."""
+    """Watch the loop; what other processes take of the machine does not count.
+
+    Nor does what holds the interpreter in another thread: tests/unit/test_candidates.py sees to it
+    that a result becomes JSON in pieces.
+    """
     heart = Heart()
 
     async def beat() -> None:

@@ -1,8 +1,11 @@
 """Which tokens of a candidate are scored, and the seeded choice."""
 
+import itertools
 import json
 import math
 import random
+import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from qprobe_server.choice.candidates import Candidate, count_scored_tokens
 from qprobe_server.choice.draw import check_finite, choose, combine
 from qprobe_server.choice.result import dump_result, make_result, show_candidates
+from qprobe_server.choice.schemas import CandidateReply, ResultReply
 from qprobe_server.errors import ScoringError
 
 # A vocabulary of bytes: token i decodes as byte i, so that UTF-8 is split between tokens.
@@ -189,6 +193,44 @@ def test_a_result_is_the_json_of_its_fields() -> None:
     for given in (None, [], shown):
         result = make_result(**about, shown=given)
         assert json.loads(dump_result(result)) == result.model_dump(exclude_unset=True)
+
+
+def test_candidates_become_json_one_by_one() -> None:
+    """So that other threads get their turns between them; none does within one call to pydantic."""
+    shown = CandidateReply(
+        text="a" * 2048,
+        num_tokens=2048,
+        finish_reason="stop",
+        stop_reason=None,
+        tokens=["é"] * 2048,
+        token_scores=[0.123456789] * 2048,
+    )
+    result = ResultReply(
+        selected=[0],
+        scores=[1.0] * 16,
+        weights=[0.0625] * 16,
+        kl=0.0,
+        beta=0.1,
+        sampled_tokens=16 * 2048,
+        candidates=[shown] * 16,
+    )
+    longest_s, total_s = measure_calls(lambda: dump_result(result))
+    assert longest_s < total_s / 4
+
+
+def measure_calls(function: Callable[[], object]) -> tuple[float, float]:
+    """Return the most time that passes from one call or return to the next, and the time of all.
+
+    In seconds of this thread on a processor.
+    """
+    times_s: list[float] = []
+    sys.setprofile(lambda *_: times_s.append(time.thread_time()))
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    longest_s = max(after - before for before, after in itertools.pairwise(times_s))
+    return longest_s, times_s[-1] - times_s[0]
 
 
 def count_by_whole_decodes(finished: Candidate, decode: Callable[[Sequence[int]], str]) -> int:
