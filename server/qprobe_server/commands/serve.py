@@ -20,8 +20,11 @@ __all__ = [
 # Read by vLLM when it is imported. The V2 runner of CUDA machines has no hooks for scoring, and the
 # V1 runner is the code that every machine can run. Nothing is reported to anyone unless asked for.
 _ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_NO_USAGE_STATS": "1"}
-# The chat template of the default model knows no tools; so any parser is as good.
+# The chat template of the default model knows no tools; so any parser is as good. A forced call is
+# written as JSON by the tool's schema then, and not in the parser's own form, whose white space
+# nothing bounds: so small a model fills it until it is cut off.
 _TOOL_CALL_PARSER = "hermes"
+_DEFAULT_MODEL_ENVIRONMENT = {"VLLM_ENFORCE_STRICT_TOOL_CALLING": "0"}
 
 
 def run(given: argparse.Namespace) -> None:
@@ -34,7 +37,8 @@ def run(given: argparse.Namespace) -> None:
         StartupError: vLLM is not installed, or the flags, the probes, the model and the machine do
             not go together.
     """
-    prepare_environment(verbose=given.verbose)
+    is_default = given.model_tag is None and given.model is None
+    prepare_environment(verbose=given.verbose, **(_DEFAULT_MODEL_ENVIRONMENT if is_default else {}))
     check_serve(given)
     # Not at the top: it imports vLLM, which reads the environment.
     from qprobe_server.vllm_backend import app, arguments
