@@ -18,7 +18,7 @@ CHILD = '''
 import signal, time
 signal.signal(signal.SIGINT, lambda *_: print("child: interrupted", flush=True))
 print("child: ready", flush=True)
-time.sleep(3)
+time.sleep(30)
 print("child: alive", flush=True)
 '''
 with ending_at_once():
@@ -35,6 +35,35 @@ with ending_at_once():
     pass
 print("child: ready", flush=True)
 time.sleep(30)
+"""
+
+# Forks while it starts, and ends its child there or later; the arguments are when and how. Says how
+# the child ended, once a signal to itself would have been heard.
+FORKING = """
+import os, signal, sys, time
+from qprobe_server.vllm_backend.lifetime import ending_at_once
+_, when, handler = sys.argv
+is_begun, says = os.pipe()
+
+def end(child):
+    os.kill(child, signal.SIGTERM)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    time.sleep(0.5)
+    print("parent: child", code, flush=True)
+
+with ending_at_once():
+    child = os.fork()
+    if not child:
+        if handler == "own":
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+        os.write(says, b".")
+        time.sleep(30)
+        os._exit(0)
+    os.read(is_begun, 1)
+    if when == "meanwhile":
+        end(child)
+if when == "afterwards":
+    end(child)
 """
 
 # An app without an engine, served as vLLM serves its own; the time to end is the argument.
@@ -103,8 +132,8 @@ def test_a_signal_ends_a_start_at_once(number: signal.Signals) -> None:
     read_ready(process)
     begun_s = time.monotonic()
     os.killpg(process.pid, number)
-    said, _ = process.communicate(timeout=10)
-    assert time.monotonic() - begun_s < 2
+    said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begun_s < 10
     assert process.returncode == 128 + number
     assert said == "\nqprobe: stopped\n"
 
@@ -115,6 +144,15 @@ def test_afterwards_signals_are_as_before() -> None:
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=10)
     assert "KeyboardInterrupt" in said
+
+
+@pytest.mark.parametrize("when", ["meanwhile", "afterwards"])
+@pytest.mark.parametrize(("handler", "code"), [("own", 3), ("none", -signal.SIGTERM)])
+def test_a_signal_to_a_forked_child_is_its_own(when: str, handler: str, code: int) -> None:
+    process = start(FORKING, when, handler)
+    said, _ = process.communicate(timeout=60)
+    assert said == f"parent: child {code}\n"
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

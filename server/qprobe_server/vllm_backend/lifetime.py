@@ -38,7 +38,8 @@ def ending_at_once() -> Iterator[None]:
 
     There is nothing yet that would have to end in order. Processes that are started meanwhile never
     get the SIGINT of Ctrl-C, which a terminal sends to all of them: a mask is inherited. Else the
-    engine would drop its requests before the server can tell their clients.
+    engine would drop its requests before the server can tell their clients. Signals to a forked
+    process are its own, and nothing is left of this in it.
     """
     reader, writer = socket.socketpair()
     os.set_blocking(writer.fileno(), False)
@@ -55,11 +56,25 @@ def ending_at_once() -> Iterator[None]:
         for each, handler in handlers.items():
             signal.signal(each, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        writer.shutdown(socket.SHUT_WR)  # closing it ends nothing while a forked process has it
+        watcher.join()
         writer.close()
+        reader.close()
 
 
 def _leave_to_watcher(*_: object) -> None:
     """Handle a signal in Python's way, by doing nothing: the number has gone to the watcher."""
+
+
+def _take_signals_back() -> None:
+    """Make signals to a forked process its own, which else go to its parent's watcher or loop."""
+    signal.set_wakeup_fd(-1)
+    for each in _SIGNALS:
+        if signal.getsignal(each) is _leave_to_watcher:
+            signal.signal(each, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_take_signals_back)
 
 
 def _watch(reader: socket.socket) -> None:
