@@ -27,6 +27,13 @@ with ending_at_once():
     while True:
         time.sleep(60)
 """
+# As psutil finds it in some sandboxes.
+HIDDEN = """
+import psutil
+def deny(self):
+    raise psutil.AccessDenied(self.pid)
+psutil.Process.cmdline = deny
+"""
 # Starts, and is then as any program.
 STARTED = """
 import time
@@ -136,6 +143,14 @@ def test_a_signal_ends_a_start_at_once(number: signal.Signals) -> None:
     assert time.monotonic() - begun_s < 10
     assert process.returncode == 128 + number
     assert said == "\nqprobe: stopped\n"
+
+
+def test_children_that_hide_their_command_are_ended_too() -> None:
+    process = start(HIDDEN + STARTING)
+    read_ready(process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, said) == (143, "\nqprobe: stopped\n")
 
 
 def test_afterwards_signals_are_as_before() -> None:

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -93,12 +93,17 @@ def _end_at_once(number: int) -> None:
 
 def _kill_children() -> None:
     for child in psutil.Process().children(recursive=True):
-        try:
-            # These clean up after the others, and end by themselves.
-            if "resource_tracker" not in " ".join(child.cmdline()):
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            if not _is_cleaning_up(child):
                 child.kill()
-        except psutil.NoSuchProcess:
-            continue
+
+
+def _is_cleaning_up(child: psutil.Process) -> bool:
+    """Whether a child cleans up after the others, and ends by itself."""
+    try:
+        return "resource_tracker" in " ".join(child.cmdline())
+    except psutil.Error:  # a sandbox may hide it
+        return False
 
 
 async def serve_until_signalled(
