@@ -73,7 +73,8 @@ if when == "afterwards":
     end(child)
 """
 
-# An app without an engine, served as vLLM serves its own; the time to end is the argument.
+# An app without an engine, served as vLLM serves its own; the time to end is the argument. Says how
+# long an engine would have: what is left, at least 2 s, and 5 s more.
 SERVING = """
 import asyncio, socket, sys
 import uvicorn
@@ -81,7 +82,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from starlette.middleware import Middleware
 from qprobe_server.edge.stopping import OpenRequests, StoppingMiddleware
-from qprobe_server.vllm_backend.lifetime import serve_until_signalled
+from qprobe_server.vllm_backend.lifetime import serve_until_signalled, stop_engine
 
 class Server(uvicorn.Server):
     def capture_signals(self):
@@ -105,10 +106,11 @@ async def main():
     app = FastAPI(middleware=[Middleware(StoppingMiddleware, requests=requests)])
     app.post("/stream")(stream)
     sock = socket.create_server(("127.0.0.1", 0))
-    await serve_until_signalled(
+    left_s = await serve_until_signalled(
         app, serve(app, sock), requests, let_end_s=float(sys.argv[1]),
         on_ready=lambda: print("child: ready", sock.getsockname()[1], flush=True),
     )
+    await stop_engine(lambda s: print(f"engine: {s:.1f}", flush=True), let_end_s=left_s)
 asyncio.run(main())
 """
 
@@ -181,7 +183,26 @@ def test_a_signal_ends_a_stream_with_an_error_and_then_the_server(number: signal
         assert "".join(parts).startswith("event: error\ndata: {")
     said, _ = process.communicate(timeout=10)
     assert process.returncode == 0
-    assert said == "\nqprobe: stopping; once more to stop at once\n"
+    assert said == "\nqprobe: stopping; once more to stop at once\nengine: 7.0\n"
+
+
+@pytest.mark.parametrize(("is_open", "least", "most"), [(True, 7, 7), (False, 20, 25)])
+def test_the_requests_and_the_engine_share_the_time(
+    *, is_open: bool, least: float, most: float
+) -> None:
+    """What an open request took is not given to the engine again, but for a minimum of 2 s."""
+    process = start(SERVING, "4" if is_open else "20")
+    (port,) = read_ready(process)
+    if is_open:
+        with httpx.stream("POST", f"http://127.0.0.1:{port}/stream", timeout=30) as reply:
+            parts = reply.iter_text()
+            next(parts)
+            process.send_signal(signal.SIGTERM)
+            list(parts)
+    else:
+        process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert least <= float(said.rpartition("engine: ")[2]) <= most
 
 
 def test_a_second_signal_waits_for_nothing() -> None:

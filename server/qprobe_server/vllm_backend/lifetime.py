@@ -113,7 +113,7 @@ async def serve_until_signalled(
     *,
     let_end_s: float,
     on_ready: Callable[[], None],
-) -> None:
+) -> float:
     """Serve until a signal, or until the server ends by itself.
 
     The first signal ends the open requests, while the engine still lives; a second one does not
@@ -125,6 +125,9 @@ async def serve_until_signalled(
         requests: Those that are open.
         let_end_s: Seconds for open requests to end by themselves, >= 0.
         on_ready: Called when the server listens.
+
+    Returns:
+        Seconds that are left of ``let_end_s``, for the engine; all, if no signal came.
     """
     serving = asyncio.create_task(serve)
     while not serving.done() and not _has_started(app):
@@ -138,10 +141,12 @@ async def serve_until_signalled(
     waiting = asyncio.create_task(signalled.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    begun_s = loop.time()
     if signalled.is_set():
         await requests.stop(let_end_s=let_end_s, let_leave_s=GRACE_S)
         app.state.server.should_exit = True
     await (await serving)
+    return max(0.0, let_end_s - (loop.time() - begun_s)) if signalled.is_set() else let_end_s
 
 
 async def stop_engine(shutdown: Callable[[float], None], *, let_end_s: float) -> None:
@@ -152,7 +157,7 @@ async def stop_engine(shutdown: Callable[[float], None], *, let_end_s: float) ->
 
     Args:
         shutdown: Of the engine; takes the seconds after which it kills by itself.
-        let_end_s: Seconds that the user gives it, >= 0.
+        let_end_s: Seconds that are left of those that the user gives the stop, >= 0.
     """
     patience_s = max(let_end_s, _ENGINE_ENDS_S)
     # In a thread, so that a second signal is heard.
