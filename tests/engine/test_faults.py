@@ -102,16 +102,6 @@ async def test_a_prompts_own_candidates_do_not_fill_the_queue_of_tokens(
     assert len(answer.result["scores"]) == 16
 
 
-async def test_a_prompt_that_comes_while_the_server_stops_is_sent_elsewhere(
-    ask: Any, engine: RerankingLLM, chat_ids: ChatIds, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The engine gives no more scores by then."""
-    monkeypatch.setattr(engine, "_is_stopping", True)
-    with pytest.raises(GracefulHTTPError) as refused:
-        await ask(chat_ids("Hello"), k=2, max_tokens=2)
-    assert refused.value.http_status == 503
-
-
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_is_aborted_by_its_own_id(
     ask: Any, engine: RerankingLLM, chat_ids: ChatIds, *, stream: bool

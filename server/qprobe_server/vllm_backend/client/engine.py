@@ -4,7 +4,7 @@ Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/abort/shutdown`` and
 ``scheduler_config, model_config`` (v1/engine/async_llm.py),
 ``OutputProcessor.external_req_ids``, which holds several requests of one id
 (v1/engine/output_processor.py), ``ModelConfig.get_diff_sampling_param``,
-``GracefulHTTPError, VLLMValidationError`` (exceptions.py),
+``VLLMValidationError`` (exceptions.py),
 ``AsyncMPClient._call_utility_async, core_engines`` and, with data parallelism,
 ``DPLBAsyncMPClient.engine_inflight`` (v1/engine/core_client.py).
 """
@@ -13,11 +13,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from vllm import envs
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -37,7 +36,7 @@ __all__ = ["RerankingLLM"]
 
 # How often a wait for the workers looks whether the engine still lives.
 _CHECK_ENGINE_S = 1.0
-# How often a server that stops looks whether its prompts have ended.
+# How often an engine that is to stop looks whether its prompts have ended.
 _CHECK_PROMPTS_S = 0.05
 # Probes that are given to the workers in one call: 4 MiB of a hidden size of 4,096.
 _LOADED_AT_ONCE = 256
@@ -55,7 +54,6 @@ class RerankingLLM(AsyncLLM):
         self._cleanups: set[asyncio.Task[None]] = set()
         self._candidates_on_rank: Counter[int] = Counter()
         self._running_prompts: set[PromptRun] = set()
-        self._is_stopping = False
         defaults = self.model_config.get_diff_sampling_param()
         self._default_temperature: float = defaults.get("temperature", 1.0)
 
@@ -120,19 +118,17 @@ class RerankingLLM(AsyncLLM):
     def shutdown(self, timeout: float | None = None) -> None:
         """Stop the engine; first let the prompts end that are being reranked, within the timeout.
 
-        An engine core that is shutting down lets requests end, but answers no more calls of the
-        workers (``EngineCoreProc._reject_utility_in_shutdown``, v1/engine/core.py), by which the
-        scores come. vLLM's launcher calls this in a thread of its own. On the event loop itself,
-        which these prompts need, nothing is waited for.
+        HTTP requests have ended by then (``edge/stopping.py``); responses in the background have
+        not. An engine core that is shutting down lets them end, but answers no more calls of the
+        workers (``EngineCoreProc._reject_utility_in_shutdown``, v1/engine/core.py), by which their
+        scores come. Call it in a thread while prompts run: they need the event loop.
 
         Args:
             timeout: Seconds for the prompts and the engine together; None waits for no prompt.
         """
-        self._is_stopping = True
-        if timeout and not _is_on_event_loop():
+        if timeout:
             deadline_s = time.monotonic() + timeout
-            waited_for = set(self._running_prompts)
-            while waited_for & self._running_prompts and time.monotonic() < deadline_s:
+            while self._running_prompts and time.monotonic() < deadline_s:
                 time.sleep(_CHECK_PROMPTS_S)
             timeout = max(0.0, deadline_s - time.monotonic())
         super().shutdown(timeout=timeout)
@@ -147,7 +143,6 @@ class RerankingLLM(AsyncLLM):
         Raises:
             VLLMValidationError: The request sets the workers' own argument, asks for more answers
                 than it has candidates, or for a data-parallel rank that there is not.
-            GracefulHTTPError: 503, the server is stopping.
         """
         if sampling_params.extra_args and EXTRA_ARG in sampling_params.extra_args:
             raise VLLMValidationError(
@@ -157,8 +152,6 @@ class RerankingLLM(AsyncLLM):
         rerank = current_rerank.get()
         if rerank is None:
             return super().generate(prompt, sampling_params, request_id, **kwargs)
-        if self._is_stopping:
-            raise GracefulHTTPError("The server is stopping.", HTTPStatus.SERVICE_UNAVAILABLE)
         rank = self._pick_rank(kwargs.get("data_parallel_rank"))
         run = PromptRun(self, rerank, rerank.next_prompt(), sampling_params, rank)
         kwargs = {**kwargs, "data_parallel_rank": rank}
@@ -260,14 +253,6 @@ class RerankingLLM(AsyncLLM):
             range(len(engines)),
             key=lambda rank: inflight[engines[rank]] + self._candidates_on_rank[rank],
         )
-
-
-def _is_on_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _describe(run: PromptRun) -> dict[str, Any]:
