@@ -149,10 +149,12 @@ class RerankingLLM(AsyncLLM):
                 f"vllm_xargs.{EXTRA_ARG} is reserved; use the q_probe object",
                 parameter=f"vllm_xargs.{EXTRA_ARG}",
             )
+        asked_rank = kwargs.get("data_parallel_rank")
+        self._check_rank(asked_rank)
         rerank = current_rerank.get()
         if rerank is None:
             return super().generate(prompt, sampling_params, request_id, **kwargs)
-        rank = self._pick_rank(kwargs.get("data_parallel_rank"))
+        rank = self._pick_rank(asked_rank)
         run = PromptRun(self, rerank, rerank.next_prompt(), sampling_params, rank)
         kwargs = {**kwargs, "data_parallel_rank": rank}
         return self._answer(run, prompt, request_id, kwargs)
@@ -230,22 +232,22 @@ class RerankingLLM(AsyncLLM):
                 raise self.dead_error
         return [answer for engine in call.result() for answer in engine]
 
+    def _check_rank(self, asked: int | None) -> None:
+        num_engines = len(self.engine_core.core_engines)
+        if asked is not None and not 0 <= asked < num_engines:
+            raise VLLMValidationError(
+                f"X-data-parallel-rank: must be from 0 to {num_engines - 1}, got {asked}",
+                parameter="X-data-parallel-rank",
+                value=asked,
+            )
+
     def _pick_rank(self, asked: int | None) -> int | None:
         """Return the data-parallel rank for all candidates of a prompt, so they share its cache.
 
         The least loaded, by vLLM's count of requests in flight and ours of candidates, which counts
         from the moment of the choice.
-
-        Raises:
-            VLLMValidationError: The rank that the request asks for is not there.
         """
         engines = self.engine_core.core_engines
-        if asked is not None and not 0 <= asked < len(engines):
-            raise VLLMValidationError(
-                f"X-data-parallel-rank: must be from 0 to {len(engines) - 1}, got {asked}",
-                parameter="X-data-parallel-rank",
-                value=asked,
-            )
         if asked is not None or len(engines) == 1:
             return asked
         inflight = self.engine_core.engine_inflight
