@@ -351,7 +351,7 @@ def test_prompts_beyond_the_context_stop_a_collection_before_it_samples(
         check=False,
     )
     assert done.returncode == 1
-    (refused,) = [line for line in done.stderr.splitlines() if line.startswith("qprobe: ")]
+    *_, refused = [line for line in done.stderr.splitlines() if line.startswith("qprobe: ")]
     assert f"{path}:2: prompt: " in refused
     assert "128" in refused
     assert not (tmp_path / "data").exists()
