@@ -40,7 +40,7 @@ type: install  ## static types
 	$(BIN)/mypy
 
 # Runs of their own, so that only one engine is alive at a time.
-unit: install  ## tests without an engine, in a minute
+unit: install  ## tests without an engine, in three minutes
 	$(BIN)/pytest tests/unit $(HEAVY) --junitxml $(JUNIT)/unit.xml
 
 engine: install  ## tests of one real vLLM engine
