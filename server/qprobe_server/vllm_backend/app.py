@@ -122,7 +122,6 @@ async def _serve(
     requests = OpenRequests()
     registry = ProbeRegistry()
     engine: RerankingLLM | None = None
-    let_end_s = float(config.shutdown_timeout)
     try:
         with ending_at_once():
             _, sock = setup_server(args, reuse_port=False)
@@ -142,7 +141,7 @@ async def _serve(
             app = await _build(args, engine)
             app.user_middleware.append(Middleware(StoppingMiddleware, requests=requests))
             attach(app, settings, registry, lifecycle)
-        let_end_s = await serve_until_signalled(
+        await serve_until_signalled(
             app,
             serve_http(app, sock=sock, **_uvicorn_options(args)),
             requests,
@@ -151,7 +150,7 @@ async def _serve(
         )
     finally:
         if engine is not None:
-            await stop_engine(engine.shutdown, let_end_s=let_end_s)
+            await stop_engine(engine.shutdown, let_end_s=config.shutdown_timeout)
     sock.close()
 
 
