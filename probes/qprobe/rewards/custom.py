@@ -66,7 +66,7 @@ class FunctionReward:
         """
         try:
             value = self._function(fields, completion)
-        except Exception as error:
+        except Exception as error:  # the user's function may raise anything
             # Not the error's own text, which may hold the user's.
             last = traceback.extract_tb(error.__traceback__)[-1]
             raise RewardError(

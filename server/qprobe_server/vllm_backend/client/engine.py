@@ -122,7 +122,7 @@ class RerankingLLM(AsyncLLM):
 
         An engine core that is shutting down lets requests end, but answers no more calls of the
         workers (``EngineCoreProc._reject_utility_in_shutdown``, v1/engine/core.py), by which the
-        scores come. vLLM's launcher calls this in a thread of its own. On the event loop itself,
+        scores come. ``lifetime.stop_engine`` calls this in a thread. On the event loop itself,
         which these prompts need, nothing is waited for.
 
         Args:
