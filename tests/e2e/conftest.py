@@ -84,12 +84,14 @@ def running(log: Path, *flags: str, **variables: str) -> Iterator[Server]:
         *flags,
         *("--host", "127.0.0.1", "--port", str(port), "--api-key", key),
     ]
+    # A group, not a session: Linux shares the processors by session first (autogroup), and a session
+    # whose engine spins, as vLLM's does between steps, can leave the clients here without any.
     with log.open("wb") as sink:
         process = subprocess.Popen(
             command,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,
             env={**os.environ, "QPROBE_ADMIN_API_KEY": admin_key, **variables},
         )
     server = Server(f"http://127.0.0.1:{port}", key, admin_key, process, log)

@@ -27,7 +27,7 @@ class Terminal:
         command = [str(Path(sys.executable).with_name("qprobe")), "serve", *flags]
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
-                command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+                command, stdout=sink, stderr=subprocess.STDOUT, process_group=0
             )
 
     @property

@@ -82,7 +82,7 @@ def kill_when_there(job: Job, folder: Path, name: str) -> None:
         [QPROBE, *job.arguments(folder)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        process_group=0,
         env=ENVIRONMENT,
     )
     deadline = time.monotonic() + 300
