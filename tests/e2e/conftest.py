@@ -84,7 +84,7 @@ def running(log: Path, *flags: str, **variables: str) -> Iterator[Server]:
         *flags,
         *("--host", "127.0.0.1", "--port", str(port), "--api-key", key),
     ]
-    # A group, not a session: Linux shares the processors by session first (autogroup), and a session
+    # No session of its own: Linux shares the processors by session first (autogroup), and one
     # whose engine spins, as vLLM's does between steps, can leave the clients here without any.
     with log.open("wb") as sink:
         process = subprocess.Popen(

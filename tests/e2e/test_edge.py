@@ -178,6 +178,7 @@ def test_the_last_chunk_has_the_usage_and_the_result(
         (CHAT, {"q_prob": {"k": 2}}, {}, "q_prob"),
         (CHAT, {}, {"x-data-parallel-rank": "7"}, "X-data-parallel-rank"),
         (CHAT, {}, {"x-data-parallel-rank": "-1"}, "X-data-parallel-rank"),
+        (CHAT, {"model": BASE}, {"x-data-parallel-rank": "7"}, "X-data-parallel-rank"),
         (COMPLETIONS, {"prompt": "x", "n": 2, "best_of": 1}, {}, "best_of"),
     ],
 )

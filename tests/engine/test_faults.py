@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.v1.engine.async_llm import AsyncLLM
 
 from qprobe.probe.schedule import Step
 from qprobe_server.choice.request import RerankRequest
@@ -102,14 +103,24 @@ async def test_a_prompts_own_candidates_do_not_fill_the_queue_of_tokens(
     assert len(answer.result["scores"]) == 16
 
 
-async def test_a_prompt_that_comes_while_the_server_stops_is_sent_elsewhere(
+async def test_an_engine_that_is_to_stop_waits_for_its_prompts(
     ask: Any, engine: RerankingLLM, chat_ids: ChatIds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine gives no more scores by then."""
-    monkeypatch.setattr(engine, "_is_stopping", True)
-    with pytest.raises(GracefulHTTPError) as refused:
-        await ask(chat_ids("Hello"), k=2, max_tokens=2)
-    assert refused.value.http_status == 503
+    """As those of responses in the background; the engine gets the rest of the time."""
+    prompt = asyncio.create_task(ask(chat_ids("Hello"), k=2, max_tokens=32, ignore_eos=True))
+    while not engine.get_num_unfinished_requests():  # noqa: ASYNC110 - vLLM has no event for it
+        await asyncio.sleep(0.01)
+    stopped: list[tuple[bool, float]] = []
+
+    def stop(_: AsyncLLM, timeout: float) -> None:
+        stopped.append((engine.get_num_unfinished_requests() == 0, timeout))
+
+    monkeypatch.setattr(AsyncLLM, "shutdown", stop)
+    await asyncio.to_thread(engine.shutdown, 60)
+    ((has_ended, left_s),) = stopped
+    assert has_ended
+    assert 0 < left_s < 60
+    assert len((await prompt).result["scores"]) == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

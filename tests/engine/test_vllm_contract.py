@@ -340,12 +340,9 @@ def test_prompt_logprobs_keep_every_prompt_token_from_the_prefix_cache() -> None
 
 
 def test_shutdown() -> None:
-    """It comes in a thread of its own, and a core that drains answers no calls of workers."""
+    """A core that drains answers no calls of workers."""
     assert "timeout" in inspect.signature(AsyncLLM.shutdown).parameters, changed(
         "AsyncLLM.shutdown"
-    )
-    assert "None, partial(engine_client.shutdown, timeout=timeout)" in source(serve_http), changed(
-        "serve_http"
     )
     assert callable(EngineCoreProc._reject_utility_in_shutdown), changed("EngineCoreProc")
 

@@ -15,7 +15,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["OpenRequests", "StoppingMiddleware"]
 
+# What is answered at once, and to the end. Others may wait for the engine, as a GET of
+# /v1/responses/ID does that streams a response from the background.
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_AT_ONCE = (
+    "/health",
+    "/ping",
+    "/metrics",
+    "/load",
+    "/version",
+    "/v1/models",
+    "/v1/probes",
+    "/playground",
+    "/docs",
+    "/redoc",
+    "/openapi.json",
+)
 
 
 class OpenRequests:
@@ -75,7 +90,7 @@ class StoppingMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or scope["method"] in _SAFE_METHODS:
+        if scope["type"] != "http" or _is_answered_at_once(scope):
             await self._app(scope, receive, send)
             return
         if self._requests.is_stopping:
@@ -90,8 +105,16 @@ class StoppingMiddleware:
                 raise
         finally:
             self._requests.remove(exchange)
+            exchange.close()
         if exchange.has_ended:
             await exchange.send_error(scope)
+
+
+def _is_answered_at_once(scope: Scope) -> bool:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return scope["method"] in _SAFE_METHODS and any(
+        path == each or path.startswith(f"{each}/") for each in _AT_ONCE
+    )
 
 
 class _Exchange:
@@ -100,6 +123,7 @@ class _Exchange:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
+        self._received: asyncio.Future[Message] | None = None
         self._ended = asyncio.Event()
         self._has_started = False
         self._is_stream = False
@@ -116,19 +140,29 @@ class _Exchange:
             self._ended.set()
 
     async def receive(self) -> Message:
-        """Return the next message of the client; that it left, once the request was ended."""
-        if self.has_ended:  # also for those who look but do not wait
+        """Return the next message of the client; that it left, once the request was ended.
+
+        Those who only look, as ``Request.is_disconnected``, cancel this where it first waits. What
+        comes later is kept for their next look, which then waits for nothing.
+        """
+        if self._received is None:
+            self._received = asyncio.ensure_future(self._receive())
+        if not (self._received.done() or self.has_ended):
+            ended = asyncio.ensure_future(self._ended.wait())
+            either: set[asyncio.Future[Any]] = {self._received, ended}
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+        if self.has_ended:
             return {"type": "http.disconnect"}
-        received = asyncio.ensure_future(self._receive())
-        ended = asyncio.ensure_future(self._ended.wait())
-        try:
-            await asyncio.wait({received, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if received.done() and not self.has_ended:
-                return received.result()
-            return {"type": "http.disconnect"}
-        finally:
-            received.cancel()
-            ended.cancel()
+        received, self._received = self._received, None
+        return received.result()
+
+    def close(self) -> None:
+        """Wait for the client no more."""
+        if self._received is not None:
+            self._received.cancel()
 
     async def send(self, message: Message) -> None:
         """Pass a message of the app on, unless the request was ended."""

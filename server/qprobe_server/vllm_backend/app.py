@@ -122,6 +122,7 @@ async def _serve(
     requests = OpenRequests()
     registry = ProbeRegistry()
     engine: RerankingLLM | None = None
+    let_end_s = float(config.shutdown_timeout)
     try:
         with ending_at_once():
             _, sock = setup_server(args, reuse_port=False)
@@ -141,7 +142,7 @@ async def _serve(
             app = await _build(args, engine)
             app.user_middleware.append(Middleware(StoppingMiddleware, requests=requests))
             attach(app, settings, registry, lifecycle)
-        await serve_until_signalled(
+        let_end_s = await serve_until_signalled(
             app,
             serve_http(app, sock=sock, **_uvicorn_options(args)),
             requests,
@@ -150,7 +151,7 @@ async def _serve(
         )
     finally:
         if engine is not None:
-            await stop_engine(engine.shutdown, let_end_s=config.shutdown_timeout)
+            await stop_engine(engine.shutdown, let_end_s=let_end_s)
     sock.close()
 
 

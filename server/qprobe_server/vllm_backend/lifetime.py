@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -38,7 +38,8 @@ def ending_at_once() -> Iterator[None]:
 
     There is nothing yet that would have to end in order. Processes that are started meanwhile never
     get the SIGINT of Ctrl-C, which a terminal sends to all of them: a mask is inherited. Else the
-    engine would drop its requests before the server can tell their clients.
+    engine would drop its requests before the server can tell their clients. Signals to a forked
+    process are its own, and nothing is left of this in it.
     """
     reader, writer = socket.socketpair()
     os.set_blocking(writer.fileno(), False)
@@ -55,11 +56,25 @@ def ending_at_once() -> Iterator[None]:
         for each, handler in handlers.items():
             signal.signal(each, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        writer.shutdown(socket.SHUT_WR)  # closing it ends nothing while a forked process has it
+        watcher.join()
         writer.close()
+        reader.close()
 
 
 def _leave_to_watcher(*_: object) -> None:
     """Handle a signal in Python's way, by doing nothing: the number has gone to the watcher."""
+
+
+def _take_signals_back() -> None:
+    """Make signals to a forked process its own, which else go to its parent's watcher or loop."""
+    signal.set_wakeup_fd(-1)
+    for each in _SIGNALS:
+        if signal.getsignal(each) is _leave_to_watcher:
+            signal.signal(each, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_take_signals_back)
 
 
 def _watch(reader: socket.socket) -> None:
@@ -78,12 +93,17 @@ def _end_at_once(number: int) -> None:
 
 def _kill_children() -> None:
     for child in psutil.Process().children(recursive=True):
-        try:
-            # These clean up after the others, and end by themselves.
-            if "resource_tracker" not in " ".join(child.cmdline()):
+        with suppress(psutil.Error):  # it has ended, or is another user's
+            if not _is_cleaning_up(child):
                 child.kill()
-        except psutil.NoSuchProcess:
-            continue
+
+
+def _is_cleaning_up(child: psutil.Process) -> bool:
+    """Whether a child cleans up after the others, and ends by itself."""
+    try:
+        return "resource_tracker" in " ".join(child.cmdline())
+    except psutil.Error:  # a sandbox may hide it
+        return False
 
 
 async def serve_until_signalled(
@@ -93,7 +113,7 @@ async def serve_until_signalled(
     *,
     let_end_s: float,
     on_ready: Callable[[], None],
-) -> None:
+) -> float:
     """Serve until a signal, or until the server ends by itself.
 
     The first signal ends the open requests, while the engine still lives; a second one does not
@@ -105,6 +125,9 @@ async def serve_until_signalled(
         requests: Those that are open.
         let_end_s: Seconds for open requests to end by themselves, >= 0.
         on_ready: Called when the server listens.
+
+    Returns:
+        Seconds that are left of ``let_end_s``, for the engine; all, if no signal came.
     """
     serving = asyncio.create_task(serve)
     while not serving.done() and not _has_started(app):
@@ -118,10 +141,12 @@ async def serve_until_signalled(
     waiting = asyncio.create_task(signalled.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    begun_s = loop.time()
     if signalled.is_set():
         await requests.stop(let_end_s=let_end_s, let_leave_s=GRACE_S)
         app.state.server.should_exit = True
     await (await serving)
+    return max(0.0, let_end_s - (loop.time() - begun_s)) if signalled.is_set() else let_end_s
 
 
 async def stop_engine(shutdown: Callable[[float], None], *, let_end_s: float) -> None:
@@ -132,7 +157,7 @@ async def stop_engine(shutdown: Callable[[float], None], *, let_end_s: float) ->
 
     Args:
         shutdown: Of the engine; takes the seconds after which it kills by itself.
-        let_end_s: Seconds that the user gives it, >= 0.
+        let_end_s: Seconds that are left of those that the user gives the stop, >= 0.
     """
     patience_s = max(let_end_s, _ENGINE_ENDS_S)
     # In a thread, so that a second signal is heard.

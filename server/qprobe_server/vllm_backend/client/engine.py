@@ -4,7 +4,7 @@ Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/abort/shutdown`` and
 ``scheduler_config, model_config`` (v1/engine/async_llm.py),
 ``OutputProcessor.external_req_ids``, which holds several requests of one id
 (v1/engine/output_processor.py), ``ModelConfig.get_diff_sampling_param``,
-``GracefulHTTPError, VLLMValidationError`` (exceptions.py),
+``VLLMValidationError`` (exceptions.py),
 ``AsyncMPClient._call_utility_async, core_engines`` and, with data parallelism,
 ``DPLBAsyncMPClient.engine_inflight`` (v1/engine/core_client.py).
 """
@@ -13,11 +13,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from vllm import envs
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -37,7 +36,7 @@ __all__ = ["RerankingLLM"]
 
 # How often a wait for the workers looks whether the engine still lives.
 _CHECK_ENGINE_S = 1.0
-# How often a server that stops looks whether its prompts have ended.
+# How often an engine that is to stop looks whether its prompts have ended.
 _CHECK_PROMPTS_S = 0.05
 # Probes that are given to the workers in one call: 4 MiB of a hidden size of 4,096.
 _LOADED_AT_ONCE = 256
@@ -55,7 +54,6 @@ class RerankingLLM(AsyncLLM):
         self._cleanups: set[asyncio.Task[None]] = set()
         self._candidates_on_rank: Counter[int] = Counter()
         self._running_prompts: set[PromptRun] = set()
-        self._is_stopping = False
         defaults = self.model_config.get_diff_sampling_param()
         self._default_temperature: float = defaults.get("temperature", 1.0)
 
@@ -120,19 +118,17 @@ class RerankingLLM(AsyncLLM):
     def shutdown(self, timeout: float | None = None) -> None:
         """Stop the engine; first let the prompts end that are being reranked, within the timeout.
 
-        An engine core that is shutting down lets requests end, but answers no more calls of the
-        workers (``EngineCoreProc._reject_utility_in_shutdown``, v1/engine/core.py), by which the
-        scores come. ``lifetime.stop_engine`` calls this in a thread. On the event loop itself,
-        which these prompts need, nothing is waited for.
+        HTTP requests have ended by then (``edge/stopping.py``); responses in the background have
+        not. An engine core that is shutting down lets them end, but answers no more calls of the
+        workers (``EngineCoreProc._reject_utility_in_shutdown``, v1/engine/core.py), by which their
+        scores come. Call it in a thread while prompts run: they need the event loop.
 
         Args:
             timeout: Seconds for the prompts and the engine together; None waits for no prompt.
         """
-        self._is_stopping = True
-        if timeout and not _is_on_event_loop():
+        if timeout:
             deadline_s = time.monotonic() + timeout
-            waited_for = set(self._running_prompts)
-            while waited_for & self._running_prompts and time.monotonic() < deadline_s:
+            while self._running_prompts and time.monotonic() < deadline_s:
                 time.sleep(_CHECK_PROMPTS_S)
             timeout = max(0.0, deadline_s - time.monotonic())
         super().shutdown(timeout=timeout)
@@ -147,19 +143,18 @@ class RerankingLLM(AsyncLLM):
         Raises:
             VLLMValidationError: The request sets the workers' own argument, asks for more answers
                 than it has candidates, or for a data-parallel rank that there is not.
-            GracefulHTTPError: 503, the server is stopping.
         """
         if sampling_params.extra_args and EXTRA_ARG in sampling_params.extra_args:
             raise VLLMValidationError(
                 f"vllm_xargs.{EXTRA_ARG} is reserved; use the q_probe object",
                 parameter=f"vllm_xargs.{EXTRA_ARG}",
             )
+        asked_rank = kwargs.get("data_parallel_rank")
+        self._check_rank(asked_rank)
         rerank = current_rerank.get()
         if rerank is None:
             return super().generate(prompt, sampling_params, request_id, **kwargs)
-        if self._is_stopping:
-            raise GracefulHTTPError("The server is stopping.", HTTPStatus.SERVICE_UNAVAILABLE)
-        rank = self._pick_rank(kwargs.get("data_parallel_rank"))
+        rank = self._pick_rank(asked_rank)
         run = PromptRun(self, rerank, rerank.next_prompt(), sampling_params, rank)
         kwargs = {**kwargs, "data_parallel_rank": rank}
         return self._answer(run, prompt, request_id, kwargs)
@@ -237,22 +232,22 @@ class RerankingLLM(AsyncLLM):
                 raise self.dead_error
         return [answer for engine in call.result() for answer in engine]
 
+    def _check_rank(self, asked: int | None) -> None:
+        num_engines = len(self.engine_core.core_engines)
+        if asked is not None and not 0 <= asked < num_engines:
+            raise VLLMValidationError(
+                f"X-data-parallel-rank: must be from 0 to {num_engines - 1}, got {asked}",
+                parameter="X-data-parallel-rank",
+                value=asked,
+            )
+
     def _pick_rank(self, asked: int | None) -> int | None:
         """Return the data-parallel rank for all candidates of a prompt, so they share its cache.
 
         The least loaded, by vLLM's count of requests in flight and ours of candidates, which counts
         from the moment of the choice.
-
-        Raises:
-            VLLMValidationError: The rank that the request asks for is not there.
         """
         engines = self.engine_core.core_engines
-        if asked is not None and not 0 <= asked < len(engines):
-            raise VLLMValidationError(
-                f"X-data-parallel-rank: must be from 0 to {len(engines) - 1}, got {asked}",
-                parameter="X-data-parallel-rank",
-                value=asked,
-            )
         if asked is not None or len(engines) == 1:
             return asked
         inflight = self.engine_core.engine_inflight
@@ -260,14 +255,6 @@ class RerankingLLM(AsyncLLM):
             range(len(engines)),
             key=lambda rank: inflight[engines[rank]] + self._candidates_on_rank[rank],
         )
-
-
-def _is_on_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _describe(run: PromptRun) -> dict[str, Any]:
