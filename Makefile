@@ -47,6 +47,7 @@ engine: install  ## tests of one real vLLM engine
 	$(BIN)/pytest tests/engine $(HEAVY) --junitxml $(JUNIT)/engine.xml
 	$(BIN)/pytest tests/engine/test_parity.py --speculative -k "repeats or chunks or stop_strings" \
 		--junitxml $(JUNIT)/speculative.xml
+	$(BIN)/pytest tests/v2 --junitxml $(JUNIT)/v2.xml
 
 e2e: install  ## tests of a real server by the official clients
 	$(BIN)/pytest tests/e2e $(HEAVY) --junitxml $(JUNIT)/e2e.xml

@@ -23,7 +23,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -41,7 +40,7 @@ from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_prob
 from qprobe_server.vllm_backend.checks import find_worker_cls
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 from qprobe_server.vllm_backend.cpu import choose_dtype
-from qprobe_server.vllm_backend.worker.scoring import ADDITIONAL_CONFIG
+from qprobe_server.vllm_backend.worker.hooks import ADDITIONAL_CONFIG
 
 PROBE = Path(__file__).parents[2] / "probes" / "qprobe" / "shipped" / "python.safetensors"
 QUESTION = "Write a Python function `add(a, b)` that returns the sum of a and b."

@@ -33,7 +33,7 @@ from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
 from qprobe_server.vllm_backend.checks import find_worker_cls
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
-from qprobe_server.vllm_backend.worker.scoring import ADDITIONAL_CONFIG
+from qprobe_server.vllm_backend.worker.hooks import ADDITIONAL_CONFIG
 
 HIDDEN = 576
 NUM_LAYERS = 6
@@ -158,6 +158,7 @@ async def engine(
         yield started
     finally:
         started.shutdown(timeout=5)
+        started.inbox.close()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vllm.exceptions import VLLMValidationError
 
 from qprobe.probe.schedule import Step
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
+from qprobe_server.vllm_backend.mail import Scores
 
 # As in conftest.py.
 HEADS = {4: 80, 8: 32, 16: 81}
@@ -127,16 +128,14 @@ async def test_heads_are_scored_until_their_checkpoint(
     ask: Any, engine: RerankingLLM, prompt: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a few tokens more, which the engine reads before it hears of the decision."""
-    taken: list[Any] = []
-    call_workers = engine.call_workers
+    expected: list[Scores] = []
+    expect = engine.inbox.expect
 
-    async def note(method: str, *args: Any, **options: Any) -> list[Any]:
-        answers = await call_workers(method, *args, **options)
-        if method == "qprobe_take":
-            taken.extend(answers[0])
-        return answers
+    def note(key: str) -> Scores:
+        expected.append(expect(key))
+        return expected[-1]
 
-    monkeypatch.setattr(engine, "call_workers", note)
+    monkeypatch.setattr(engine.inbox, "expect", note)
     found = await ask(
         prompt,
         k=K,
@@ -151,12 +150,12 @@ async def test_heads_are_scored_until_their_checkpoint(
     left = [index for index, at in enumerate(found.result["rejected_at"]) if at is None]
     assert len(left) == 2
     for index in left:
-        _, (whole, *heads), _ = taken[index]
+        whole, *heads = expected[index].tokens or []
         assert np.isfinite(whole).all()
-        assert len(whole) == 47  # the model never reads the last token
+        assert whole.size == 48  # the prompt's end, and all but the last token, which is not read
         for tokens, scores in zip(HEADS, heads, strict=True):
-            assert np.isfinite(scores[:tokens]).all()
-            assert np.isnan(scores[tokens + 8 :]).all()
+            assert np.isfinite(scores).all()
+            assert tokens < scores.size <= tokens + 8
 
 
 async def test_a_stream_is_the_winners(ask: Any, prompt: list[int]) -> None:

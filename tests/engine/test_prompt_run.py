@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from vllm import SamplingParams
@@ -24,18 +25,38 @@ from qprobe_server.edge.metrics import RerankMetrics
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.vllm_backend.client.prompt_run import PromptRun
 from qprobe_server.vllm_backend.client.replay import replay
+from qprobe_server.vllm_backend.mail import Scores
 
 DELTA, FINAL = RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
 LONG = 2048
 
 
+class Inbox:
+    """Has the score 1.0 of every token, and remembers whom nobody asks about any more."""
+
+    address = "ipc:///nowhere"
+
+    def __init__(self) -> None:
+        self.forgotten: list[str] = []
+
+    def expect(self, key: str) -> Scores:
+        """Return what has come of a candidate."""
+        return Scores(tokens=[np.ones(LONG + 1, np.float32)])
+
+    def forget(self, key: str) -> None:
+        """Note it."""
+        self.forgotten.append(key)
+
+
 class Engine:
-    """Scores every token 1.0, and remembers which candidates were dropped."""
+    """Samples nothing."""
+
+    errored = False
+    dead_error = RuntimeError("dead")
 
     def __init__(self) -> None:
         self.metrics = RerankMetrics(CollectorRegistry())
-        self.errored = False
-        self.dropped: list[str] = []
+        self.inbox: Any = Inbox()
         self.cleanups: list[asyncio.Task[None]] = []
 
     def get_tokenizer(self) -> Any:
@@ -51,15 +72,6 @@ class Engine:
                 return text
 
         return Tokenizer()
-
-    async def call_workers(self, method: str, *args: Any, rank: int | None = None) -> list[Any]:
-        """Answer as one worker would."""
-        assert rank is None
-        if method == "qprobe_drop":
-            self.dropped += args[0]
-            return [None]
-        assert method == "qprobe_take"
-        return [[([1.0], [[1.0] * length], length) for length in args[1]]]
 
     def keep_until_done(self, task: asyncio.Task[None]) -> None:
         """Hold a task."""
@@ -187,7 +199,7 @@ async def test_a_candidate_that_is_given_up_does_not_wait_for_the_others(
     winners = await asyncio.wait_for(run.run(sample_until(ends)), 10)
     assert [outputs[-1].outputs[0].finish_reason for outputs in winners] == expected
     await asyncio.gather(*engine.cleanups)
-    assert len(engine.dropped) == 4
+    assert len(engine.inbox.forgotten) == 4
     assert run.rerank.results == {}
 
 

@@ -19,7 +19,7 @@ import torch
 import vllm
 from safetensors.torch import save_file
 from vllm import LLM, SamplingParams
-from vllm.config import ModelConfig, StructuredOutputsConfig
+from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
@@ -44,6 +44,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms.cpu import CpuPlatform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
+from vllm.v1.core.sched.interface import SchedulerInterface
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore, EngineCoreProc
@@ -56,8 +57,12 @@ from vllm.v1.engine.utils import CoreEngineProcManager
 from vllm.v1.executor.multiproc_executor import WorkerProc
 from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
+from vllm.v1.worker import gpu_model_runner as v1
+from vllm.v1.worker.gpu import model_runner as v2
+from vllm.v1.worker.gpu.input_batch import InputBatch as InputBatchOfV2
+from vllm.v1.worker.gpu.pcp_manager import PCPManager
+from vllm.v1.worker.gpu.states import RequestState as RequestStateOfV2
 from vllm.v1.worker.gpu_input_batch import InputBatch
-from vllm.v1.worker.gpu_model_runner import ExecuteModelState, GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
 from qprobe_server.choice.fields import check_names
@@ -87,34 +92,28 @@ def test_the_pinned_version_is_installed() -> None:
     check_installation()
 
 
-@pytest.mark.parametrize(
-    "field", ["scheduler_output", "hidden_states", "aux_hidden_states", "sample_hidden_states"]
-)
-def test_state_between_forward_and_sampling(field: str) -> None:
-    assert field in ExecuteModelState._fields, changed(f"ExecuteModelState.{field}")
+@pytest.mark.parametrize("field", ["hidden_states", "aux_hidden_states"])
+@pytest.mark.parametrize("state", [v1.ExecuteModelState, v2.ExecuteModelState])
+def test_state_between_forward_and_sampling(state: Any, field: str) -> None:
+    assert field in state._fields, changed(f"ExecuteModelState.{field}")
 
 
 @pytest.mark.parametrize("name", ["execute_model", "sample_tokens", "load_model"])
 def test_worker_methods(name: str) -> None:
     assert callable(getattr(Worker, name, None)), changed(f"Worker.{name}")
+    assert "self.use_v2_model_runner = " in source(Worker), changed("Worker.use_v2_model_runner")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "execute_model_state",
-        "input_batch",
-        "query_start_loc",
-        "positions",
-        "use_aux_hidden_state_outputs",
-        "discard_request_mask",
-    ],
-)
-def test_runner_attributes(name: str) -> None:
-    assert f"self.{name}" in source(GPUModelRunner), changed(f"GPUModelRunner.{name}")
+def test_where_the_runners_keep_a_step() -> None:
+    both = ("execute_model_state", "use_aux_hidden_state_outputs", "speculative_config")
+    of_v1 = (*both, "input_batch", "query_start_loc", "positions", "discard_request_mask")
+    of_v2 = (*both, "req_states", "pcp_manager", "parallel_config")
+    for runner, names in ((v1.GPUModelRunner, of_v1), (v2.GPUModelRunner, of_v2)):
+        for name in names:
+            assert f"self.{name}" in source(runner), changed(f"{runner.__module__}: {name}")
 
 
-def test_batch_attributes() -> None:
+def test_batches_of_v1() -> None:
     text = source(InputBatch)
     for name in ("num_prompt_tokens", "num_computed_tokens_cpu", "generators"):
         assert f"self.{name}" in text, changed(f"InputBatch.{name}")
@@ -123,11 +122,52 @@ def test_batch_attributes() -> None:
     assert "generators=self.generators" in text, changed("SamplingMetadata.generators")
 
 
+def test_batches_of_v2() -> None:
+    assert "input_batch" in v2.ExecuteModelState._fields, changed("ExecuteModelState.input_batch")
+    for name in (
+        "req_ids",
+        "query_start_loc_np",
+        "num_computed_tokens_np",
+        "idx_mapping_np",
+        "positions",
+    ):
+        assert name in InputBatchOfV2.__dataclass_fields__, changed(f"InputBatch.{name}")
+    assert "self.prompt_len = UvaBackedTensor" in source(RequestStateOfV2), changed(
+        "RequestState.prompt_len"
+    )
+    assert list(inspect.signature(PCPManager.restore_for_sampling).parameters) == [
+        "self",
+        "hidden_states",
+        "aux_hidden_states",
+    ], changed("PCPManager.restore_for_sampling()")
+    # It is set after this, which would assert a speculative method.
+    assert "assert self.speculative_config is not None" in source(v2.GPUModelRunner.load_model), (
+        changed("GPUModelRunner.load_model")
+    )
+
+
 def test_scheduler_output_fields() -> None:
-    for name in ("finished_req_ids", "scheduled_new_reqs"):
+    for name in ("finished_req_ids", "scheduled_new_reqs", "total_num_scheduled_tokens"):
         assert name in SchedulerOutput.__dataclass_fields__, changed(f"SchedulerOutput.{name}")
     for name in ("req_id", "sampling_params"):
         assert name in NewRequestData.__dataclass_fields__, changed(f"NewRequestData.{name}")
+
+
+def test_an_engine_tells_the_workers_what_has_finished_before_it_rests() -> None:
+    """Scores are sent then."""
+    assert "has_finished_requests()" in source(SchedulerInterface.has_requests), changed(
+        "SchedulerInterface.has_requests"
+    )
+    assert "self.scheduler.has_requests()" in source(EngineCore.step), changed("EngineCore.step")
+
+
+def test_what_is_known_of_drafting() -> None:
+    for name in ("use_eagle", "uses_draft_model", "use_dflash"):
+        assert callable(getattr(SpeculativeConfig, name, None)), changed(name)
+    assert "enable_adaptive_verification" in SpeculativeConfig.__dataclass_fields__, changed(
+        "SpeculativeConfig"
+    )
+    assert isinstance(ParallelConfig.use_ubatching, property), changed("use_ubatching")
 
 
 def test_inner_layers() -> None:

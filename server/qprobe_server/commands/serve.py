@@ -17,9 +17,8 @@ __all__ = [
     "run",
 ]
 
-# Read by vLLM when it is imported. The V2 runner of CUDA machines has no hooks for scoring, and the
-# V1 runner is the code that every machine can run. Nothing is reported to anyone unless asked for.
-_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_NO_USAGE_STATS": "1"}
+# Read by vLLM when it is imported. Nothing is reported to anyone unless asked for.
+_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}
 # The chat template of the default model knows no tools; so any parser is as good. A forced call is
 # written as JSON by the tool's schema then, and not in the parser's own form, whose white space
 # nothing bounds: so small a model fills it until it is cut off.

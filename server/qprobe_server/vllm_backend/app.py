@@ -152,6 +152,7 @@ async def _serve(
     finally:
         if engine is not None:
             await stop_engine(engine.shutdown, let_end_s=let_end_s)
+            engine.inbox.close()
     sock.close()
 
 

@@ -14,7 +14,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from qprobe_server.errors import StartupError
 from qprobe_server.settings import find_admin_key
-from qprobe_server.vllm_backend.worker.scoring import ADDITIONAL_CONFIG
+from qprobe_server.vllm_backend.worker.hooks import ADDITIONAL_CONFIG
 
 __all__ = ["claim_worker", "parse", "prepare_engine_args"]
 

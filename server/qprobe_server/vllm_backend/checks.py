@@ -1,7 +1,8 @@
 """Whether vLLM, the machine and the model are such that probes can be scored.
 
-Relies on vLLM 0.32.0: ``VllmConfig.use_v2_model_runner``, ``ModelConfig.get_hidden_size,
-get_total_num_hidden_layers``, ``get_model_cls`` and ``supports_eagle3``.
+Relies on vLLM 0.32.0: ``SpeculativeConfig.enable_adaptive_verification``,
+``ModelConfig.get_hidden_size, get_total_num_hidden_layers``, ``get_model_cls`` and
+``supports_eagle3``.
 """
 
 import importlib.util
@@ -61,7 +62,7 @@ def describe_model(config: VllmConfig) -> ModelFacts:
     """Return what the probes must fit.
 
     Raises:
-        StartupError: The model does not generate text, or would run on vLLM's "V2" runner.
+        StartupError: The model does not generate text, or drafts are verified adaptively.
     """
     model: Any = config.model_config
     if model.runner_type != "generate":
@@ -69,10 +70,11 @@ def describe_model(config: VllmConfig) -> ModelFacts:
             f"model {model.model!r} does not generate text, it runs as a "
             f"{model.runner_type!r} model"
         )
-    if config.use_v2_model_runner:
+    drafting = config.speculative_config
+    if drafting is not None and drafting.enable_adaptive_verification:
         raise StartupError(
-            "probes are scored on vLLM's V1 model runner: unset VLLM_USE_V2_MODEL_RUNNER and "
-            "leave out the options that need the V2 runner"
+            "--speculative-config: with enable_adaptive_verification the device decides which "
+            "drafts it reads, and the host does not know whose states are whose: set it to false"
         )
     model_class = get_model_cls(model)
     return ModelFacts(

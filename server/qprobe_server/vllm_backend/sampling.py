@@ -35,7 +35,7 @@ from qprobe_server.vllm_backend.arguments import claim_worker
 from qprobe_server.vllm_backend.checks import check_installation, describe_model, find_worker_cls
 from qprobe_server.vllm_backend.cpu import prepare_cpu
 from qprobe_server.vllm_backend.lifetime import ending_at_once
-from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
+from qprobe_server.vllm_backend.worker.hooks import EXTRA_ARG
 
 __all__ = ["Completion", "SamplingEngine", "SamplingParameters", "default_layers"]
 
@@ -252,7 +252,7 @@ class SamplingEngine:
         for prompt, key in zip(prompts, keys, strict=True):
             # Prompt log-probabilities also keep vLLM from skipping what its prefix cache holds.
             params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-            params.extra_args = {EXTRA_ARG: [key, [0], len(prompt) - 1]}
+            params.extra_args = {EXTRA_ARG: [key, len(prompt) - 1]}
             marked.append(params)
         whole = [before + after for before, after in zip(prompts, given, strict=True)]
         for request, output in self._run(whole, marked, on_step):
@@ -350,7 +350,7 @@ def _mark(params: SamplingParams, seed: int | None, key: str | None) -> Sampling
     if seed is None:
         mine.temperature, mine.top_p, mine.top_k, mine.min_p = 0.0, 1.0, 0, 0.0
     if key is not None:
-        mine.extra_args = {EXTRA_ARG: [key, [0]]}
+        mine.extra_args = {EXTRA_ARG: [key]}
     return mine
 
 

@@ -30,7 +30,8 @@ from qprobe_server.vllm_backend.client.candidate_run import Outputs
 from qprobe_server.vllm_backend.client.prompt_run import PromptRun
 from qprobe_server.vllm_backend.client.replay import replay
 from qprobe_server.vllm_backend.client.tracing import rerank_span
-from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
+from qprobe_server.vllm_backend.mail import Inbox
+from qprobe_server.vllm_backend.worker.hooks import EXTRA_ARG
 
 __all__ = ["RerankingLLM"]
 
@@ -51,6 +52,9 @@ class RerankingLLM(AsyncLLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.metrics = RerankMetrics(get_prometheus_registry())
+        parallel = self.vllm_config.parallel_config
+        is_local = parallel.nnodes == 1 and parallel.distributed_executor_backend != "ray"
+        self.inbox = Inbox(is_local=is_local)
         self._cleanups: set[asyncio.Task[None]] = set()
         self._candidates_on_rank: Counter[int] = Counter()
         self._running_prompts: set[PromptRun] = set()
@@ -65,9 +69,9 @@ class RerankingLLM(AsyncLLM):
         rows = []
         for served, probe in probes:
             info = probe.info
-            rows.append((served.index, info.layer, info.pooling, info.window, probe.layers[0]))
+            rows.append((served.index, info.layer, info.window, probe.layers[0]))
             for tokens, layer in probe.heads.items():
-                rows.append((served.heads[tokens], info.layer, "mean", tokens, layer))
+                rows.append((served.heads[tokens], info.layer, tokens, layer))
         for start in range(0, len(rows), _LOADED_AT_ONCE):
             some = [
                 (*about, weight[0].numpy().tobytes() + bias.numpy().tobytes())
@@ -76,7 +80,7 @@ class RerankingLLM(AsyncLLM):
             await self.call_workers("qprobe_load", some)
 
     async def num_held_candidates(self) -> int:
-        """Return how many candidates the workers hold scores of."""
+        """Return how many candidates the workers hold scores of: those that the engine runs."""
         counts = await self.call_workers("qprobe_num_candidates")
         return sum(count for count in counts if count is not None)
 

@@ -21,9 +21,9 @@ from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.result import make_result, show_candidates
 from qprobe_server.choice.schemas import CandidateReply, ResultReply
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun, Outputs
-from qprobe_server.vllm_backend.client.score_client import Engine, ScoreClient
+from qprobe_server.vllm_backend.client.score_client import Engine, Reading, ScoreClient
 from qprobe_server.vllm_backend.client.turns import Turns
-from qprobe_server.vllm_backend.worker.scoring import EXTRA_ARG
+from qprobe_server.vllm_backend.worker.hooks import EXTRA_ARG
 
 __all__ = ["PromptRun"]
 
@@ -80,8 +80,10 @@ class PromptRun:
                 num_left = keep
         # The workers score by the probes first, then by their heads, checkpoint by checkpoint.
         self._rows = [probe.index for probe in self._probes]
+        readings: list[Reading] = [(each.info.pooling, each.info.window) for each in self._probes]
         for step in self._steps:
             self._rows += [probe.heads[step.tokens] for probe in self._probes]
+            readings += [("mean", step.tokens)] * len(self._probes)
         # A checkpoint has to see how far each candidate is.
         self._kind = params.output_kind
         if self._steps and self._kind is RequestOutputKind.FINAL_ONLY:
@@ -89,7 +91,7 @@ class PromptRun:
         self._candidates = [
             CandidateRun(uuid.uuid4().hex, self._kind) for _ in range(self.rerank.k)
         ]
-        self._scores = ScoreClient(engine, self._candidates, rank)
+        self._scores = ScoreClient(engine, self._candidates, readings, len(self._probes))
 
     @property
     def num_candidates(self) -> int:
@@ -278,13 +280,13 @@ class PromptRun:
 
         In a task of its own: a cancelled HTTP request cancels every further wait of its own task.
         """
+        self._scores.drop()
         tasks = [candidate.task for candidate in self._candidates]
         for task in tasks:
             task.cancel()  # vLLM's generate() aborts its request when it is cancelled
 
         async def finish() -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._scores.drop()
 
         self._engine.keep_until_done(asyncio.create_task(finish()))
 
@@ -310,7 +312,8 @@ class PromptRun:
             mine.stream_interval = None  # each token is to be seen as it comes
         if self.params.seed is not None:
             mine.seed = self.params.seed + index
-        mine.extra_args = {**(self.params.extra_args or {}), EXTRA_ARG: [key, self._rows]}
+        asked = [self._scores.address, key, self._rows, len(self._probes)]
+        mine.extra_args = {**(self.params.extra_args or {}), EXTRA_ARG: asked}
         return mine
 
     def _decode(self, token_ids: Sequence[int]) -> str:

@@ -1,104 +1,174 @@
-"""Asks the workers for the scores of a prompt's candidates; ``ScoringMixin`` answers."""
+"""The scores of a prompt's candidates, as the worker sends them; ``ScoringMixin`` is its side."""
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
+from qprobe.probe.network import Pooling
+from qprobe_server.choice.scores import pool
 from qprobe_server.edge.metrics import RerankMetrics
 from qprobe_server.errors import ScoringError
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun
+from qprobe_server.vllm_backend.mail import Floats, Inbox, Scores
 
-__all__ = ["Engine", "ScoreClient", "Taken"]
+__all__ = ["Engine", "Reading", "ScoreClient", "Taken"]
 
 # A candidate's scores, by probe the scores of its tokens, and how many positions were computed.
 Taken = tuple[list[float], list[list[float]], int]
+# How a row of a candidate is pooled.
+Reading = tuple[Pooling, int | None]
+
+# How often a wait for the worker looks whether the engine still lives.
+_CHECK_ENGINE_S = 1.0
+# The worker sends within a step or two of the engine; a server that is swamped may take longer.
+_PATIENCE_S = 120.0
 
 
 class Engine(Protocol):
     """What a prompt needs of the engine's client."""
 
     metrics: RerankMetrics
+    inbox: Inbox
 
     @property
     def errored(self) -> bool:
         """Whether the engine has died."""
 
+    @property
+    def dead_error(self) -> BaseException:
+        """What to raise then."""
+
     def get_tokenizer(self) -> Any:
         """Return the model's tokenizer."""
-
-    async def call_workers(self, method: str, *args: Any, rank: int | None = None) -> list[Any]:
-        """Call a method of the workers of one data-parallel rank, or of all."""
 
     def keep_until_done(self, task: asyncio.Task[None]) -> None:
         """Hold a task that nobody waits for."""
 
 
 class ScoreClient:
-    """The workers' part of one prompt.
+    """The worker's part of one prompt.
 
     Args:
         engine: The client of vLLM's engine.
         candidates: All of the prompt.
-        rank: Data-parallel rank that they run on, or None if there is but one.
+        readings: Of each row; first of those that score whole completions, then of the heads.
+        num_whole: How many rows score whole completions.
     """
 
     def __init__(
-        self, engine: Engine, candidates: Sequence[CandidateRun], rank: int | None
+        self,
+        engine: Engine,
+        candidates: Sequence[CandidateRun],
+        readings: Sequence[Reading],
+        num_whole: int,
     ) -> None:
         self._engine = engine
         self._candidates = candidates
-        self._rank = rank
+        self._readings = readings
+        self._num_whole = num_whole
+        self._scores = {each.key: engine.inbox.expect(each.key) for each in candidates}
+
+    @property
+    def address(self) -> str:
+        """Where the worker sends to."""
+        return self._engine.inbox.address
 
     async def peek(
         self, some: Sequence[CandidateRun], lengths: list[int], rows: list[int]
     ) -> list[list[float]]:
-        """Return what some candidates score by now, by these of the rows that score them.
+        """Return what some candidates score at a checkpoint, by the heads in these rows.
+
+        Args:
+            some: Candidates that have reached it, or have ended.
+            lengths: How many leading tokens of each count.
+            rows: The heads.
 
         Raises:
-            ScoringError: The workers do not know one of them.
+            ScoringError: The worker does not tell.
+            EngineDeadError: The engine died meanwhile.
         """
-        answers = await self._call("qprobe_peek", some, lengths, rows)
-        found = _merge_answers(answers)
-        for candidate, each in zip(some, found, strict=True):
-            if each is None:
-                raise self._unknown(candidate)
+        found = []
+        for candidate, length in zip(some, lengths, strict=True):
+            scores = self._scores[candidate.key]
+            await self._wait(
+                candidate,
+                scores,
+                lambda now: now.tokens is not None or all(row in now.heads for row in rows),
+            )
+            found.append(
+                [
+                    scores.heads[row] if row in scores.heads else self._pool(scores, row, length)
+                    for row in rows
+                ]
+            )
         return found
 
     async def take(self, lengths: list[int], *, with_tokens: bool) -> list[Taken]:
-        """Remove all candidates from the workers, and return their scores.
+        """Return the scores of all candidates, each of which has ended or was dropped.
+
+        Args:
+            lengths: How many leading tokens of each completion make its embedding.
+            with_tokens: Whether the scores of those tokens are wanted too.
+
+        Returns:
+            For each candidate one score by each probe, NaN if a token's state was never computed;
+            if wanted the scores of its tokens by each probe, else nothing; and how many tokens the
+            engine has generated of it.
 
         Raises:
-            ScoringError: The workers do not know a candidate that is left.
+            ScoringError: The worker does not tell.
+            EngineDeadError: The engine died meanwhile.
         """
-        details = "tokens" if with_tokens else "pooled"
-        answers = await self._call("qprobe_take", self._candidates, lengths, details)
         taken: list[Taken] = []
-        for candidate, each in zip(self._candidates, _merge_answers(answers), strict=True):
-            if each is None and candidate.rejected_at is None:
-                raise self._unknown(candidate)
-            # The workers may have forgotten a dropped one; nothing hangs on it.
-            taken.append(([], [], 0) if each is None else each)
+        for candidate, length in zip(self._candidates, lengths, strict=True):
+            scores = self._scores[candidate.key]
+            await self._wait(candidate, scores, lambda now: now.tokens is not None)
+            whole = range(self._num_whole)
+            pooled = [self._pool(scores, row, length) for row in whole]
+            tokens = scores.tokens or []
+            shown = [_cut(tokens[row], length)[1:].tolist() for row in whole] if with_tokens else []
+            taken.append((pooled, shown, max((each.size for each in tokens), default=0)))
+        self.drop()
         return taken
 
-    async def drop(self) -> None:
-        """Have the workers forget all candidates, if they live."""
-        if not self._engine.errored:
-            await self._call("qprobe_drop", self._candidates)
+    def drop(self) -> None:
+        """Await nothing any more."""
+        for candidate in self._candidates:
+            self._engine.inbox.forget(candidate.key)
 
-    async def _call(self, method: str, some: Sequence[CandidateRun], *args: Any) -> list[Any]:
-        keys = [each.key for each in some]
-        return await self._engine.call_workers(method, keys, *args, rank=self._rank)
+    def _pool(self, scores: Scores, row: int, length: int) -> float:
+        pooling, window = self._readings[row]
+        assert scores.tokens is not None
+        return pool(_cut(scores.tokens[row], length), pooling=pooling, window=window)
+
+    async def _wait(
+        self, candidate: CandidateRun, scores: Scores, is_enough: Callable[[Scores], bool]
+    ) -> None:
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while not is_enough(scores):
+            scores.changed.clear()
+            try:
+                await asyncio.wait_for(scores.changed.wait(), _CHECK_ENGINE_S)
+            except TimeoutError:
+                self._engine.inbox.check()
+                if self._engine.errored:
+                    raise self._engine.dead_error from None
+                if time.monotonic() > deadline_s:
+                    raise self._unknown(candidate) from None
 
     def _unknown(self, candidate: CandidateRun) -> ScoringError:
         index = self._candidates.index(candidate)
         return ScoringError(
-            f"the engine holds no score of candidate {index} of {len(self._candidates)}"
+            f"the engine sent no score of candidate {index} of {len(self._candidates)} within "
+            f"{_PATIENCE_S:.0f} s"
         )
 
 
-def _merge_answers(answers: list[Any]) -> list[Any]:
-    """Return one answer a candidate, of the worker that scores it; None where none knows it."""
-    return [
-        next((each for each in found if each is not None), None)
-        for found in zip(*(each for each in answers if each), strict=True)
-    ]
+def _cut(row: Floats, length: int) -> Floats:
+    """Return the scores at offsets 0 to length, NaN where there is none."""
+    cut = np.full(length + 1, np.nan, np.float32)
+    cut[: row.size] = row[: length + 1]
+    return cut

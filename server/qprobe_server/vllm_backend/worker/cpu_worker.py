@@ -17,11 +17,13 @@ from qprobe_server.vllm_backend.worker.scoring import ScoringMixin
 __all__ = ["EmbeddingWorker", "ScoringWorker"]
 
 
-class ScoringWorker(ScoringMixin, CPUWorker):
-    """vLLM's CPU worker that scores candidates."""
+class _SparedGenerators(CPUWorker):
+    """vLLM's CPU worker that reads seeded prompts in parts."""
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Sample without touching the generators of requests whose sample is thrown away."""
+        if self.use_v2_model_runner:  # has none
+            return super().sample_tokens(grammar_output)
         runner = self.model_runner
         generators = runner.input_batch.generators
         if not generators:
@@ -38,5 +40,9 @@ class ScoringWorker(ScoringMixin, CPUWorker):
             generators.update(spared)
 
 
-class EmbeddingWorker(EmbeddingMixin, ScoringWorker):
+class ScoringWorker(ScoringMixin, _SparedGenerators):
+    """vLLM's CPU worker that scores candidates."""
+
+
+class EmbeddingWorker(EmbeddingMixin, _SparedGenerators):
     """vLLM's CPU worker that embeds completions."""

@@ -2,9 +2,12 @@
 
 The same hooks as scoring, so that a probe is trained on the numbers that it will be served with:
 the states of a step are read where scoring reads them, and kept instead of multiplied.
+
+EXTRA_ARG holds [key] or, if the completion is part of the prompt, [key, prompt_end], the position
+of the last token before it.
 """
 
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,30 +15,63 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qprobe_server.vllm_backend.worker.scoring import ScoringMixin
+from qprobe_server.vllm_backend.worker.copies import start_copy, upload
+from qprobe_server.vllm_backend.worker.hooks import StepHooks
+from qprobe_server.vllm_backend.worker.step import Step, StepTokens, select_tokens
 
 __all__ = ["EmbeddingMixin"]
 
+Ints = NDArray[np.int64]
 
-class EmbeddingMixin(ScoringMixin):
-    """Mixed into vLLM's worker class instead of ScoringMixin: embeds candidates, scores none.
+
+class EmbeddingMixin(StepHooks):
+    """Mixed into vLLM's worker class of a platform, before it.
 
     Its memory on the host: hidden_size x (inner layers + 1) numbers of the model's dtype for every
     token of every completion that the engine is writing.
     """
 
     def load_model(self, **kwargs: Any) -> None:
-        """Load the model, and expose the wanted layers; see ScoringMixin."""
+        """Load the model, and expose the wanted layers; see ``StepHooks``."""
         super().load_model(**kwargs)
-        self._scores: Any = _TokenStates()
+        self._running: dict[str, tuple[str, int]] = {}  # key and prompt_end by vLLM's request id
+        self._states: dict[str, _TokenStates] = {}  # by key
 
-    def _score_rows(self, state: Any, rows: Tensor, probes: NDArray[np.int64]) -> Tensor:
-        """Return the states of rows of the step: (rows, layers, hidden) in the model's dtype."""
-        layers = [*(state.aux_hidden_states or [])[: len(self._layers)], state.hidden_states]
-        return torch.stack([states.index_select(0, rows) for states in layers], dim=1)
+    def _has_requests(self) -> bool:
+        return bool(self._running)
 
-    def _write(self, slots: NDArray[np.int64], offsets: NDArray[np.int64], values: Tensor) -> None:
-        self._scores.write(slots, offsets, values)
+    def _begin(self, request_id: str, asked: Any) -> None:
+        key, *prompt_end = asked
+        self._running[request_id] = (key, *(prompt_end or [-1]))
+        self._states.setdefault(key, _TokenStates())
+
+    def _end(self, request_id: str) -> None:
+        self._running.pop(request_id, None)
+
+    def _read(self, step: Step) -> None:
+        numbers = dict(zip(self._running, range(len(self._running)), strict=True))
+        keys = [key for key, _ in self._running.values()]
+        prompt_ends = np.array([end for _, end in self._running.values()], np.int64)
+        tokens = select_tokens(step, numbers, prompt_ends)
+        if not tokens.rows.size:
+            return
+        rows = upload(tokens.rows, self.device)
+        # (tokens, layers, hidden) in the model's dtype
+        states = torch.stack([each.index_select(0, rows) for each in step.states], dim=1)
+        store = partial(
+            self._store, keys, tokens, start_copy(states), start_copy(step.positions[rows])
+        )
+        self._copies.after_copies(self.device, store)
+
+    def _store(
+        self, keys: list[str], tokens: StepTokens, states: Tensor, positions: Tensor
+    ) -> None:
+        offsets = positions.numpy() - tokens.prompt_ends
+        for number in np.unique(tokens.owners):
+            found = self._states.get(keys[number])
+            if found is not None:  # else taken already: the engine ran a step ahead
+                mine = np.flatnonzero(tokens.owners == number)
+                found.write(offsets[mine], states[torch.from_numpy(mine)])
 
     def qprobe_embed(self, key: str, length: int, windows: list[int]) -> bytes | None:
         """Remove a completion and return its embeddings.
@@ -53,11 +89,10 @@ class EmbeddingMixin(ScoringMixin):
         Raises:
             KeyError: There is no such completion, or a state of it was never computed.
         """
-        if not self._scores_here:
+        if not self._speaks:
             return None
-        self._store_copied(wait=True)
-        states = self._scores.take(key, length)  # (length + 1, layers, hidden)
-        self._forget(key)
+        self._copies.run(wait=True)
+        states = self._states.pop(key).read(length)  # (length + 1, layers, hidden)
         kept = states[1:] if length else states  # an empty completion: the prompt's last token
         means = [kept[:window].float().mean(0) for window in (None, *windows)]
         made = torch.stack([kept[-1].float(), *means], dim=1)  # (layers, 2 + windows, hidden)
@@ -65,57 +100,32 @@ class EmbeddingMixin(ScoringMixin):
 
 
 class _TokenStates:
-    """States by completion and position; TokenScores' interface where the base class uses it."""
+    """The states of one completion, by the offset of the token; 0 is the prompt's last one."""
 
     def __init__(self) -> None:
-        self._key_of_slot: list[str] = []
-        self._states: dict[str, Tensor] = {}  # (capacity, layers, hidden) by key
-        self._known: dict[str, NDArray[np.bool_]] = {}  # (capacity,) by key
+        self._states = torch.zeros(0)  # (capacity, layers, hidden)
+        self._known = np.zeros(0, np.bool_)  # (capacity,)
 
-    def __len__(self) -> int:
-        return len(self._known)
+    def write(self, offsets: Ints, states: Tensor) -> None:
+        """Store states[i], shape (layers, hidden), at offsets[i]."""
+        needed = int(offsets.max()) + 1
+        if needed > self._known.size:
+            capacity = max(needed, 2 * self._known.size, 64)
+            grown = states.new_zeros(capacity, *states.shape[1:])
+            if self._known.size:
+                grown[: self._known.size] = self._states
+            self._states = grown
+            self._known = np.pad(self._known, (0, capacity - self._known.size))
+        self._states[torch.from_numpy(offsets)] = states
+        self._known[offsets] = True
 
-    def start(self, key: str, probes: Sequence[int]) -> list[int]:
-        """Begin a completion; return its slot, alone in a list."""
-        self._known[key] = np.zeros(0, dtype=np.bool_)
-        self._key_of_slot.append(key)
-        return [len(self._key_of_slot) - 1]
+    def read(self, length: int) -> Tensor:
+        """Return the states at offsets 0 to length.
 
-    def write(self, slots: NDArray[np.int64], offsets: NDArray[np.int64], values: Tensor) -> None:
-        """Store values[i], shape (layers, hidden), at an offset of a slot."""
-        for slot in np.unique(slots):
-            key = self._key_of_slot[slot]
-            if key not in self._known:  # taken already: the engine ran a step ahead
-                continue
-            mine = np.flatnonzero(slots == slot)
-            self._grow(key, int(offsets[mine].max()) + 1, values)
-            self._states[key][torch.from_numpy(offsets[mine])] = values[torch.from_numpy(mine)]
-            self._known[key][offsets[mine]] = True
-
-    def _grow(self, key: str, needed: int, like: Tensor) -> None:
-        known = self._known[key]
-        if needed <= known.size:
-            return
-        capacity = max(needed, 2 * known.size, 64)
-        grown = like.new_zeros(capacity, *like.shape[1:])
-        if known.size:
-            grown[: known.size] = self._states[key]
-        self._states[key] = grown
-        self._known[key] = np.pad(known, (0, capacity - known.size))
-
-    def finish(self, key: str) -> None:
-        """Nothing: a finished completion is kept until it is taken."""
-
-    def drop(self, key: str) -> None:
-        """Forget a completion. Unknown keys are ignored."""
-        self._states.pop(key, None)
-        self._known.pop(key, None)
-
-    def take(self, key: str, length: int) -> Tensor:
-        """Remove a completion; return its states at offsets 0 to length."""
-        known = self._known[key]
-        if known.size <= length or not known[: length + 1].all():
-            raise KeyError(f"not every state of {key} was computed")
-        states = self._states[key][: length + 1].clone()
-        self.drop(key)
-        return states
+        Raises:
+            KeyError: One was never computed.
+        """
+        known = self._known[: length + 1]
+        if known.size <= length or not known.all():
+            raise KeyError(f"of {length + 1} states {int(known.sum())} were computed")
+        return self._states[: length + 1].clone()

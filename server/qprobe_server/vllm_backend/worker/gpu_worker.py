@@ -12,5 +12,5 @@ class ScoringWorker(ScoringMixin, Worker):
     """vLLM's GPU worker that scores candidates."""
 
 
-class EmbeddingWorker(EmbeddingMixin, ScoringWorker):
+class EmbeddingWorker(EmbeddingMixin, Worker):
     """vLLM's GPU worker that embeds completions."""

@@ -1,0 +1,94 @@
+"""Scores on their way from a worker's process to the one that asked."""
+
+import asyncio
+import gc
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from qprobe_server.vllm_backend.mail import Inbox, Outbox, Scores
+
+SEND = """
+import sys
+import numpy as np
+from qprobe_server.vllm_backend.mail import Outbox
+outbox = Outbox()
+for number in range(2000):
+    rows = [np.full(number % 50, number, np.float32), np.zeros(0, np.float32)]
+    outbox.send_all(sys.argv[1], f"key-{number}", rows)
+sys.stdin.read()
+"""
+
+
+@pytest_asyncio.fixture
+async def inbox() -> AsyncIterator[Inbox]:
+    """Open a mailbox."""
+    made = Inbox(is_local=True)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def outbox() -> Iterator[Outbox]:
+    """Be a worker."""
+    made = Outbox()
+    yield made
+    made.close()
+
+
+async def until_whole(scores: Scores) -> None:
+    while scores.tokens is None:
+        scores.changed.clear()
+        await asyncio.wait_for(scores.changed.wait(), 20)
+
+
+async def test_what_is_sent_comes_in_order(inbox: Inbox, outbox: Outbox) -> None:
+    scores = inbox.expect("a")
+    outbox.send_head(inbox.address, "a", 3, 0.1)
+    outbox.send_head(inbox.address, "a", 5, -2.0)
+    rows = [np.arange(4, dtype=np.float32), np.array([np.nan, 7], np.float32)]
+    outbox.send_all(inbox.address, "a", rows)
+    await until_whole(scores)
+    assert scores.heads == {3: 0.1, 5: -2.0}
+    assert scores.tokens is not None
+    for sent, found in zip(rows, scores.tokens, strict=True):
+        np.testing.assert_array_equal(found, sent)
+
+
+async def test_by_tcp_where_workers_are_on_other_machines(outbox: Outbox) -> None:
+    inbox = Inbox(is_local=False)
+    assert inbox.address.startswith("tcp://")
+    scores = inbox.expect("a")
+    outbox.send_all(inbox.address, "a", [np.ones(2, np.float32)])
+    await until_whole(scores)
+    inbox.close()
+
+
+async def test_two_thousand_candidates_of_another_process(inbox: Inbox) -> None:
+    expected = [inbox.expect(f"key-{number}") for number in range(2000)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SEND, inbox.address, stdin=subprocess.PIPE
+    )
+    for number, scores in enumerate(expected):
+        await until_whole(scores)
+        assert scores.tokens is not None
+        assert [row.size for row in scores.tokens] == [number % 50, 0]
+        assert set(scores.tokens[0].tolist()) <= {number}
+    await process.communicate(b"")
+
+
+async def test_nothing_is_kept_of_what_nobody_awaits(inbox: Inbox, outbox: Outbox) -> None:
+    """Of a prompt that was given up, with a word or without."""
+    kept, dropped, forgotten = (inbox.expect(key) for key in "abc")
+    inbox.forget("c")
+    del dropped
+    gc.collect()
+    for key in "bcda":
+        outbox.send_all(inbox.address, key, [np.ones(1, np.float32)])
+    await until_whole(kept)
+    assert forgotten.tokens is None
+    assert len(inbox._expected) == 1
