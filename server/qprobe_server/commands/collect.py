@@ -2,12 +2,12 @@
 
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from qprobe.data.prompts import PromptRow, read_prompts
+from qprobe.data.prompts import PromptRow
+from qprobe.data.source import Source
 from qprobe.errors import PromptFileError, RowError
 from qprobe.rewards import Reward, make_reward
 from qprobe_server.commands.manifest import (
@@ -19,6 +19,7 @@ from qprobe_server.commands.manifest import (
     describe_flags,
 )
 from qprobe_server.commands.preflight import check_adapter, check_model, check_worker
+from qprobe_server.commands.prompt_source import read_rows
 from qprobe_server.commands.reward_service import HttpReward, is_url
 from qprobe_server.commands.serve import choose_default_model, name_given, prepare_environment
 from qprobe_server.errors import StartupError
@@ -112,13 +113,7 @@ def _find_reward(args: argparse.Namespace) -> Reward | None:
 
 
 def _read_rows(args: argparse.Namespace, reward: Reward | None) -> list[PromptRow]:
-    rows = read_prompts(
-        args.prompts,
-        layout=args.layout,
-        needs_completions=args.completions,
-        needs_rewards=args.completions and reward is None,
-        check=reward.check if reward else None,
-    )[: args.limit]
+    rows = read_rows(args, reward)
     if (
         args.completions
         and reward
@@ -157,12 +152,12 @@ def _collect(args: argparse.Namespace, reward: Reward | None, rows: list[PromptR
                 collect_samples(engine, writer, rows, prompts, reward, **shared)
 
 
-def _tokenize(engine: "SamplingEngine", path: Path, rows: list[PromptRow]) -> list[list[int]]:
+def _tokenize(engine: "SamplingEngine", source: Source, rows: list[PromptRow]) -> list[list[int]]:
     """Return every prompt's tokens, so that nothing is sampled before all are known to be right."""
     found = []
     for row in rows:
         try:
             found.append(engine.tokenize(row.prompt, [each.text for each in row.completions]))
         except RowError as error:
-            raise PromptFileError(path, row.line, error.field, error.message) from error
+            raise PromptFileError(source, row.line, error.field, error.message) from error
     return found

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from qprobe_server.commands import values
+from qprobe_server.commands.prompt_source import add_source_flags, source
 from qprobe_server.settings import ADMIN_KEY_VARIABLE
 
 __all__ = ["SHOWN", "add_collect_flags", "add_serve_flags"]
@@ -140,6 +141,7 @@ def add_collect_flags(parser: argparse.ArgumentParser) -> None:
     """Add ours of ``collect``, and say what it is."""
     parser.usage, parser.description = _COLLECT_USAGE, _COLLECT_TEXT
     _add_prompts(parser)
+    add_source_flags(parser)
     _add_sampling(parser)
     group = parser.add_argument_group("what is kept")
     group.add_argument(
@@ -167,7 +169,12 @@ def add_collect_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompts and rewards")
-    group.add_argument("prompts", type=values.file, metavar="PROMPTS", help="File of prompts.")
+    group.add_argument(
+        "prompts",
+        type=source,
+        metavar="PROMPTS",
+        help="File of JSON lines or Parquet, a data set's folder, or hf://datasets/ORG/NAME.",
+    )
     group.add_argument(
         "-o",
         "--output",
@@ -188,9 +195,10 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--layout",
-        choices=["rows", "mbpp", "humaneval"],
+        choices=["rows", "mbpp", "mbpp-raw", "humaneval", "humaneval-raw"],
         default="rows",
-        help="How the file is laid out: JSON lines, or as MBPP or HumanEval is published.",
+        help="As MBPP or HumanEval is published, for a chat or (raw) as text to go on with; other "
+        "files are known by their columns.",
     )
     group.add_argument(
         "--limit", type=values.count, metavar="NUMBER", help="Take the first so many prompts only."

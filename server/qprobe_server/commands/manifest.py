@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from qprobe.data.prompts import PromptRow
+from qprobe_server.commands.prompt_source import SOURCE_FLAGS, describe_source
 from qprobe_server.commands.reward_service import is_url
 from qprobe_server.errors import StartupError
 
@@ -41,9 +42,7 @@ _FLAGS = {
     "model_files": "--model",
     "revision": "--revision",
     "adapter": "--adapter",
-    "prompts.name": "PROMPTS",
-    "prompts.sha256": "PROMPTS",
-    "prompts.layout": "--layout",
+    **{f"prompts.{name}": flag for name, flag in SOURCE_FLAGS.items()},
     "num_prompts": "--limit",
     "completions": "--completions",
     "sampling.n": "--n",
@@ -82,11 +81,7 @@ def describe_flags(args: argparse.Namespace, rows: list[PromptRow]) -> Json:
         "adapter": adapter,
         "sampling": None if args.completions else sampling,
         **_name_reward(args.reward),
-        "prompts": {
-            "name": args.prompts.name,
-            "sha256": _hash(args.prompts),
-            "layout": args.layout,
-        },
+        "prompts": describe_source(args, rows),
         "num_prompts": len(rows),
         "prompts_per_shard": args.prompts_per_shard or max(1, _SAMPLES_PER_SHARD // per_prompt),
     }
