@@ -343,7 +343,8 @@ def test_rows_that_are_laid_out_for_a_continuation(file: Path) -> None:
 def test_the_tests_of_evalplus_are_run_beside_those_of_mbpp(file: Path) -> None:
     reward = make_reward("tests")
     row = SUM | {"test": "inputs = [[1, 2], [3, 4]]\nfor a, b in inputs:\n  assert sum(a, b) > 2"}
-    for layout in ("mbpp", "mbpp-raw"):
-        (read,) = read_prompts(write(file, row), layout=layout, check=reward.check)  # type: ignore[arg-type]
+    layouts: tuple[Layout, ...] = ("mbpp", "mbpp-raw")
+    for layout in layouts:
+        (read,) = read_prompts(write(file, row), layout=layout, check=reward.check)
         assert reward(read.fields, SUM["code"]) == 1.0
         assert reward(read.fields, "def sum(a, b): return 3 if a == 1 else 0") == 0.0

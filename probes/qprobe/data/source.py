@@ -101,7 +101,7 @@ def _read_data_set(
     try:
         loaded = datasets.load_dataset(place, subset, revision=revision)
     except Exception as error:  # of the network, of the hub, of a file: whatever is beneath it
-        raise PromptFileError(source, None, "file", f"cannot be read: {error}") from error
+        raise _unreadable(source, error) from error
     for name in splits:
         if name not in loaded:
             there = ", ".join(loaded)
@@ -120,7 +120,12 @@ def _download(source: Source, address: re.Match[str]) -> Path:
     try:
         return Path(hub.hf_hub_download(name, file, repo_type="dataset", revision=revision))
     except Exception as error:  # as above
-        raise PromptFileError(source, None, "file", f"cannot be read: {error}") from error
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Source, error: Exception) -> PromptFileError:
+    said = " ".join(str(error).split())[:300] or type(error).__name__
+    return PromptFileError(source, None, "file", f"cannot be read: {said}")
 
 
 def _import(name: str, source: Source) -> ModuleType:
