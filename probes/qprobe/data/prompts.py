@@ -24,7 +24,7 @@ from qprobe.data.split import check_split, has_split
 from qprobe.data.trees import is_flat, is_tree, walk_flat, walk_tree
 from qprobe.errors import PromptFileError, RowError
 
-__all__ = ["GivenCompletion", "PromptRow", "read_prompts"]
+__all__ = ["GivenCompletion", "PromptRow", "read_prompts", "read_row"]
 
 Json = dict[str, Any]
 Numbered = tuple[int, Json]
@@ -82,7 +82,7 @@ def read_prompts(
     rows = []
     for line, fields in _find_rows(source, layout, columns, subset, needs_completions):
         with _located(source, line):
-            made = replace(_read_row(fields), line=line)
+            made = replace(read_row(fields), line=line)
             if needs_completions and not made.completions:
                 raise RowError("completions", "is missing, and so are chosen and rejected")
             if needs_rewards:
@@ -146,7 +146,12 @@ def _check_rewards(row: PromptRow) -> None:
             raise RowError(f"completions[{index}].reward", "is missing, and no reward was named")
 
 
-def _read_row(fields: Json) -> PromptRow:
+def read_row(fields: Json) -> PromptRow:
+    """Read a row of ours, such as a dataset keeps.
+
+    Raises:
+        RowError: It is not valid; the field is named.
+    """
     # A table has every column in every row: what is null there is not there.
     given = {name: value for name, value in fields.items() if value is not None}
     has_pair = "chosen" in given or "rejected" in given

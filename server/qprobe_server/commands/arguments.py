@@ -39,6 +39,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     _add_train(commands)
     _add_eval(commands)
     _add_schedule(commands)
+    _add_export(commands)
     parser = engine_commands.get(argv[0]) if argv else None
     if parser is None:
         return main.parse_args(list(argv))
@@ -160,6 +161,21 @@ def _add_schedule(commands: "_SubParsersAction[Parser]") -> None:
         f"{_DEFAULT_BUDGET}",
     )
     goal.add_argument("--reward", type=float, help="take the cheapest that reaches this instead")
+
+
+def _add_export(commands: "_SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser("export", help="write a dataset as a Parquet table")
+    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.parquet", help="a row a sample"
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=values.readings,
+        default=(),
+        metavar="15/mean/48,final/last",
+        help="also these, as LAYER/last, LAYER/mean or LAYER/mean/WINDOW; default: none",
+    )
 
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> None:
