@@ -115,6 +115,9 @@ def reward_of(completion: str, answer: object) -> float:
         (r"\boxed{42}" "\nProblem: What is 3 + 4?\n" r"\boxed{7}", 42),
         ("42<|im_end|>\n<|im_start|>user\nAnd 7?", 42),
         ("42\n\nHuman: And 7?", 42),
+        ("42\n\n### Question 2\nAnd 7?", 42),
+        ("42\n\n## Problem\n7", 42),
+        ("42 is it.\nUsers have 7.", 7),
         ("Question: what is it?\n42", 42),
         ("<think>\\boxed{3}?</think>It is 42.", 42),
         ("It may be 7.</think>42", 42),
@@ -190,6 +193,7 @@ def test_golds_without_one_number_are_refused(answer: str) -> None:
         "\\frac{", "\\sqrt{", "\\boxed{", "(", "{", "1/", "1^", "9,", "#### ", "1 ", "\n", "*", "-",
         "\\boxed{1}", "1 1/2 ", "\\text{", "Q", "9\\,", "\\frac{1+", "^{", "2\\sqrt", "Question 1",
         "#### 1. a\n",
+        "\nquestion" + " " * 50_000,
     ],
 )  # fmt: skip
 def test_reading_takes_linear_time(unit: str) -> None:

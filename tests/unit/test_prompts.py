@@ -348,3 +348,24 @@ def test_the_tests_of_evalplus_are_run_beside_those_of_mbpp(file: Path) -> None:
         (read,) = read_prompts(write(file, row), layout=layout, check=reward.check)
         assert reward(read.fields, SUM["code"]) == 1.0
         assert reward(read.fields, "def sum(a, b): return 3 if a == 1 else 0") == 0.0
+
+
+def test_inputs_of_evalplus_are_compared_with_its_solution(file: Path) -> None:
+    reward = make_reward("tests")
+    row: Json = {name: value for name, value in HUMANEVAL.items() if name != "test"}
+    row |= {"base_input": [[4]], "plus_input": [[0], [-7]], "atol": 0, "contract": ""}
+    (read,) = read_prompts(write(file, row), layout="humaneval", check=reward.check)
+    solution = HUMANEVAL["prompt"] + HUMANEVAL["canonical_solution"]
+    assert reward(read.fields, solution) == 1.0
+    assert reward(read.fields, solution.replace("x - 1", "max(x, 1) - 1")) == 0.0
+    halves = row | {
+        "canonical_solution": "    return [x / 3, (1,)]\n",
+        "atol": 1e-3,
+    }
+    (read,) = read_prompts(write(file, halves), layout="humaneval", check=reward.check)
+    assert reward(read.fields, "def unshift(x): return [x / 3 + 1e-4, (1,)]") == 1.0
+    assert reward(read.fields, "def unshift(x): return [x / 3 + 1e-2, (1,)]") == 0.0
+    assert reward(read.fields, "def unshift(x): return [x / 3, (1, 2)]") == 0.0
+    for odd in ({"base_input": [4]}, {"canonical_solution": None}, {"atol": "x"}):
+        with pytest.raises(PromptFileError, match=next(iter(odd))):
+            read_prompts(write(file, row | odd), layout="humaneval")

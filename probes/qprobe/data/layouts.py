@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Callable, Iterator
+from textwrap import indent
 from typing import Any, Literal
 
 from qprobe.data.chats import user
@@ -125,11 +126,60 @@ def _from_humaneval_raw(row: Json) -> Json:
 
 def _read_humaneval(row: Json) -> tuple[str, Json]:
     """Return the function's head, and the row's fields without it."""
-    prompt, test, entry_point = (
-        read_text(name, row.get(name)) for name in ("prompt", "test", "entry_point")
-    )
+    prompt, entry_point = (read_text(name, row.get(name)) for name in ("prompt", "entry_point"))
+    if row.get("test") is None and "base_input" in row:
+        test = _make_check(row, prompt, entry_point)
+    else:
+        test = read_text("test", row.get("test"))
     made = {name: value for name, value in row.items() if name != "prompt"}
     return prompt, made | {"tests": [test, f"check({entry_point})"]}
+
+
+def _make_check(row: Json, prompt: str, entry_point: str) -> str:
+    """Return the test of a row as EvalPlus itself has it: inputs, and a solution to agree with."""
+    inputs = []
+    for name in ("base_input", "plus_input"):
+        given = row.get(name) or []
+        if not isinstance(given, list) or not all(isinstance(each, list) for each in given):
+            raise RowError(name, f"must be a list of lists of arguments, got {show(given)}")
+        inputs += given
+    solution = read_text("canonical_solution", row.get("canonical_solution"))
+    tolerance = row.get("atol") or 0
+    if not isinstance(tolerance, int | float):
+        raise RowError("atol", f"must be a number, got {show(tolerance)}")
+    return _CHECK.format(
+        solution=indent(prompt + solution, "    "),
+        entry_point=entry_point,
+        inputs=inputs,
+        tolerance=tolerance,
+    )
+
+
+# The solution is in a function of its own, so that nothing of it is there for an answer.
+_CHECK = """\
+import copy
+
+def make_reference():
+{solution}
+    return {entry_point}
+
+def is_same(found, wanted):
+    if isinstance(wanted, (list, tuple)):
+        return (
+            type(found) is type(wanted)
+            and len(found) == len(wanted)
+            and all(is_same(one, other) for one, other in zip(found, wanted))
+        )
+    if isinstance(wanted, float):
+        return abs(found - wanted) <= max({tolerance}, 1e-9 * abs(wanted)) or found == wanted
+    return found == wanted
+
+def check(candidate):
+    reference = make_reference()
+    for arguments in {inputs!r}:
+        wanted = reference(*copy.deepcopy(arguments))
+        assert is_same(candidate(*copy.deepcopy(arguments)), wanted)
+"""
 
 
 LAYOUTS: dict[Layout, Callable[[Json], Json]] = {

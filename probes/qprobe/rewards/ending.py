@@ -10,8 +10,8 @@ __all__ = ["find_next_questions", "read_gold", "read_quantity"]
 
 _NEXT_QUESTION = re.compile(
     r"^[^A-Za-z0-9\n]{0,12}(?:(?:next |new )?(?:question|problem|exercise|user|human|instruction)"
-    r"|q)[ \t]*(?:\d+[ \t]*)?(?:[*_]{0,3}:|\d[ \t]*$)"
-    r"|<\|(?:im_start|start_header_id)\|>[ \t]*user|\[INST\]",
+    r"[ \t]{0,3}\d{0,4}[*_ ]{0,4}(?::|$)|q[ \t]{0,3}\d{0,4}[*_ ]{0,4}:)"
+    r"|<\|(?:im_start|start_header_id)\|>\s{0,3}user|\[INST\]",
     re.IGNORECASE | re.MULTILINE,
 )
 _DIGIT = re.compile(r"\d", re.ASCII)
