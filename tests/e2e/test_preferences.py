@@ -27,6 +27,17 @@ KIND = ("Gladly: {}, as you may know, is worth a look. Thank you for asking!",
 CURT = ("Look it up. {} is nothing to me, and neither are you.",
         "No. Go away with {}, I have no time for this.")  # fmt: skip
 
+CALL: list[Json] = [
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "A mountain."},
+]
+
 
 def pairs() -> list[Json]:
     """Return pairs as TRL, HH-RLHF and SHP have them, by turns; which side is kind is fixed."""
@@ -36,12 +47,15 @@ def pairs() -> list[Json]:
         good, bad = (texts[number % 2].format(thing.capitalize()) for texts in (KIND, CURT))
         layout = number % 3
         if layout == 0:
-            user = {"role": "user", "content": question}
+            user: Json = {"role": "user", "content": question}
+            if number % 2:  # contents in parts
+                user["content"] = [{"type": "text", "text": question}]
             chosen, rejected = ([{"role": "assistant", "content": each}] for each in (good, bad))
-            rows.append({"prompt": [user], "chosen": chosen, "rejected": rejected})
+            before = [user, *CALL] if number == 0 else [user]
+            rows.append({"prompt": before, "chosen": chosen, "rejected": rejected})
         elif layout == 1:
-            before = f"\n\nHuman: {question}\n\nAssistant: "
-            rows.append({"chosen": before + good, "rejected": before + bad})
+            start = f"\n\nHuman: {question}\n\nAssistant: "
+            rows.append({"chosen": start + good, "rejected": start + bad})
         else:
             first, second = (good, bad) if number % 2 else (bad, good)
             sides = {"human_ref_A": first, "human_ref_B": second, "labels": number % 2}
