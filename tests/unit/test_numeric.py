@@ -3,6 +3,8 @@ r"""The reward ``numeric``: which number an answer gives, however it is written.
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qprobe.errors import RowError
 from qprobe.rewards.answers import NumericReward, RegexReward
@@ -221,3 +223,38 @@ def test_a_pattern_is_not_matched_in_the_models_own_next_question(
     row = {"pattern": r"answer is ([A-D])", "answer": " B"}
     RegexReward().check(row)
     assert RegexReward()(row, completion) == want
+
+
+STYLES = (
+    "{}", "${}$", r"\boxed{{{}}}", r"\boxed{{x = {}\text{{ cm}}^2}}", "It is **{}**.", "#### {}",
+    r"#### {} apples", "{} m/s^2", r"\[ x = {} \]", "So 7 - 5 gives {}, as asked.",
+    "{}\n\nQ: 1 + 1?\nA: 2", "<think>Is it 8?</think>\n{}", r"\({}\,\mathrm{{kg}}\)",
+)  # fmt: skip
+SEPARATORS = (
+    "", ",", "{,}", "\\,", "\\;", "\N{THIN SPACE}", "\N{NO-BREAK SPACE}",
+    "\N{NARROW NO-BREAK SPACE}",
+)  # fmt: skip
+
+
+@given(
+    st.integers(-(10**12), 10**12),
+    st.integers(0, 999),
+    st.sampled_from(SEPARATORS),
+    st.sampled_from(STYLES),
+)
+def test_any_number_in_any_style(whole: int, thousandths: int, separator: str, style: str) -> None:
+    written = f"{whole:,}".replace(",", separator) + (f".{thousandths:03}" if thousandths else "")
+    value = float(f"{whole}.{thousandths:03}")
+    assert reward_of(style.format(written), value) == 1.0
+    assert reward_of(style.format(written), value + 1 + abs(value) / 100) == 0.0
+
+
+@given(
+    st.integers(-999, 999), st.integers(2, 999), st.sampled_from(STYLES),
+    st.sampled_from(("{}/{}", r"\frac{{{}}}{{{}}}", r"\dfrac{{{}}}{{{}}}")),
+)  # fmt: skip
+def test_any_fraction_in_any_style(above: int, below: int, style: str, fraction: str) -> None:
+    written = style.format(fraction.format(above, below))
+    assert reward_of(written, above / below) == 1.0
+    if above % below:
+        assert reward_of(written, below) == reward_of(written, abs(above)) == 0.0
