@@ -18,6 +18,7 @@ import pytest
 from qprobe.data.columns import Columns
 from qprobe.data.prompts import read_prompts
 from qprobe.errors import PromptFileError
+from qprobe_server.commands.prompt_source import source
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "some-org/questions"
@@ -186,6 +187,16 @@ def test_a_data_set_in_a_folder(
         {"prompt": "train 0", "final": 1.5},
         {"prompt": "train 1", "final": None},
     ]
+
+
+def test_a_data_set_that_was_saved(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}])
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict(train=rows, test=rows).save_to_disk(str(tmp_path / "two"))
+    for name, want in (("one", [None, None]), ("two", ["train", "train", "test", "test"])):
+        assert source(str(tmp_path / name)) == tmp_path / name
+        assert [row.fields.get("split") for row in read_prompts(tmp_path / name)] == want
 
 
 @pytest.mark.parametrize("address", ["", "name", "org/", "org/name@", "org//x"])

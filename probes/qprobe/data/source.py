@@ -29,6 +29,8 @@ _ADDRESS = re.compile(
     rf"{HUB}(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.~-]+))?(?:/(?P<file>.+))?"
 )
 _PARQUET = b"PAR1"
+# What ``save_to_disk`` leaves in a folder.
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -99,7 +101,12 @@ def _read_data_set(
 ) -> Iterator[tuple[int, Json]]:
     datasets = _import("datasets", source)
     try:
-        loaded = datasets.load_dataset(place, subset, revision=revision)
+        if (Path(place) / _SAVED).is_file():
+            loaded = {"train": datasets.load_from_disk(place)}
+        elif (Path(place) / _SAVED_SPLITS).is_file():
+            loaded = datasets.load_from_disk(place)
+        else:
+            loaded = datasets.load_dataset(place, subset, revision=revision)
     except Exception as error:  # of the network, of the hub, of a file: whatever is beneath it
         raise _unreadable(source, error) from error
     for name in splits:

@@ -32,7 +32,10 @@ SOURCE_FLAGS = {
 
 
 # Files that make a folder a data set for ``datasets``.
-_DATA_SET = ("*.parquet", "*/*.parquet", "*.jsonl", "data/*.jsonl", "*.csv", "data/*.csv")
+_DATA_SET = (
+    *("*.parquet", "*/*.parquet", "*.jsonl", "data/*.jsonl", "*.csv", "data/*.csv"),
+    *("state.json", "dataset_dict.json"),
+)
 
 
 def source(text: str) -> Source:
