@@ -1,7 +1,6 @@
 """Rewards of texts: code, numbers, patterns and functions of the user's own."""
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import qprobe.rewards
 from qprobe.errors import RewardError, RowError, SandboxError
 from qprobe.rewards import Reward, make_reward
 from qprobe.rewards.answers import NumericReward, RegexReward
-from qprobe.rewards.code import TestsReward, extract_code
+from qprobe.rewards.code import TestsReward
 from qprobe.rewards.custom import FunctionReward
 from qprobe.rewards.sandbox import Limits
 
@@ -29,38 +28,6 @@ def test_rewards_are_made_by_name() -> None:
 def test_unknown_rewards_are_refused(spec: str) -> None:
     with pytest.raises(RewardError, match=f"got {spec!r}"):
         make_reward(spec)
-
-
-@pytest.mark.parametrize(
-    ("completion", "code"),
-    [
-        ("a = 1", "a = 1"),
-        ("Here:\n```python\na = 1\n```\nand\n```python\nb = 2\n```", "a = 1\n"),
-        ("```py\na = 1\n```", "a = 1\n"),
-        ("```Python3 \r\na = 1\n```", "a = 1\n"),
-        ("```\nout\n```\n```python\na = 1\n```", "a = 1\n"),
-        ("```\na = 1\n```", "a = 1\n"),
-        ("```bash\nls\n```\n```python\na = 1\n", "a = 1\n"),
-        ("Well\n```python\na = 1\nb =", "a = 1\nb ="),
-        ("```python\nx = '''\n  ```'''\n```", "x = '''\n"),
-        ("1. So\n   ```python\n   if a:\n       b\n   ```\n", "if a:\n    b\n"),
-        ("```python\n```", ""),
-        ('```python title="a.py"\na = 1\n```\nThis works.', "a = 1\n"),
-        ("say ```python\na\n```", "say ```python\na\n```"),
-        ("", ""),
-    ],
-)
-def test_the_code_of_an_answer(completion: str, code: str) -> None:
-    assert extract_code(completion) == code
-
-
-@pytest.mark.parametrize("unit", ["`", "```", "``` ", "```python ", " ", "```\n", "```py\t\r"])
-def test_finding_the_code_takes_linear_time(unit: str) -> None:
-    """Whatever a model writes, 400 kB of it: quadratic time would be minutes."""
-    start_s = time.monotonic()
-    extract_code(unit * (400_000 // len(unit)))
-    extract_code("```" + unit * (400_000 // len(unit)) + "x")
-    assert time.monotonic() - start_s < 5
 
 
 def test_an_answer_passes_all_tests_or_none() -> None:

@@ -19,7 +19,6 @@ and length, but not compared or added). So tests with such needs score 0. Values
 object, and what is inside a tuple is not changed in place.
 """
 
-import ast
 import json
 import os
 import select
@@ -27,12 +26,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qprobe.errors import SandboxError
 
-__all__ = ["Limits", "Program", "run_program"]
+__all__ = [
+    "FAILED",
+    "NO_CODE",
+    "PASSED",
+    "SYNTAX",
+    "TIMEOUT",
+    "UNSUPPORTED",
+    "Limits",
+    "Program",
+    "run_program",
+]
 
 # -s -S -P: no site-packages and no current folder. Not -I: PYTHONHASHSEED must be heard, or answers
 # that depend on the order of a set would be rewarded by chance.
@@ -41,7 +51,12 @@ _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); from sandboxed.main import main; "
     "main(wall_s=float(sys.argv[2]), cpu_s=int(sys.argv[3]), memory_bytes=int(sys.argv[4]))"
 )
-_READY, _PASSED, _REFUSED = b"R", b"P", b"E"
+# The verdicts.
+PASSED, FAILED, TIMEOUT = "passed", "failed", "timeout"
+NO_CODE, SYNTAX, UNSUPPORTED = "no code", "syntax", "unsupported by the sandbox"
+_READY, _REFUSED = b"R", b"E"
+# What ``sandboxed.main`` writes after R; that time was up it writes last.
+_VERDICTS = {b"P": PASSED, b"T": TIMEOUT, b"N": NO_CODE, b"S": SYNTAX, b"U": UNSUPPORTED}
 _MAX_VERDICT_BYTES = 4096
 # The started process ends the others in time by itself; if it does not, it is ended.
 _GRACE_S = 5.0
@@ -67,38 +82,40 @@ class Program:
     """What is to be run.
 
     Attributes:
-        setup: Python source of the tests' author, run before the code and before the tests.
-        code: Python source of unknown origin.
+        answer: Of unknown origin; its code is found by ``sandboxed.extraction``.
         tests: Python statements of the tests' author.
-        entry_point: Name of the function under test, or None. It alone may bear the name of a
-            builtin or of something in ``setup``.
+        setup: Python source of the tests' author, run before the code and before the tests.
+        names: What the tests expect of the answer.
+        may_replace: Those of them that may bear the name of a builtin or of something in ``setup``.
+        modules: Of the standard library, which the tests use without an import.
+        head: The beginning of a function that the answer may go on from, or "".
     """
 
-    setup: str
-    code: str
-    tests: list[str]
-    entry_point: str | None = None
+    answer: str
+    tests: Sequence[str]
+    setup: str = ""
+    names: Sequence[str] = ()
+    may_replace: Sequence[str] = ()
+    modules: Sequence[str] = ()
+    head: str = ""
 
 
-def run_program(program: Program, limits: Limits) -> bool:
-    """Return whether all tests pass. Blocks; may be called from several threads.
+def run_program(program: Program, limits: Limits) -> str:
+    """Return the verdict: PASSED if all tests pass, else why not.
 
-    Whatever the code does (ends its process, is killed, says anything) is a failure of the tests.
+    Blocks; may be called from several threads. Whatever the code does (ends its process, is
+    killed, says anything) is a failure of the tests.
 
     Raises:
         SandboxError: The kernel lacks what the sandbox needs, or it could not be started.
     """
     if sys.platform != "linux":
         raise SandboxError(f"code is run on Linux only, this is {sys.platform!r}")
-    nodes = [node for test in program.tests for node in ast.walk(ast.parse(test))]
-    names = sorted(
-        {node.id for node in nodes if isinstance(node, ast.Name)} | {program.entry_point or ""}
-    )
     # A file in memory, so that nobody waits for a reader of the tests.
     descriptor = os.memfd_create("program")
     try:
         with open(descriptor, "wb", closefd=False) as file:
-            file.write(json.dumps({**asdict(program), "names": names}).encode())
+            file.write(json.dumps(asdict(program)).encode())
         os.lseek(descriptor, 0, os.SEEK_SET)
         verdict = _run(descriptor, limits)
     except OSError as error:
@@ -110,7 +127,9 @@ def run_program(program: Program, limits: Limits) -> bool:
         raise SandboxError(f"this machine cannot run code safely: {reason}")
     if not verdict.startswith(_READY):
         raise SandboxError(f"the sandbox was not ready within {limits.wall_s} s, or died before")
-    return verdict == _READY + _PASSED
+    said = verdict.removeprefix(_READY)
+    first, last = _VERDICTS.get(said[:1], FAILED), _VERDICTS.get(said[-1:], FAILED)
+    return PASSED if first == PASSED else last
 
 
 def _run(program: int, limits: Limits) -> bytes:

@@ -8,28 +8,34 @@ confined; the third runs nothing but the lines below, and leaves no process behi
 """
 
 import builtins
+import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import types
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from .confinement import Refusal, confine
 from .exchange import ROOT, Peer
+from .extraction import extract_code
 
 __all__ = ["main"]
 
-_READY, _PASSED, _FAILED, _REFUSED = b"R", b"P", b"F", b"E"
+_READY, _PASSED, _FAILED, _REFUSED, _TIMEOUT = b"R", b"P", b"F", b"E", b"T"
+_NO_CODE, _SYNTAX, _UNSUPPORTED = b"N", b"S", b"U"
 _Limits = dict[str, int]
 
 
 def main(*, wall_s: float, cpu_s: int, memory_bytes: int) -> NoReturn:
     """Judge the program on standard input; write the verdict to standard output and exit.
 
-    The input is a JSON object of ``setup``, ``code``, ``tests``, ``names`` (that the tests use) and
-    ``entry_point``. The output is R once both processes are confined, then P if all tests passed,
-    else F; or E and a reason.
+    The input is a JSON object: a ``Program`` of ``qprobe.rewards.sandbox``. The output is R once
+    both processes are confined, then P if all tests passed, else F, or N for no code, S for code
+    that is not Python, U for what the sandbox cannot carry; then T if time was up. Or it is E and a
+    reason.
     """
     sys.path.pop(0)  # of this package
     to_answer, to_judge = os.pipe(), os.pipe()
@@ -46,14 +52,28 @@ def main(*, wall_s: float, cpu_s: int, memory_bytes: int) -> NoReturn:
     if judge == 0:
         _keep(to_judge[0], to_answer[1], program, verdict)
         _judge(to_judge[0], to_answer[1], program, verdict, limits)
-    _keep()
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(judge, signal.SIGKILL))
+    _keep(verdict)
+    killed: list[int] = []
+
+    def end(*_: object) -> None:
+        killed.append(judge)
+        os.kill(judge, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, wall_s, 1.0)
-    os.waitpid(judge, 0)
+    judged = os.wait4(judge, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     os.kill(answer, signal.SIGKILL)
-    os.waitpid(answer, 0)
+    answered = os.wait4(answer, 0)
+    if killed or any(_ran_out(status, usage, cpu_s) for _, status, usage in (judged, answered)):
+        os.write(verdict, _TIMEOUT)
     os._exit(0)
+
+
+def _ran_out(status: int, usage: resource.struct_rusage, cpu_s: int) -> bool:
+    """Return whether the kernel ended a process for its CPU time."""
+    # What it counts for the limit may be a tick more than what it tells.
+    return os.WIFSIGNALED(status) and usage.ru_utime + usage.ru_stime > cpu_s - 0.1
 
 
 def _keep(*descriptors: int) -> None:
@@ -94,10 +114,17 @@ def _hold_answer(reader: int, writer: int, limits: _Limits) -> NoReturn:
         peer.send(["refused", str(error)])
         leave()
     peer.send(["ready"])
-    setup, code = peer.receive()
+    setup, answer, names, head = peer.receive()
     try:
         peer.setup_classes = _run_setup(setup, namespace)
-        exec(compile(code, "<answer>", "exec"), namespace)
+        source = extract_code(answer, names=names, head=head)
+        code = None
+        with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+            code = compile(source, "<answer>", "exec", dont_inherit=True)
+        # Said before any of it is run, so that it is not the answer who says it.
+        peer.send(["no code" if not source.strip() else "syntax" if code is None else "code"])
+        if code is not None:
+            exec(code, namespace)
         peer.serve()
     finally:
         os._exit(0)  # no atexit, no flush: nothing of the answer's runs on
@@ -124,9 +151,13 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
     try:
         with open(program, encoding="utf-8") as file:
             asked = json.load(file)
-        peer.send([asked["setup"], asked["code"]])
+        peer.send([asked[name] for name in ("setup", "answer", "names", "head")])
         peer.setup_classes = _run_setup(asked["setup"], namespace)
-        _take_names(peer, namespace, asked["names"], asked["entry_point"])
+        found, *_ = peer.receive()
+        if found != "code":
+            tell(_NO_CODE if found == "no code" else _SYNTAX)
+        namespace.update({name: importlib.import_module(name) for name in asked["modules"]})
+        _take_names(peer, namespace, asked["names"], asked["may_replace"])
         for test in asked["tests"]:
             exec(compile(test, "<test>", "exec"), namespace)
     except BaseException:  # noqa: BLE001 SystemExit and KeyboardInterrupt are no passes either
@@ -135,18 +166,16 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
 
 
 def _take_names(
-    peer: Peer, namespace: dict[str, Any], names: list[str], entry_point: str | None
+    peer: Peer, namespace: dict[str, Any], names: list[str], may_replace: list[str]
 ) -> None:
-    """Put into the judge's namespace what the tests name and only the answer has.
+    """Put into the judge's namespace what the tests expect of the answer.
 
     The answer must not replace a builtin, such as ``set``, or a helper of ``setup`` that the tests
-    use: only the function under test may bear such a name.
+    use: only what the row names as the answer's may bear such a name.
     """
     known = namespace.keys() | vars(builtins).keys()
     for name in names:
-        if name in known and name != entry_point:
+        if name in known and name not in may_replace:
             continue
-        try:
+        with suppress(KeyError, ImportError):
             namespace[name] = peer.remote(ROOT)[name]
-        except (KeyError, ImportError):
-            continue
