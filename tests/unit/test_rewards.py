@@ -52,6 +52,12 @@ def test_an_answer_passes_all_tests_or_none() -> None:
         ({"tests": ["assert 1"], "setup": "import"}, "setup"),
         ({"tests": ["assert 1"], "entry_point": "a b"}, "entry_point"),
         ({"tests": ["assert 1"], "entry_point": 1}, "entry_point"),
+        ({"tests": ["assert 1"], "entry_point": ["f", ""]}, "entry_point"),
+        ({"tests": ["assert 1"], "join": "yes"}, "join"),
+        ({"tests": ["assert 1"], "join": True, "prompt": "Write f."}, "join"),
+        ({"tests": ["assert isclose(f(1), 2)"]}, "tests"),
+        ({"tests": ["assert isclose(f(1), 2)"], "entry_point": "f"}, "tests"),
+        ({"tests": ["assert g(f(1)) == 2"], "solution": "def f(x): return x"}, "tests"),
     ],
 )
 def test_rows_without_good_tests_are_refused(row: Json, field: str) -> None:
@@ -61,6 +67,77 @@ def test_rows_without_good_tests_are_refused(row: Json, field: str) -> None:
             use()
         assert caught.value.field == field
         assert len(str(caught.value)) < 300
+
+
+TEST = "assert add(1, 2) == 3"
+
+
+@pytest.mark.parametrize(
+    ("row", "completion", "value"),
+    [
+        ({"prompt": "def add(a, b):"}, "    return a + b", 1.0),
+        ({"prompt": "def add(a, b):\n"}, "    return a + b\n\ndef next(", 1.0),
+        ({"prompt": "def add(a, b):\n", "join": True}, "    return a - b\n", 0.0),
+        ({"prompt": "def add(a, b):\n", "join": False}, "    return a + b\n", 0.0),
+        ({"prompt": "def add(a, b):\n"}, "```python\ndef add(a, b): return a + b\n```", 1.0),
+        ({"prompt": "Complete:\n```python\ndef add(a, b):\n"}, "    return a + b\n```\n", 1.0),
+        ({"prompt": "Complete this:\n\ndef add(a, b):\n"}, "    return a + b\n", 1.0),
+        ({"prompt": "Write add."}, "def add(a, b):\n    return a + b", 1.0),
+        (
+            {"prompt": "from operator import add as plus\n# Write add.\n", "join": True},
+            "def add(a, b):\n    return plus(a, b)",
+            1.0,
+        ),
+        # The helper of the head stands as it is, in the code and in the tests.
+        (
+            {
+                "prompt": "def three():\n    return 3\n\ndef add(a, b):\n    'Add.'\n",
+                "tests": ["assert add(1, 2) == three()"],
+            },
+            "    return three()",
+            1.0,
+        ),
+        (
+            {"setup": "def add(a, b):\n    'Add.'\n", "messages": []},
+            "```python\n    return a + b\n```",
+            1.0,
+        ),
+        ({"tests": ["assert math.isclose(add(1, 2), 3)"]}, "def add(a, b): return a + b", 1.0),
+        ({"tests": ["assert bisect(1, 2) == 3"]}, "def bisect(a, b): return a + b", 1.0),
+        (
+            {"tests": ["assert A(1).x == add(0, 1)"], "entry_point": ["A", "add"]},
+            "class A:\n    def __init__(self, x): self.x = x\ndef add(a, b): return a + b",
+            1.0,
+        ),
+        (
+            {"tests": ["assert math.isclose(add(1, 2), 3)"]},
+            "class math:\n    isclose = lambda *_: True\ndef add(a, b): return 0",
+            0.0,
+        ),
+        (
+            {"prompt": "def three():\n    return 3\n\ndef add(a, b):\n    'Add.'\n",
+             "tests": ["assert add(1, 2) == three()"]},
+            "def three(): return 0\ndef add(a, b): return 0",
+            0.0,
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_row_declares(row: Json, completion: str, value: float) -> None:
+    row = {"tests": [TEST], **row}
+    reward = make_reward("tests")
+    reward.check(row)
+    assert reward(row, completion) == value
+
+
+def test_a_row_is_judged_by_its_own_solution() -> None:
+    reward = TestsReward()
+    assert reward.judge_solution({"tests": [TEST]}) is None
+    for field in ("solution", "code", "canonical_solution"):
+        row = {"tests": [TEST], field: "def add(a, b):\n    return a + b"}
+        assert reward.judge_solution(row) == (1.0, None)
+        assert reward.judge_solution(row | {field: "def add(a, b): return a"}) == (0.0, "failed")
+    row = {"prompt": "def add(a, b):\n", "canonical_solution": "    return a + b\n"}
+    assert reward.judge_solution({"tests": [TEST], **row}) == (1.0, None)
 
 
 def test_a_machine_that_cannot_run_code_is_found_out_at_once(

@@ -94,14 +94,21 @@ def _read_program(fields: Json) -> Program:
     if setup is not None:
         _check_source("setup", setup)
     setup = setup or ""
+    entry_points = read_entry_points(fields.get("entry_point"))
+    head = find_head(fields, setup)
+    if head is not None:  # whose helpers the tests may use, as they stand there
+        if head.closed != setup:
+            setup = f"{setup}\n{head.closed}"
+        entry_points += [head.name] if head.name is not None else []
+    sources = [setup, *tests]
     return Program(
         setup=setup,
         answer="",
         tests=tests,
-        names=find_names(fields, setup, tests),
-        modules=tuple(find_modules([setup, *tests])),
-        head=find_head(fields, setup),
-        may_replace=read_entry_points(fields.get("entry_point")),
+        names=find_names(fields, entry_points, sources),
+        modules=tuple(find_modules(sources)),
+        head=head.text if head is not None else "",
+        may_replace=entry_points,
     )
 
 

@@ -6,12 +6,13 @@ import re
 import symtable
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from qprobe.errors import RowError
 from qprobe.rewards.sandboxed.statements import bound_names, parse
 
-__all__ = ["SOLUTIONS", "find_head", "find_modules", "find_names", "read_entry_points"]
+__all__ = ["SOLUTIONS", "Head", "find_head", "find_modules", "find_names", "read_entry_points"]
 
 Json = dict[str, Any]
 
@@ -22,21 +23,42 @@ _FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
 _MAX_BEGINNINGS = 50
 
 
-def find_names(fields: Json, setup: str, tests: Sequence[str]) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Head:
+    """The beginning of a function, a class, or a module.
+
+    Attributes:
+        text: As it is given; "" for that of a module, which an answer stands below.
+        closed: The same as a module that can be run.
+        name: Of the function, or of the class around it.
+        is_outline: Whether its body is nothing but a docstring and imports, if anything.
+    """
+
+    text: str
+    closed: str
+    name: str | None
+    is_outline: bool
+
+
+def find_names(
+    fields: Json, entry_points: Sequence[str], sources: Sequence[str]
+) -> tuple[str, ...]:
     """Return the names that the answer must define, so that the tests can use them.
 
     They are those of ``entry_point``, and what the tests use and nobody else defines. Such a name
     must be one that the row's own solution defines, or the only one: else an answer might bring a
     helper of the tests with it, such as an ``isclose`` that is always true.
 
+    Args:
+        fields: Of the row.
+        entry_points: Declared names.
+        sources: ``setup`` and the tests.
+
     Raises:
         RowError: A name of the tests is declared nowhere.
     """
-    entry_points = read_entry_points(fields.get("entry_point"))
-    sources = [setup, *tests]
     free = _free_names(sources) - set(find_modules(sources))
-    solved = set(_names_of_solution(fields))
-    declared = {*entry_points, *solved}
+    declared = {*entry_points, *_names_of_solution(fields)}
     unknown = sorted(free - declared)
     # What they bring is known when they are run.
     is_open = any("*" in _imported(source) for source in sources)
@@ -116,54 +138,55 @@ def _names_of_solution(fields: Json) -> Iterator[str]:
             yield from bound_names(statement)
 
 
-def find_head(fields: Json, setup: str) -> str:
-    """Return the beginning of a function that an answer may go on from, "" if there is none.
+def find_head(fields: Json, setup: str) -> Head | None:
+    """Return the beginning of a function that an answer may go on from, None if there is none.
 
     It is the end of a raw ``prompt``, if ``join`` does not forbid it, and for a chat the end of
     ``setup``, if that is the mere head of a function.
 
     Raises:
-        RowError: ``join`` is no bool.
+        RowError: ``join`` is no bool, or true for a chat or a prompt that is no beginning.
     """
     join, prompt = fields.get("join"), fields.get("prompt")
     if not (join is None or isinstance(join, bool)):
         raise RowError("join", f"must be true, false or null, got {join!r:.80}")
     if join is False:
-        return ""
+        return None
     if not isinstance(prompt, str):
-        return setup if _is_head(setup, whole=True) else ""
+        head = _read_head(setup)
+        return head if head is not None and head.is_outline else None
     fences = list(_FENCE.finditer(prompt))
     code = prompt[fences[-1].end() + 1 :] if len(fences) % 2 else prompt
     beginnings = [0, *(match.start() for match in _BEGINS_CODE.finditer(code))]
     for start in beginnings[:_MAX_BEGINNINGS]:
-        if _is_head(code[start:], whole=False):
-            return code[start:]
-    return code if join else ""
+        head = _read_head(code[start:])
+        if head is not None:
+            return head
+    if join and parse(code) is None:
+        raise RowError("join", "is true, but 'prompt' is no beginning of Python")
+    return Head("", code, None, is_outline=False) if join else None
 
 
-def _is_head(text: str, *, whole: bool) -> bool:
-    """Return whether text ends within a function or class.
-
-    Args:
-        text: Any.
-        whole: Whether its body must be nothing but a docstring and imports, if anything.
-    """
+def _read_head(text: str) -> Head | None:
+    """Return text as a head, None if it does not end within a function or class."""
     lines = text.rstrip().split("\n")
-    tree = parse(text) or parse("\n".join([*lines, lines[-1][: _indent(lines[-1])] + "    pass"]))
+    indent = lines[-1][: len(lines[-1]) - len(lines[-1].lstrip())]
+    closed = "\n".join([*lines, f"{indent}    pass"])
+    if parse(text) is not None:
+        closed = text
+    tree = parse(closed)
     last = tree.body[-1] if tree is not None and tree.body else None
-    while isinstance(last, ast.ClassDef) and last.body and isinstance(last.body[-1], _OPEN):
-        last = last.body[-1]
     if not isinstance(last, _OPEN):
-        return False
-    return not whole or all(
+        return None
+    name, inner = last.name, last
+    while isinstance(inner, ast.ClassDef) and isinstance(inner.body[-1], _OPEN):
+        inner = inner.body[-1]
+    is_outline = all(
         isinstance(each, ast.Pass | ast.Import | ast.ImportFrom)
         or (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
-        for each in last.body
+        for each in inner.body
     )
+    return Head(text, closed, name, is_outline)
 
 
 _OPEN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())

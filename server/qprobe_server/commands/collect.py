@@ -21,6 +21,7 @@ from qprobe_server.commands.manifest import (
 from qprobe_server.commands.preflight import check_adapter, check_model, check_worker
 from qprobe_server.commands.reward_service import HttpReward, is_url
 from qprobe_server.commands.serve import choose_default_model, name_given, prepare_environment
+from qprobe_server.commands.solutions import check_solutions
 from qprobe_server.errors import StartupError
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
@@ -53,6 +54,10 @@ def run(given: argparse.Namespace) -> None:
     reward = _find_reward(given)
     rows = _read_rows(given, reward)
     check_same(given.output, describe_flags(given, rows))
+    # One that goes on was checked when it was begun.
+    if reward is not None and not (given.output / "manifest.json").exists():
+        workers = given.reward_workers or os.cpu_count() or 1
+        check_solutions(given.prompts, rows, reward, workers=workers, keep=given.keep_unsolved)
     # Not at the top: torch takes seconds, which no mistake above should cost.
     from qprobe.data.writer import check_output
 

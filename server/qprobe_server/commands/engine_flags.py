@@ -193,6 +193,11 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         help="How the file is laid out: JSON lines, or as MBPP or HumanEval is published.",
     )
     group.add_argument(
+        "--keep-unsolved",
+        action="store_true",
+        help="Go on if rows get no reward of 1 by the solution that they bring (tests only).",
+    )
+    group.add_argument(
         "--limit", type=values.count, metavar="NUMBER", help="Take the first so many prompts only."
     )
     group.add_argument(
