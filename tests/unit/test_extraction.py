@@ -128,8 +128,8 @@ PIECES = {
     "a helper that needs a constant": "```\nN = 2\n```\n```\ndef half(x):\n"
     "    return x / N\n```\n"
     "```python\ndef f(x):\n    return half(x) + 1\n```",
-    "a helper beside its wrong use": "```python\ndef half(x):\n    return x / 2\n\nprint(f(2))\n```\n"
-    "```python\ndef f(x):\n    return half(x) + 1\n```",
+    "a helper beside its wrong use": "```python\ndef half(x):\n    return x / 2\n\n"
+    "print(f(2))\n```\n```python\ndef f(x):\n    return half(x) + 1\n```",
     "two helpers of one name": "```\ndef half(x):\n    return x\n```\n```\ndef half(x):\n"
     "    return x / 2\n```\n```python\ndef f(x):\n    return half(x) + 1\n```",
     "between sentences": "First we import.\nimport math\n\nThen:\n\ndef f(x):\n"

@@ -8,7 +8,14 @@ from typing import Any
 from qprobe.errors import RowError
 from qprobe.rewards.judged import Judged
 from qprobe.rewards.sandbox import PASSED, Limits, Program, run_program
-from qprobe.rewards.tested import SOLUTIONS, find_head, find_modules, find_names, read_entry_points
+from qprobe.rewards.tested import (
+    SOLUTIONS,
+    find_head,
+    find_modules,
+    find_names,
+    need_numpy,
+    read_entry_points,
+)
 
 __all__ = ["TestsReward"]
 
@@ -109,6 +116,7 @@ def _read_program(fields: Json) -> Program:
         modules=tuple(find_modules(sources)),
         head=head.text if head is not None else "",
         may_replace=entry_points,
+        needs_numpy=need_numpy(sources),
     )
 
 

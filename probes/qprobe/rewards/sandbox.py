@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy
+
 from qprobe.errors import SandboxError
 
 __all__ = [
@@ -49,7 +51,8 @@ __all__ = [
 _FLAGS = ("-s", "-S", "-P")
 _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); from sandboxed.main import main; "
-    "main(wall_s=float(sys.argv[2]), cpu_s=int(sys.argv[3]), memory_bytes=int(sys.argv[4]))"
+    "main(wall_s=float(sys.argv[2]), cpu_s=int(sys.argv[3]), memory_bytes=int(sys.argv[4]), "
+    "numpy_folder=sys.argv[5])"
 )
 # The verdicts.
 PASSED, FAILED, TIMEOUT = "passed", "failed", "timeout"
@@ -58,6 +61,12 @@ _READY, _REFUSED = b"R", b"E"
 # What ``sandboxed.main`` writes after R; that time was up it writes last.
 _VERDICTS = {b"P": PASSED, b"T": TIMEOUT, b"N": NO_CODE, b"S": SYNTAX, b"U": UNSUPPORTED}
 _MAX_VERDICT_BYTES = 4096
+# Those of the libraries below numpy that would start threads, which must not be.
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+}
+_NUMPY = str(Path(numpy.__file__).parents[1])
 # The started process ends the others in time by itself; if it does not, it is ended.
 _GRACE_S = 5.0
 
@@ -89,6 +98,7 @@ class Program:
         may_replace: Those of them that may bear the name of a builtin or of something in ``setup``.
         modules: Of the standard library, which the tests use without an import.
         head: The beginning of a function that the answer may go on from, or "".
+        needs_numpy: Whether ``setup`` or the tests import numpy; the answer may not.
     """
 
     answer: str
@@ -98,6 +108,7 @@ class Program:
     may_replace: Sequence[str] = ()
     modules: Sequence[str] = ()
     head: str = ""
+    needs_numpy: bool = False
 
 
 def run_program(program: Program, limits: Limits) -> str:
@@ -117,7 +128,7 @@ def run_program(program: Program, limits: Limits) -> str:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(json.dumps(asdict(program)).encode())
         os.lseek(descriptor, 0, os.SEEK_SET)
-        verdict = _run(descriptor, limits)
+        verdict = _run(descriptor, limits, _NUMPY if program.needs_numpy else "")
     except OSError as error:
         raise SandboxError(f"the sandbox's process could not be started: {error}") from error
     finally:
@@ -132,18 +143,18 @@ def run_program(program: Program, limits: Limits) -> str:
     return PASSED if first == PASSED else last
 
 
-def _run(program: int, limits: Limits) -> bytes:
+def _run(program: int, limits: Limits, numpy_folder: str) -> bytes:
     process = subprocess.Popen(
         [
             *(sys.executable, *_FLAGS, "-c", _START),
             str(Path(__file__).parent),
-            *(str(limits.wall_s), str(limits.cpu_s), str(limits.memory_bytes)),
+            *(str(limits.wall_s), str(limits.cpu_s), str(limits.memory_bytes), numpy_folder),
         ],
         stdin=program,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        env={"PYTHONHASHSEED": "0"},
+        env=_ENVIRONMENT,
         start_new_session=True,
     )
     assert process.stdout is not None

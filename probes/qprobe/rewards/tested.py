@@ -12,7 +12,15 @@ from typing import Any
 from qprobe.errors import RowError
 from qprobe.rewards.sandboxed.statements import bound_names, parse
 
-__all__ = ["SOLUTIONS", "Head", "find_head", "find_modules", "find_names", "read_entry_points"]
+__all__ = [
+    "SOLUTIONS",
+    "Head",
+    "find_head",
+    "find_modules",
+    "find_names",
+    "need_numpy",
+    "read_entry_points",
+]
 
 Json = dict[str, Any]
 
@@ -123,6 +131,14 @@ def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
     yield table
     for child in table.get_children():
         yield from _tables(child)
+
+
+def need_numpy(sources: Iterable[str]) -> bool:
+    """Return whether sources import numpy."""
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    names = [each.name for node in nodes if isinstance(node, ast.Import) for each in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    return any(name.partition(".")[0] == "numpy" for name in names)
 
 
 def _imported(source: str) -> set[str]:

@@ -9,6 +9,7 @@ confined; the third runs nothing but the lines below, and leaves no process behi
 
 import builtins
 import importlib
+import io
 import json
 import os
 import resource
@@ -21,15 +22,21 @@ from typing import Any, NoReturn
 from .confinement import Refusal, confine
 from .exchange import ROOT, Peer
 from .extraction import extract_code
+from .failures import is_of_sandbox
+from .loops import allow_loops
+from .remote import RemoteObject, mark_class
+from .statements import stored_attributes
 
 __all__ = ["main"]
 
 _READY, _PASSED, _FAILED, _REFUSED, _TIMEOUT = b"R", b"P", b"F", b"E", b"T"
 _NO_CODE, _SYNTAX, _UNSUPPORTED = b"N", b"S", b"U"
+# How many characters the answer may print between two calls.
+_MAX_OUTPUT = 1 << 20
 _Limits = dict[str, int]
 
 
-def main(*, wall_s: float, cpu_s: int, memory_bytes: int) -> NoReturn:
+def main(*, wall_s: float, cpu_s: int, memory_bytes: int, numpy_folder: str) -> NoReturn:
     """Judge the program on standard input; write the verdict to standard output and exit.
 
     The input is a JSON object: a ``Program`` of ``qprobe.rewards.sandbox``. The output is R once
@@ -51,6 +58,8 @@ def main(*, wall_s: float, cpu_s: int, memory_bytes: int) -> NoReturn:
     judge = os.fork()
     if judge == 0:
         _keep(to_judge[0], to_answer[1], program, verdict)
+        if numpy_folder:
+            _import_numpy(numpy_folder)
         _judge(to_judge[0], to_answer[1], program, verdict, limits)
     _keep(verdict)
     killed: list[int] = []
@@ -68,6 +77,14 @@ def main(*, wall_s: float, cpu_s: int, memory_bytes: int) -> NoReturn:
     if killed or any(_ran_out(status, usage, cpu_s) for _, status, usage in (judged, answered)):
         os.write(verdict, _TIMEOUT)
     os._exit(0)
+
+
+def _import_numpy(folder: str) -> None:
+    """Import numpy, as tests ask for it, while its files can still be read."""
+    sys.path.append(folder)
+    for name in ("numpy", "numpy.testing", "numpy.random", "numpy.linalg"):
+        importlib.import_module(name)
+    sys.path.remove(folder)
 
 
 def _ran_out(status: int, usage: resource.struct_rusage, cpu_s: int) -> bool:
@@ -92,14 +109,31 @@ def _make_namespace() -> dict[str, Any]:
     return vars(module)
 
 
-def _run_setup(source: str, namespace: dict[str, Any]) -> frozenset[str]:
-    """Run ``setup``; return the names of the classes that it defines."""
+def _run_setup(source: str, peer: Peer, namespace: dict[str, Any]) -> None:
+    """Run ``setup``, and note which classes it defines, and what these set on their instances."""
     exec(compile(source, "<setup>", "exec"), namespace)
-    return frozenset(
-        name
+    classes = {
+        name: value
         for name, value in namespace.items()
         if isinstance(value, type) and value.__module__ == "answer" and value.__name__ == name
-    )
+    }
+    peer.setup_classes = frozenset(classes)
+    fields = [getattr(each, "__dataclass_fields__", {}) for each in classes.values()]
+    peer.instance_attributes = frozenset(stored_attributes(source)).union(*fields)
+
+
+class _Output(io.StringIO):
+    """Keeps what the answer prints until the judge is told; what is too much is lost."""
+
+    def write(self, text: str) -> int:
+        super().write(text[: max(0, _MAX_OUTPUT - self.tell())])
+        return len(text)
+
+    def take(self) -> str:
+        text = self.getvalue()
+        self.seek(0)
+        self.truncate()
+        return text
 
 
 def _hold_answer(reader: int, writer: int, limits: _Limits) -> NoReturn:
@@ -115,8 +149,11 @@ def _hold_answer(reader: int, writer: int, limits: _Limits) -> NoReturn:
         leave()
     peer.send(["ready"])
     setup, answer, names, head = peer.receive()
+    sys.stdout = output = _Output()
+    peer.take_output = output.take
+    peer.tested_names = frozenset(names)
     try:
-        peer.setup_classes = _run_setup(setup, namespace)
+        _run_setup(setup, peer, namespace)
         source = extract_code(answer, names=names, head=head)
         code = None
         with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
@@ -124,10 +161,21 @@ def _hold_answer(reader: int, writer: int, limits: _Limits) -> NoReturn:
         # Said before any of it is run, so that it is not the answer who says it.
         peer.send(["no code" if not source.strip() else "syntax" if code is None else "code"])
         if code is not None:
-            exec(code, namespace)
+            _run_answer(peer, source, code, namespace)
         peer.serve()
     finally:
         os._exit(0)  # no atexit, no flush: nothing of the answer's runs on
+
+
+def _run_answer(peer: Peer, source: str, code: types.CodeType, namespace: dict[str, Any]) -> None:
+    if "asyncio" in source:
+        allow_loops()
+    try:
+        exec(code, namespace)
+    except Exception as error:
+        if is_of_sandbox(error):  # the judge will ask, and hear of it
+            peer.send(["error", *peer.failures.encode(error), ""])
+        raise
 
 
 def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits) -> NoReturn:
@@ -136,7 +184,7 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
         os._exit(0)
 
     def fail() -> NoReturn:
-        tell(_FAILED)
+        tell(_UNSUPPORTED if peer.is_unsupported else _FAILED)
 
     namespace = _make_namespace()
     peer = Peer(reader, writer, namespace=namespace, is_judge=True, at_end=fail)
@@ -152,15 +200,18 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
         with open(program, encoding="utf-8") as file:
             asked = json.load(file)
         peer.send([asked[name] for name in ("setup", "answer", "names", "head")])
-        peer.setup_classes = _run_setup(asked["setup"], namespace)
+        _run_setup(asked["setup"], peer, namespace)
         found, *_ = peer.receive()
         if found != "code":
             tell(_NO_CODE if found == "no code" else _SYNTAX)
         namespace.update({name: importlib.import_module(name) for name in asked["modules"]})
         _take_names(peer, namespace, asked["names"], asked["may_replace"])
+        if any("asyncio" in each for each in (asked["setup"], *asked["tests"])):
+            allow_loops()
         for test in asked["tests"]:
             exec(compile(test, "<test>", "exec"), namespace)
-    except BaseException:  # noqa: BLE001 SystemExit and KeyboardInterrupt are no passes either
+    except BaseException as error:  # noqa: BLE001 SystemExit is no pass either
+        peer.is_unsupported |= is_of_sandbox(error)
         fail()
     tell(_PASSED)
 
@@ -178,4 +229,6 @@ def _take_names(
         if name in known and name not in may_replace:
             continue
         with suppress(KeyError, ImportError):
-            namespace[name] = peer.remote(ROOT)[name]
+            found = namespace[name] = peer.remote(ROOT)[name]
+            if isinstance(found, RemoteObject) and name[:1].isupper():
+                mark_class(found)

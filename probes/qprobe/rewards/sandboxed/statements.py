@@ -14,6 +14,7 @@ __all__ = [
     "missing_names",
     "parse",
     "split_units",
+    "stored_attributes",
 ]
 
 # A line at the margin that goes on with what began before it.
@@ -190,3 +191,22 @@ def missing_names(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ExceptHandler) and node.name:
             bound.add(node.name)
     return read - bound - vars(builtins).keys()
+
+
+def stored_attributes(source: str) -> set[str]:
+    """Return the attributes that methods of any class of some source set on their instance."""
+    found = set()
+    for kind in ast.walk(ast.parse(source)):
+        for method in kind.body if isinstance(kind, ast.ClassDef) else ():
+            if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
+                arguments = [*method.args.posonlyargs, *method.args.args]
+                me = arguments[0].arg if arguments else None
+                found |= {
+                    node.attr
+                    for node in ast.walk(method)
+                    if isinstance(node, ast.Attribute)
+                    and isinstance(node.ctx, ast.Store)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id == me
+                }
+    return found
