@@ -189,6 +189,19 @@ def test_an_endless_test_is_out_of_time() -> None:
     assert judge("def f(x): return x", "while f(3): pass") == TIMEOUT
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("asyncio", "sqlite3", "decimal", "hashlib", "email.mime.text", "zoneinfo", "unittest"),
+        *("xml.etree.ElementTree", "ctypes", "statistics", "multiprocessing.pool", "csv", "zlib"),
+    ],
+)
+def test_the_standard_library_can_be_imported(module: str) -> None:
+    assert passes(
+        f"def f():\n import {module} as m\n return m.__name__", f"assert f() == '{module}'"
+    )
+
+
 def test_every_test_must_pass() -> None:
     assert not passes("def f(x): return 9", "assert f(3) == 9", "assert f(1) == 1")
 
@@ -386,7 +399,18 @@ def test_a_reply_changes_nothing_of_the_judges_but_containers() -> None:
 FORBIDDEN = {
     "read a file": "open('/etc/passwd').read()",
     "read the tests' file": "open({this!r}).read()",
+    "read a package of others": "open({other!r}, 'rb').read()",
+    "read the loader's list": "open('/etc/ld.so.cache', 'rb').read()",
+    "status of a file": "os.stat('/etc/passwd')",
+    "status of the library": "os.stat(os.__file__)",
+    "status of a link": "os.lstat('/proc/self/exe')",
+    "status by another call": "call(332 if x86 else 291, -100, b'/', 0, 0xfff, b' ' * 256)",
+    "status by a descriptor and a name": (
+        "call(262 if x86 else 79, -100, b'/etc/passwd', b' ' * 256, 0x1000)"
+    ),
+    "whether there is a file": "call(439, -100, b'/etc/passwd', 0, 0)",
     "list a folder": "os.listdir('/')",
+    "list the library": "os.listdir(os.path.dirname(os.__file__))",
     "list shared libraries": "os.listdir('/usr/lib')",
     "read a link": "os.readlink('/proc/self/exe')",
     "read memory": "open('/proc/self/mem', 'rb')",
@@ -480,6 +504,7 @@ def test_nothing_outside_can_be_touched(tmp_path: Path, readable: Path) -> None:
             "this": str(this),
             "target": str(tmp_path / "new"),
             "readable": str(readable),
+            "other": str(next(Path(os.__file__).parent.glob("site-packages/**/*.*"), this)),
             "port": server.getsockname()[1],
         }
         attempts = ", ".join(

@@ -12,7 +12,6 @@ import importlib
 import io
 import json
 import os
-import resource
 import signal
 import sys
 import types
@@ -23,6 +22,7 @@ from .confinement import Refusal, confine
 from .exchange import ROOT, Peer
 from .extraction import extract_code
 from .failures import is_of_sandbox
+from .library import import_by_descriptor
 from .loops import allow_loops
 from .remote import RemoteObject, mark_class
 from .statements import stored_attributes
@@ -45,6 +45,7 @@ def main(*, wall_s: float, cpu_s: int, memory_bytes: int, numpy_folder: str) -> 
     reason.
     """
     sys.path.pop(0)  # of this package
+    import_by_descriptor()
     to_answer, to_judge = os.pipe(), os.pipe()
     program, verdict = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -62,21 +63,37 @@ def main(*, wall_s: float, cpu_s: int, memory_bytes: int, numpy_folder: str) -> 
             _import_numpy(numpy_folder)
         _judge(to_judge[0], to_answer[1], program, verdict, limits)
     _keep(verdict)
-    killed: list[int] = []
+    is_late = False
 
     def end(*_: object) -> None:
-        killed.append(judge)
+        nonlocal is_late
+        is_late = True
         os.kill(judge, signal.SIGKILL)
 
     signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, wall_s, 1.0)
-    judged = os.wait4(judge, 0)
+    _, status = os.waitpid(judge, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    os.kill(answer, signal.SIGKILL)
-    answered = os.wait4(answer, 0)
-    if killed or any(_ran_out(status, usage, cpu_s) for _, status, usage in (judged, answered)):
+    if is_late or _was_killed(status) or _has_been_killed(answer):
         os.write(verdict, _TIMEOUT)
+    os.kill(answer, signal.SIGKILL)
+    os.waitpid(answer, 0)
     os._exit(0)
+
+
+def _was_killed(status: int) -> bool:
+    """Return whether the kernel ended a process, as it does when its CPU time is up."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
+
+
+def _has_been_killed(process: int) -> bool:
+    """Return the same of a process that may still run; it is left to be waited for."""
+    ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return (
+        ended is not None
+        and ended.si_status in (signal.SIGKILL, signal.SIGXCPU)
+        and (ended.si_code == os.CLD_KILLED)
+    )
 
 
 def _import_numpy(folder: str) -> None:
@@ -85,12 +102,6 @@ def _import_numpy(folder: str) -> None:
     for name in ("numpy", "numpy.testing", "numpy.random", "numpy.linalg"):
         importlib.import_module(name)
     sys.path.remove(folder)
-
-
-def _ran_out(status: int, usage: resource.struct_rusage, cpu_s: int) -> bool:
-    """Return whether the kernel ended a process for its CPU time."""
-    # What it counts for the limit may be a tick more than what it tells.
-    return os.WIFSIGNALED(status) and usage.ru_utime + usage.ru_stime > cpu_s - 0.1
 
 
 def _keep(*descriptors: int) -> None:
