@@ -1,20 +1,22 @@
 """Runs code of unknown origin against tests, in processes that can do no harm. Linux only.
 
-What is run stands in ``sandboxed``: ``confinement`` says what the processes may do, ``main`` and
-``exchange`` how the verdict is kept from the code that is judged. In short: the answer's code and
+What is run stands in ``sandboxed``: ``confinement`` says what the processes may do, ``extraction`` what of
+an answer is its code, ``main`` and ``exchange`` how the verdict is kept from the code that is judged. In short: the answer's code and
 the tests run in different processes, and the answer's has no way to the verdict but to return the
 right values.
 
 What the answer can still do: return a value that it did not compute, or find by other means (the
 arguments of a call are known to it); change its arguments in place, as in any Python; do as it
 likes with a test that executes what it returned (``eval(f(2))``), asks an object of the answer's
-own (``f(2).startswith("a")``), or compares with a class of ``setup`` that equals many things: such
-tests must not be written.
-What an honest answer cannot do: start threads or processes, write files, import anything but the
-standard library, have the tests see what it prints, or pass by values that are neither of builtin
-types, of ``Counter``, ``OrderedDict``, ``deque``, dates, ``Decimal`` and ``Fraction``, nor of
-classes of ``setup`` without slots (objects of its own may be called and asked for attributes, items
-and length, but not compared or added). So tests with such needs score 0. Values cross by copy:
+own (``f(2).startswith("a")``), or compares with a class of ``setup`` that equals many things, by an
+attribute of its instances: such tests must not be written.
+What an honest answer cannot do: start threads or processes, read input or files, write files, or
+import anything but the standard library; the tests may import numpy, too. What a test cannot do
+with an object of the answer's own: compare it with a plain value (it is compared with another of
+the answer's), take a plain value for what comes of counting with one (``f(2) - 1``), inherit from
+its class, ask ``type`` of it, replace something in its module (``mock.patch``), or give it an
+object of a class that ``setup`` does not define. So tests with such needs score 0, and all but
+``type`` and ``mock`` have the reason ``unsupported by the sandbox``. Values cross by copy:
 ``f(a) is a`` is known where ``a`` is an argument, but not whether two parts of a value are one
 object, and what is inside a tuple is not changed in place.
 """

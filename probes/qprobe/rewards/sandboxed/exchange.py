@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from .instances import attributes_of, set_attributes
+from .kinds import MUTABLE
 from .operations import OPERATIONS
-from .wire import MUTABLE, ROOT, Codec, attributes_of, set_attributes
+from .wire import ROOT, Codec
 
 __all__ = ["ROOT", "Peer"]
 

@@ -7,24 +7,21 @@ of a class that the tests themselves name.
 """
 
 import builtins
-import importlib
 import inspect
 import io
-import sys
 import types
-from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from collections import namedtuple
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from enum import Enum
-from fractions import Fraction
 from itertools import islice
 from typing import Any, NoReturn
 
 from .failures import Failures
+from .instances import attributes_of, set_attributes
+from .kinds import DECODERS, ENCODERS, EXACT_ENCODERS
 from .remote import RemoteObject, number_of
 
-__all__ = ["MUTABLE", "ROOT", "Codec", "attributes_of", "set_attributes"]
+__all__ = ["ROOT", "Codec"]
 
 Wire = Any  # what JSON can say
 Value = Any  # of whatever type can cross
@@ -103,12 +100,12 @@ class Codec:
             return ["yours", number_of(value)]
         if self.is_of_setup(value):
             return self._encode_instance(value)
-        if type(value) in _EXACT_ENCODERS:
-            kind, encode = _EXACT_ENCODERS[type(value)]
+        if type(value) in EXACT_ENCODERS:
+            kind, encode = EXACT_ENCODERS[type(value)]
             return [kind, *encode(self, value)]
         if isinstance(value, tuple) and (fields := getattr(value, "_fields", None)):
             return ["record", type(value).__name__, list(fields), [*map(self.encode, value)]]
-        for kind, of, encode in _ENCODERS:
+        for kind, of, encode in ENCODERS:
             if isinstance(value, of):
                 return [kind, *encode(self, value)]
         return self._encode_object(value)
@@ -224,81 +221,9 @@ class Codec:
         return self._remote.setdefault(number, RemoteObject(self, number))
 
 
-_Encode = Callable[[Codec, Any], list[Wire]]
-
-
-def _encode_all(peer: Codec, values: Iterable[Value]) -> list[Wire]:
-    return [[peer.encode(each) for each in values]]
-
-
-# What is changed in place crosses back; of a subclass its content does.
-MUTABLE: tuple[type, ...] = (list, bytearray, deque, dict, set)
-# Of these types exactly: with a subclass might come methods.
-_EXACT_ENCODERS: dict[type, tuple[str, _Encode]] = {
-    defaultdict: (
-        "defaults",
-        lambda peer, value: [peer.encode(value.default_factory), peer.encode_items(value)],
-    ),
-    Counter: ("counter", lambda peer, value: [peer.encode_items(value)]),
-    OrderedDict: ("ordered", lambda peer, value: [peer.encode_items(value)]),
-    date: ("date", lambda _, value: [value.isoformat()]),
-    datetime: ("datetime", lambda _, value: [value.isoformat()]),
-    time: ("time", lambda _, value: [value.isoformat()]),
-    timedelta: ("timedelta", lambda _, value: [value.days, value.seconds, value.microseconds]),
-    Decimal: ("decimal", lambda _, value: [str(value)]),
-    Fraction: ("fraction", lambda _, value: [hex(value.numerator), hex(value.denominator)]),
-}
-_ENCODERS: tuple[tuple[str, Any, _Encode], ...] = (
-    ("list", list, _encode_all),
-    ("tuple", tuple, _encode_all),
-    ("dict", dict, lambda peer, value: [peer.encode_items(value)]),
-    ("set", (set, type({}.keys())), _encode_all),
-    ("frozenset", frozenset, _encode_all),
-    ("deque", deque, _encode_all),
-    ("bytes", bytes, lambda _, value: [value.decode("latin-1")]),
-    ("bytearray", bytearray, lambda _, value: [value.decode("latin-1")]),
-    ("complex", complex, lambda _, value: [value.real, value.imag]),
-    ("range", range, lambda peer, value: [peer.encode((value.start, value.stop, value.step))]),
-    ("module", types.ModuleType, lambda _, value: [value.__name__]),
-)
-
-
-def _decode_all(make: Callable[[list[Any]], object]) -> Callable[[Codec, Wire], object]:
-    return lambda peer, values: make([peer.decode(each) for each in values])
-
-
-def _import(_: Codec, name: str) -> types.ModuleType:
-    # No submodules: unittest.mock.ANY, which equals everything, is in one.
-    if name not in sys.stdlib_module_names:
-        raise ImportError(name)
-    return importlib.import_module(name)
-
-
 _DECODERS: dict[str, Callable[..., Any]] = {
-    "list": _decode_all(list),
-    "tuple": _decode_all(tuple),
-    "set": _decode_all(set),
-    "frozenset": _decode_all(frozenset),
-    "deque": _decode_all(deque),
-    "iterator": _decode_all(iter),
+    **DECODERS,
     "dict": Codec.decode_items,
-    "bytes": lambda _, text: text.encode("latin-1"),
-    "bytearray": lambda _, text: bytearray(text, "latin-1"),
-    "complex": lambda _, real, imag: complex(real, imag),
-    "range": lambda peer, bounds: range(*peer.decode(bounds)),
-    "int": lambda _, digits: int(digits, 16),
-    "defaults": lambda peer, factory, items: defaultdict(
-        peer.decode(factory), peer.decode_items(items)
-    ),
-    "counter": lambda peer, items: Counter(peer.decode_items(items)),
-    "ordered": lambda peer, items: OrderedDict(peer.decode_items(items)),
-    "date": lambda _, text: date.fromisoformat(text),
-    "datetime": lambda _, text: datetime.fromisoformat(text),
-    "time": lambda _, text: time.fromisoformat(text),
-    "timedelta": lambda _, days, seconds, micros: timedelta(days, seconds, micros),
-    "decimal": lambda _, text: Decimal(text),
-    "fraction": lambda _, over, under: Fraction(int(over, 16), int(under, 16)),
-    "module": _import,
     "instance": Codec.decode_instance,
     "member": Codec.decode_member,
     "named tuple": Codec.decode_named_tuple,
@@ -310,31 +235,3 @@ _DECODERS: dict[str, Callable[..., Any]] = {
     "mine": Codec.remote,
     "yours": Codec.own,
 }
-
-
-def attributes_of(instance: object) -> dict[str, Value]:
-    """Return what an instance of a class of ``setup`` holds, in slots too."""
-    slots = {name: getattr(instance, name) for name in _slots(instance) if hasattr(instance, name)}
-    return {**getattr(instance, "__dict__", {}), **slots}
-
-
-def set_attributes(instance: object, attributes: Mapping[str, Value]) -> None:
-    """Have an instance of a class of ``setup`` hold this and nothing else; runs nothing of it."""
-    slots = _slots(instance)
-    if hasattr(instance, "__dict__"):
-        vars(instance).clear()
-        vars(instance).update({k: v for k, v in attributes.items() if k not in slots})
-    for name in slots:
-        if name in attributes:
-            object.__setattr__(instance, name, attributes[name])
-        elif hasattr(instance, name):
-            object.__delattr__(instance, name)
-
-
-def _slots(instance: object) -> list[str]:
-    return [
-        name
-        for kind in type(instance).__mro__
-        for name, value in vars(kind).items()
-        if isinstance(value, types.MemberDescriptorType)
-    ]
