@@ -87,6 +87,27 @@ def test_a_subset_renumbers_its_prompts(tmp_path: Path) -> None:
     assert np.array_equal(dataset.greedy_rewards, [1.0, 1.0])
 
 
+def test_samples_without_a_reward_are_left_out_with_their_embeddings(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path, MANIFEST, PROMPTS) as writer:
+        for shard in writer.missing():
+            prompts = writer.prompts_of(shard)
+            samples = [
+                replace(each, reward=None, reason="no reward")
+                if (each.prompt, each.index) in ((0, GREEDY), (0, 1), (2, 0))
+                else each
+                for each in make_samples(prompts)
+            ]
+            writer.write(shard, samples, make_embeddings(prompts))
+        writer.finish()
+    dataset = Dataset.load(tmp_path)
+    left = [(0, 0), (1, 0), (1, 1), (2, 1)]
+    assert [(each.prompt, each.index) for each in dataset.samples] == left
+    assert np.array_equal(dataset.greedy_rewards, [np.nan, 0.0, 1.0], equal_nan=True)
+    features = dataset.features(Reading(15, "last"))
+    assert features[:, :2].tolist() == [[*each] for each in left]
+    assert torch.equal(dataset.subset([2, 0]).features(Reading(15, "last")), features[[3, 0]])
+
+
 def test_an_interrupted_writer_goes_on(tmp_path: Path) -> None:
     """As after a kill in the second shard: its embeddings are there, its samples are torn."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"

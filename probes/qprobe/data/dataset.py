@@ -51,7 +51,8 @@ class Sample:
             (temperature 1).
         finish_reason: ``stop`` or ``length``; ``given`` if it was not sampled.
         seed: The one that it was sampled with; None if it was not sampled.
-        reward: Finite.
+        reward: Finite; None if the reward failed. ``Dataset.load`` leaves such samples out.
+        reason: Of the reward, in a word or two, or None.
     """
 
     prompt: int
@@ -62,7 +63,8 @@ class Sample:
     logprob: float
     finish_reason: str
     seed: int | None
-    reward: float
+    reward: float | None
+    reason: str | None = None
 
 
 class Dataset:
@@ -117,20 +119,25 @@ class Dataset:
                 raise DatasetError("folder", f"{str(path)!r} is missing or was changed")
         prompts = _read_lines(folder / "prompts.jsonl")
         names = sorted(name for name in hashes if name.startswith("samples/"))
-        rows = [Sample(**row) for name in names for row in _read_lines(folder / name)]
+        samples = [Sample(**row) for name in names for row in _read_lines(folder / name)]
         greedy = np.full(len(prompts), np.nan)
-        for each in rows:
-            if each.index == GREEDY:
+        for each in samples:
+            if each.index == GREEDY and each.reward is not None:
                 greedy[each.prompt] = each.reward
+        stored = [each for each in samples if each.index != GREEDY]
+        rows = [row for row, each in enumerate(stored) if each.reward is not None]
         shards = [folder / "embeddings" / f"{Path(name).stem}.safetensors" for name in names]
-        return cls(
+        made = cls(
             manifest,
             prompts,
-            [each for each in rows if each.index != GREEDY],
+            [stored[row] for row in rows],
             _Shards(shards, [Reading.parse(name) for name in manifest["readings"]]),
             greedy,
             digest=hash_file(folder / "complete.json"),
         )
+        if len(rows) < len(stored):
+            made._rows = np.array(rows, dtype=np.int64)
+        return made
 
     @property
     def readings(self) -> list[Reading]:

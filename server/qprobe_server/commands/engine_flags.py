@@ -9,7 +9,7 @@ from pathlib import Path
 from qprobe_server.commands import values
 from qprobe_server.settings import ADMIN_KEY_VARIABLE
 
-__all__ = ["SHOWN", "add_collect_flags", "add_serve_flags"]
+__all__ = ["SHOWN", "add_collect_flags", "add_reward_flags", "add_serve_flags"]
 
 _SERVE_USAGE = "qprobe serve [MODEL] [options]"
 _SERVE_TEXT = """vLLM's OpenAI-compatible server, with answers reranked by probes. Without MODEL it
@@ -176,16 +176,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="The dataset's folder.",
     )
-    group.add_argument(
-        "--reward",
-        help="tests, numeric, regex, python:MODULE_OR_FILE:FUNCTION, or an http(s) URL.",
-    )
-    group.add_argument(
-        "--reward-workers",
-        type=values.count,
-        metavar="NUMBER",
-        help="Rewards at a time. Default: as many as there are cores, 8 of a service.",
-    )
+    add_reward_flags(group, required=False)
     group.add_argument(
         "--layout",
         choices=["rows", "mbpp", "humaneval"],
@@ -199,6 +190,42 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         "--completions",
         action="store_true",
         help="Embed the completions that the rows bring instead of sampling.",
+    )
+
+
+def add_reward_flags(group: "argparse._ArgumentGroup", *, required: bool) -> None:
+    """Add the flags that say what rewards completions, and how it is called."""
+    group.add_argument(
+        "--reward",
+        required=required,
+        help="tests, numeric, regex, python:MODULE_OR_FILE:FUNCTION, or an http(s) URL.",
+    )
+    group.add_argument(
+        "--reward-workers",
+        type=values.count,
+        metavar="NUMBER",
+        help="Calls at a time. Default: as many as there are cores, 8 of a service, 1 of a "
+        "function that takes many completions.",
+    )
+    group.add_argument(
+        "--reward-batch",
+        type=values.count,
+        metavar="NUMBER",
+        help="Completions a call, of a function that takes many (default: 32) or of a service, "
+        "which then gets lists.",
+    )
+    group.add_argument(
+        "--reward-timeout",
+        type=values.seconds,
+        metavar="SECONDS",
+        help="What a call may take. Default: any time, 600 of a service with all its tries.",
+    )
+    group.add_argument(
+        "--on-reward-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="What to do if the reward fails for a completion: stop, or leave it out of what is "
+        "trained on. Default: stop.",
     )
 
 

@@ -58,6 +58,10 @@ _FLAGS = {
     "prompts_per_shard": "--prompts-per-shard",
 }
 _HASHES = ("model_files", "prompts.sha256", "reward_source")
+_MENDED = (
+    "collect into another folder, or go on with the old file and --on-reward-error skip, and "
+    "reward all of it with the new one by `qprobe reward`"
+)
 
 
 def describe_flags(args: argparse.Namespace, rows: list[PromptRow]) -> Json:
@@ -139,6 +143,8 @@ def check_same(folder: Path, made: Json) -> None:
             continue
         if field in _HASHES:
             what = f"{flag}: the files are not what they were when {begun}"
+            if field == "reward_source":
+                raise StartupError(f"{what}: {_MENDED}")
         else:
             what = f"{flag} is {wanted[field]!r}, but {begun} with {stored.get(field)!r}"
         raise StartupError(f"{what}: collect into another folder")
