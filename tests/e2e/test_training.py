@@ -102,7 +102,7 @@ def test_a_killed_collection_ends_as_one_that_ran_through(
     The embeddings of a shard are written before its samples, which make it count.
     """
     folder = tmp_path / "data"
-    for name in ("manifest.json", "samples/00000.jsonl", "embeddings/00001.safetensors"):
+    for name in ("manifest.json", "samples/00000.jsonl", "embeddings/00001/final-mean.safetensors"):
         kill_when_there(job, folder, name)
     run(*job.arguments(folder))
     names = sorted(str(path.relative_to(collected)) for path in collected.rglob("*.*"))

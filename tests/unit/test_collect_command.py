@@ -23,15 +23,15 @@ def parse_reward(*flags: object) -> argparse.Namespace:
 
 
 def test_a_services_secrets_are_not_recorded() -> None:
-    assert manifest._name_reward(URL) == {"reward": "https://host:8443/score"}
+    assert manifest.name_reward(URL) == {"reward": "https://host:8443/score"}
 
 
 def test_a_changed_reward_is_another_reward(tmp_path: Path) -> None:
     file = tmp_path / "reward.py"
     file.write_text("def score(fields, completion): return 1")
-    before = manifest._name_reward(f"python:{file}:score")
+    before = manifest.name_reward(f"python:{file}:score")
     file.write_text("def score(fields, completion): return 0")
-    assert manifest._name_reward(f"python:{file}:score") != before
+    assert manifest.name_reward(f"python:{file}:score") != before
 
 
 def test_a_service_gets_the_authorization_of_the_environment(

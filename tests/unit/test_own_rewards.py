@@ -12,6 +12,7 @@ import pytest
 from qprobe.errors import RewardError, RowError, SandboxError
 from qprobe.rewards import BatchReward, make_reward
 from qprobe.rewards.custom import FunctionReward
+from qprobe.rewards.judged import Judged
 from qprobe.rewards.rating import NO_REWARD, Asked, rate
 
 Json = dict[str, Any]
@@ -193,6 +194,22 @@ def test_a_call_that_takes_too_long_is_left_alone(source: Path) -> None:
     assert rate(reward, ask("slow"), timeout_s=0.2, skip=True)[0].reward is None
     assert rate(reward, ask("fast"), timeout_s=30)[0].reward == 1.0
     assert time.monotonic() - began < 10
+
+
+def test_a_reason_is_kept() -> None:
+    class Judge:
+        name = "judge"
+
+        def check(self, fields: Json) -> None: ...
+
+        def __call__(self, fields: Json, completion: str) -> float:
+            raise AssertionError("it gives reasons")
+
+        def judge(self, fields: Json, completion: str) -> Judged:
+            return Judged(0.5, f"has {completion}")
+
+    (rated,) = rate(Judge(), ask("words"))
+    assert (rated.reward, rated.reason) == (0.5, "has words")
 
 
 def test_a_machine_that_cannot_run_code_is_no_fault_of_a_completion() -> None:

@@ -146,6 +146,24 @@ def test_flags_of_collect(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("def f(row): return 1", "must take (row, completion) or, as in TRL, "),
+        ("def f(row, completion): return row['gold']", "raised KeyError: 'gold' at {file}:1 "),
+        ("def f(completions): return 1.0", "must return a list of 1 numbers"),
+    ],
+)
+def test_a_function_that_cannot_reward(
+    run_qprobe: Run, prompts: Path, tmp_path: Path, function: str, said: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(function)
+    reward = f"python:{file}:f"
+    line = refuse(run_qprobe("collect", prompts, "-o", tmp_path / "out", "--reward", reward))
+    assert line.startswith(f"reward {reward!r} {said.format(file=file)}")
+
+
 def test_an_output_that_holds_other_things(run_qprobe: Run, prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()

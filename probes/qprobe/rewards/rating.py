@@ -5,16 +5,24 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from qprobe.errors import RewardError, SandboxError
 from qprobe.rewards import BatchReward, Reward
+from qprobe.rewards.judged import Judged
 
 __all__ = ["NO_REWARD", "Asked", "Rated", "rate"]
 
 Json = dict[str, Any]
 # The reason of a completion that could not be rewarded.
 NO_REWARD = "no reward"
+
+
+@runtime_checkable
+class _Judge(Protocol):
+    """A reward that gives reasons too."""
+
+    def judge(self, fields: Json, completion: str) -> Judged: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def rate(
             code can be run on this machine at all.
     """
     try:
-        rewards = _call_within(timeout_s, partial(_rate, reward, batch))
+        found = _call_within(timeout_s, partial(_rate, reward, batch))
     except SandboxError:
         raise
     except RewardError as error:
@@ -80,19 +88,22 @@ def rate(
         if not skip:
             raise RewardError(said) from error
         return [Rated(None, NO_REWARD, said)]
-    return [Rated(each) for each in rewards]
+    return [Rated(each.value, each.reason) for each in found]
 
 
-def _rate(reward: Reward, batch: Sequence[Asked]) -> list[float]:
+def _rate(reward: Reward, batch: Sequence[Asked]) -> list[Judged]:
+    pairs = [(each.fields, each.completion) for each in batch]
     if isinstance(reward, BatchReward):
-        return reward.rate([(each.fields, each.completion) for each in batch])
-    return [float(reward(each.fields, each.completion)) for each in batch]
+        return [Judged(value) for value in reward.rate(pairs)]
+    if isinstance(reward, _Judge):
+        return [reward.judge(fields, text) for fields, text in pairs]
+    return [Judged(float(reward(fields, text))) for fields, text in pairs]
 
 
-def _call_within(timeout_s: float | None, function: Callable[[], list[float]]) -> list[float]:
+def _call_within(timeout_s: float | None, function: Callable[[], list[Judged]]) -> list[Judged]:
     if timeout_s is None:
         return function()
-    outcome: Future[list[float]] = Future()
+    outcome: Future[list[Judged]] = Future()
 
     def run() -> None:
         try:

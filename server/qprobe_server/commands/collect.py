@@ -20,6 +20,7 @@ from qprobe_server.commands.manifest import (
 from qprobe_server.commands.preflight import check_adapter, check_model, check_worker
 from qprobe_server.commands.rewarding import HowToReward, Rewarding, find_reward, try_out
 from qprobe_server.commands.serve import choose_default_model, name_given, prepare_environment
+from qprobe_server.commands.summary import print_summary
 from qprobe_server.errors import StartupError
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
@@ -65,6 +66,7 @@ def run(given: argparse.Namespace) -> None:
     if args.model is None:
         args.model = choose_default_model()
     _collect(args, reward, rows)
+    print_summary(args.output)
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types

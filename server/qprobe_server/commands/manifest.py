@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from qprobe.data.prompts import PromptRow
+from qprobe.data.sample import FORMAT_VERSION
 from qprobe_server.commands.reward_service import is_url
 from qprobe_server.errors import StartupError
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_same",
     "describe",
     "describe_flags",
+    "name_reward",
 ]
 
 Json = dict[str, Any]
@@ -85,7 +87,7 @@ def describe_flags(args: argparse.Namespace, rows: list[PromptRow]) -> Json:
         "revision": args.revision,
         "adapter": adapter,
         "sampling": None if args.completions else sampling,
-        **_name_reward(args.reward),
+        **name_reward(args.reward),
         "prompts": {
             "name": args.prompts.name,
             "sha256": _hash(args.prompts),
@@ -138,6 +140,11 @@ def check_same(folder: Path, made: Json) -> None:
         raise StartupError(f"{str(path)!r} is no manifest of a dataset: {error}") from error
     wanted = _flatten(json.loads(json.dumps(made)))
     begun = f"the dataset in {str(folder)!r} was begun"
+    if stored.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise StartupError(
+            f"{begun} by an older qprobe, which wrote format {stored['format_version']!r}: it can "
+            "be read, and not gone on with; collect into another folder"
+        )
     for field, flag in _FLAGS.items():
         if field not in wanted or wanted[field] == stored.get(field):
             continue
@@ -177,7 +184,8 @@ def _name_model(model: str) -> Json:
     return {"model": folder.resolve().name, "model_files": content}
 
 
-def _name_reward(reward: str | None) -> Json:
+def name_reward(reward: str | None) -> Json:
+    """Return what is recorded of a reward: its name, and the hash of its file if it is one."""
     if is_url(reward):
         url = httpx.URL(str(reward))
         # Neither a password nor what stands behind the question mark: both may be secret.
