@@ -72,7 +72,12 @@ def job(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Job:
 def collected(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Collect without interruption."""
     folder = tmp_path_factory.mktemp("collected") / "data"
-    run(*job.arguments(folder))
+    shown = run(*job.arguments(folder))
+    assert (
+        shown.splitlines()[0]
+        == f"{len(QUESTIONS)} prompts, {len(QUESTIONS) * N} samples with a reward"
+    )
+    assert shown.splitlines()[-1] == f"next: qprobe sweep {folder} -o runs/"
     return folder
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe import load_probe
+from qprobe import load_probe, train
 from qprobe.data.dataset import GREEDY, Dataset, Reading, Sample
 from qprobe.data.merging import drop_few, merge_datasets
 from qprobe.data.writer import DatasetWriter, lock_folder
@@ -39,7 +39,7 @@ REWARD = (
 
 
 def write(
-    folder: Path, *, first: int = 0, num_prompts: int = 12, bad: int = -1, **manifest: Any
+    folder: Path, *, first: int = 0, bad: int = -1, split: str | None = None, **manifest: Any
 ) -> Path:
     """Write a dataset: a text has as many x as the first feature says, from 0 to 5.
 
@@ -47,6 +47,8 @@ def write(
     """
     rng = np.random.default_rng(first + 1)
     rows = [{"prompt": f"p{first + i}", "bad": i == bad} for i in range(12)]
+    if split is not None:
+        rows = [{**row, "split": split} for row in rows]
     made = {**MANIFEST, "num_prompts": 12, **manifest}
     with DatasetWriter(folder, made, rows) as writer:
         for shard in writer.missing():
@@ -101,7 +103,7 @@ def test_a_dataset_rewarded_anew_and_two_merged_are_trained_on_and_read_back(
     tmp_path: Path, reward: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What the new reward wants is learnt, which the one collected does not teach."""
-    a, b = write(tmp_path / "a"), write(tmp_path / "b", first=100)
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", first=100, sampling={"seed": 1})
     before = files_of(a)
     for each in (a, b):
         run(monkeypatch, "reward", each, "--reward", reward, "--name", "long")
@@ -275,6 +277,18 @@ def test_a_folders_name_is_the_hubs_and_none_counts_twice(tmp_path: Path) -> Non
     merge_datasets([Dataset.load(a), Dataset.load(b)], ["a", "b"])
     with pytest.raises(DatasetError, match="'a2' holds what 'a' does"):
         merge_datasets([Dataset.load(a), Dataset.load(a)], ["a", "a2"])
+
+
+def test_an_error_of_a_row_names_it_in_its_file(
+    tmp_path: Path,
+) -> None:
+    """Also in the second of two folders, of whose prompts some are left out."""
+    a, b = write(tmp_path / "a", split="train"), write(tmp_path / "b", first=100, split="test")
+    one, two = Dataset.load(a), Dataset.load(b)
+    two.prompts[7]["split"] = "tset"
+    merged = merge_datasets([one, two.subset([3, 7, 9])], ["a", "b"])
+    with pytest.raises(EvaluationError, match=rf"split: of {b}/prompts\.jsonl:8 must be 'train'"):
+        train(merged, READING)
 
 
 def test_prompts_with_few_samples_are_left_out(tmp_path: Path) -> None:

@@ -197,6 +197,27 @@ def test_a_collection_that_goes_on_with_other_flags(
     assert line.startswith(said.format(f"the dataset in {str(folder)!r} was begun"))
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", '{"sampling": 5}', "\x00\x01"])
+def test_a_manifest_that_is_torn_or_edited(
+    run_qprobe: Run, prompts: Path, tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "out" / "manifest.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    line = refuse(run_qprobe("collect", prompts, "-o", path.parent, "--reward", "numeric"))
+    assert line.startswith(f"{str(path)!r} is no manifest of a dataset: ")
+
+
+def test_a_collection_that_an_older_version_began(
+    run_qprobe: Run, prompts: Path, tmp_path: Path
+) -> None:
+    argv = ["collect", str(prompts), "-o", str(tmp_path / "out"), "--reward", "numeric"]
+    begin(tmp_path / "out", prompts, argv)
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
+    assert "begun by an older qprobe, which wrote format 1: " in refuse(run_qprobe(*argv))
+
+
 def begin(folder: Path, prompts: Path, argv: list[str]) -> None:
     """Leave what a collection that was just begun leaves, as far as the flags decide it."""
     made = manifest.describe_flags(arguments.parse(argv), read_prompts(prompts))
