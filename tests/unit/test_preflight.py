@@ -197,6 +197,19 @@ def test_a_collection_that_goes_on_with_other_flags(
     assert line.startswith(said.format(f"the dataset in {str(folder)!r} was begun"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--reward", "best"], "reward must be tests, numeric"),
+        (["--reward", "numeric", "--reward-batch", "2"], "reward 'numeric' takes one completion a"),
+    ],
+)
+def test_flags_of_reward(run_qprobe: Run, tmp_path: Path, flags: list[str], said: str) -> None:
+    assert refuse(run_qprobe("reward", tmp_path, *flags)).startswith(said)
+    line = refuse(run_qprobe("reward", tmp_path / "no", *flags))
+    assert line.endswith("no' is not there: a dataset's folder is wanted")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", '{"sampling": 5}', "\x00\x01"])
 def test_a_manifest_that_is_torn_or_edited(
     run_qprobe: Run, prompts: Path, tmp_path: Path, content: str
