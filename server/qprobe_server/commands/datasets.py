@@ -1,7 +1,6 @@
 """The datasets that a command of training names: one or several folders, taken as one."""
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from qprobe_server.commands.printing import warn
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from qprobe import Dataset
 
-__all__ = ["add_dataset_flags", "check_datasets", "load_datasets", "quote"]
+__all__ = ["add_dataset_flags", "check_datasets", "load_datasets"]
 
 _MOST_NAMED = 3
 
@@ -65,8 +64,3 @@ def load_datasets(args: argparse.Namespace) -> "Dataset":
             f"{args.min_samples} samples with a reward: {', '.join(few[:_MOST_NAMED])}{more}"
         )
     return kept
-
-
-def quote(folders: Sequence[Path]) -> str:
-    """Return folders as a shell reads them."""
-    return shlex.join(str(each) for each in folders)
