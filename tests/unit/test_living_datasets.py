@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +157,41 @@ def test_rewards_go_on_where_they_were_stopped(
     run(monkeypatch, "reward", broken, "--reward", reward)
     assert (place / "00002.jsonl").stat().st_mtime_ns == kept
     assert files_of(broken) == files_of(whole)
+
+
+_INTERRUPTIBLE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from qprobe_server.cli import main; main()"
+)
+
+
+def test_an_interrupt_ends_a_reward_that_hangs_and_what_was_written_stays(tmp_path: Path) -> None:
+    """In the second shard: the first is there, and the same command goes on."""
+    data, hangs = write(tmp_path / "data"), tmp_path / "hangs"
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\n"
+        "def f(row, completion):\n"
+        f"    hangs = pathlib.Path({str(hangs)!r})\n"
+        "    while row['prompt'] == 'p5' and not hangs.with_suffix('.no').exists():\n"
+        "        hangs.touch()\n"
+        "        time.sleep(0.1)\n"
+        "    return 1.0\n"
+    )
+    flags = ["reward", str(data), "--reward", f"python:{tmp_path / 'slow.py'}:f"]
+    command = [sys.executable, "-c", _INTERRUPTIBLE, *flags]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not hangs.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    shards = data / "rewards" / "f"
+    assert [path.name for path in shards.glob("*.jsonl")] == ["00000.jsonl"]
+    hangs.with_suffix(".no").touch()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    assert (Dataset.load(data, reward_name="f").rewards == 1).all()
 
 
 def test_a_row_that_raises_is_named_and_can_be_mended_or_skipped(
