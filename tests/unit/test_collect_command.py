@@ -118,7 +118,7 @@ def test_a_failure_stops_and_a_skipped_one_does_not(
     with Rewarding(reward, HowToReward(1, skip=True)) as rewarding:
         rated = [rewarding.add({}, each, f"row {each}") for each in ("a", "bad", "b")]
         assert [each.result().reward for each in rated] == [1.0, None, 1.0]
-    assert "1 completions have no reward" in capsys.readouterr().err
+    assert "which have none: 1;" in capsys.readouterr().err
     assert "ZeroDivisionError: division by zero at" in rewarding.errors[0]
     with Rewarding(reward, HowToReward(1)) as rewarding:
         failed = rewarding.add({}, "bad", "row 1, the greedy answer")

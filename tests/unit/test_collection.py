@@ -99,7 +99,7 @@ def test_a_reward_that_fails_stops_and_skipping_goes_on(
     assert (tmp_path / "data" / "samples" / "00000.jsonl").exists()
     assert not (tmp_path / "data" / "samples" / "00001.jsonl").exists()
     collect(tmp_path / "data", Picky(bad), skip=True)
-    assert "1 completions have no reward" in capsys.readouterr().err
+    assert "which have none: 1;" in capsys.readouterr().err
     collect(tmp_path / "whole", Picky())
     skipped, whole = Dataset.load(tmp_path / "data"), Dataset.load(tmp_path / "whole")
     assert skipped.samples == [each for each in whole.samples if each.text != bad]

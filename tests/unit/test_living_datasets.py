@@ -206,7 +206,7 @@ def test_a_row_that_raises_is_named_and_can_be_mended_or_skipped(
     out, err = capsys.readouterr()
     assert "11 prompts, 44 samples with a reward" in out
     assert "without  4" in out
-    assert "5 completions have no reward" in err
+    assert "which have none: 5;" in err
     dataset = Dataset.load(other, reward_name="longer")
     assert dataset.num_samples.tolist() == [4] * 5 + [0] + [4] * 6
     assert torch.equal(dataset.features(READING)[:, 0], counts_of(dataset))
@@ -382,6 +382,6 @@ def test_the_summary_of_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[
         "greedy   1.0000  the greedy answer",
         "ceiling  0.5000  the best of a prompt's samples",
     ]
-    assert "differ   50%     of the prompts, 1, teach a choice" in out
+    assert "differ   50%     of the prompts (1): only these teach a choice" in out
     assert "reasons  failed 2, syntax 1" in out
     assert out.endswith(f"next: qprobe sweep '{folder}' -o runs/\n")

@@ -125,8 +125,8 @@ class Rewarding:
             self._tasks.put(None)
         if self.errors:
             warn(
-                f"{len(self.errors)} completions have no reward, as it failed for them; the first: "
-                f"{self.errors[0]}"
+                f"the reward failed for some completions, which have none: {len(self.errors)}; the "
+                f"first: {self.errors[0]}"
             )
 
     def add(self, fields: Json, completion: str, place: str) -> Future[Rated]:

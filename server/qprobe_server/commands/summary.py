@@ -25,7 +25,11 @@ def print_summary(folder: Path, reward_name: str | None = None) -> None:
         ("greedy", "" if found.greedy is None else f"{found.greedy:.4f}", "the greedy answer"),
         ("ceiling", f"{found.ceiling:.4f}", "the best of a prompt's samples"),
         ("spread", f"{found.spread:.4f}", "standard deviation within a prompt"),
-        ("differ", f"{share:.0%}", f"of the prompts, {found.num_differing}, teach a choice"),
+        (
+            "differ",
+            f"{share:.0%}",
+            f"of the prompts ({found.num_differing}): only these teach a choice",
+        ),
         ("cut", f"{found.cut:.0%}" if found.cut else "", "of the samples, by --max-tokens"),
     ]
     write = sys.stdout.write
