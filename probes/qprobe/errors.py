@@ -90,13 +90,13 @@ class PromptFileError(QProbeError):
     """A file of prompts, or one field of a row, is not valid.
 
     Attributes:
-        path: The file.
-        line: 1-based number of the line, of the item in a file that is one JSON array, or None for
-            the file as a whole.
+        path: The file, or the address of a data set.
+        line: 1-based number of the line, of the row in a file that has no lines, or None for the
+            file as a whole.
         field: The offending field (``messages[0].role``), or ``row`` or ``file`` for the whole.
     """
 
-    def __init__(self, path: Path, line: int | None, field: str, message: str) -> None:
+    def __init__(self, path: Path | str, line: int | None, field: str, message: str) -> None:
         where = str(path) if line is None else f"{path}:{line}"
         super().__init__(f"{where}: {field}: {message}")
         self.path = path

@@ -5,11 +5,17 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["TORN_PREFIX", "write_file", "write_files"]
+__all__ = ["TORN_PREFIX", "make_folder", "write_file", "write_files"]
 
 # Of the name under which a file is written before it gets its own; what a crash leaves has it.
 TORN_PREFIX = ".part-"
 _MODE = 0o644
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, durably, in one that is there; it may be there already."""
+    path.mkdir(exist_ok=True)
+    _sync(path.parent)
 
 
 def write_file(path: Path, data: bytes) -> None:

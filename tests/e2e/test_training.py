@@ -72,7 +72,12 @@ def job(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Job:
 def collected(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Collect without interruption."""
     folder = tmp_path_factory.mktemp("collected") / "data"
-    run(*job.arguments(folder))
+    shown = run(*job.arguments(folder))
+    assert (
+        shown.splitlines()[0]
+        == f"{len(QUESTIONS)} prompts, {len(QUESTIONS) * N} samples with a reward"
+    )
+    assert shown.splitlines()[-1] == f"next: qprobe sweep {folder} -o runs/"
     return folder
 
 
@@ -102,7 +107,7 @@ def test_a_killed_collection_ends_as_one_that_ran_through(
     The embeddings of a shard are written before its samples, which make it count.
     """
     folder = tmp_path / "data"
-    for name in ("manifest.json", "samples/00000.jsonl", "embeddings/00001.safetensors"):
+    for name in ("manifest.json", "samples/00000.jsonl", "embeddings/00001/final-mean.safetensors"):
         kill_when_there(job, folder, name)
     run(*job.arguments(folder))
     names = sorted(str(path.relative_to(collected)) for path in collected.rglob("*.*"))

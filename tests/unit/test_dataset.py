@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qprobe.data.dataset import GREEDY, Dataset, Reading, Sample
+from qprobe.data.folder import hash_file
 from qprobe.data.writer import DatasetWriter
 from qprobe.errors import DatasetError, EvaluationError
 
@@ -87,13 +89,36 @@ def test_a_subset_renumbers_its_prompts(tmp_path: Path) -> None:
     assert np.array_equal(dataset.greedy_rewards, [1.0, 1.0])
 
 
+def test_samples_without_a_reward_are_left_out_with_their_embeddings(tmp_path: Path) -> None:
+    with DatasetWriter(tmp_path, MANIFEST, PROMPTS) as writer:
+        for shard in writer.missing():
+            prompts = writer.prompts_of(shard)
+            samples = [
+                replace(each, reward=None, reason="no reward")
+                if (each.prompt, each.index) in ((0, GREEDY), (0, 1), (2, 0))
+                else each
+                for each in make_samples(prompts)
+            ]
+            writer.write(shard, samples, make_embeddings(prompts))
+        writer.finish()
+    dataset = Dataset.load(tmp_path)
+    left = [(0, 0), (1, 0), (1, 1), (2, 1)]
+    assert [(each.prompt, each.index) for each in dataset.samples] == left
+    assert np.array_equal(dataset.greedy_rewards, [np.nan, 0.0, 1.0], equal_nan=True)
+    features = dataset.features(Reading(15, "last"))
+    assert features[:, :2].tolist() == [[*each] for each in left]
+    assert torch.equal(dataset.subset([2, 0]).features(Reading(15, "last")), features[[3, 0]])
+
+
 def test_an_interrupted_writer_goes_on(tmp_path: Path) -> None:
     """As after a kill in the second shard: its embeddings are there, its samples are torn."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     write_all(whole)
     with DatasetWriter(broken, MANIFEST, PROMPTS) as writer:
         write(writer, 0)
-    (broken / "embeddings" / "00001.safetensors").write_bytes(b"older")
+    (broken / "embeddings" / "00001").mkdir()
+    (broken / "embeddings" / "00001" / "15-mean.safetensors").write_bytes(b"older")
+    (broken / "embeddings" / "00001" / ".part-00002").write_bytes(b"torn")
     (broken / "samples" / ".part-00001").write_text('{"prompt": 2, "ind')
     with pytest.raises(DatasetError, match="not finished"):
         Dataset.load(broken)
@@ -161,17 +186,95 @@ def test_what_json_can_say_and_utf8_cannot_is_kept(tmp_path: Path) -> None:
     assert Dataset.load(tmp_path).prompts == prompts
 
 
-@pytest.mark.parametrize("name", ["samples/00001.jsonl", "embeddings/00000.safetensors"])
+EMBEDDINGS = "embeddings/00001/15-mean.safetensors"
+
+
+@pytest.mark.parametrize("name", ["samples/00001.jsonl", "manifest.json", "prompts.jsonl"])
 def test_changed_and_missing_files_are_found(tmp_path: Path, name: str) -> None:
     write_all(tmp_path)
-    data = bytearray((tmp_path / name).read_bytes())
-    data[-1] ^= 1
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(DatasetError, match=Path(name).name):
+    flip_last_byte(tmp_path / name)
+    with pytest.raises(DatasetError, match=f"{Path(name).name}' (was changed|is not JSON)"):
         Dataset.load(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(DatasetError, match=Path(name).name):
         Dataset.load(tmp_path)
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_an_embedding_is_checked_when_it_is_read_and_no_other(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    flip_last_byte(tmp_path / EMBEDDINGS)
+    dataset = Dataset.load(tmp_path)
+    for reading in dataset.readings:
+        if str(reading) == "15/mean":
+            with pytest.raises(DatasetError, match=r"15-mean\.safetensors' was changed"):
+                dataset.features(reading)
+        else:
+            assert dataset.features(reading).shape == (6, 4)
+    (tmp_path / EMBEDDINGS).unlink()
+    with pytest.raises(DatasetError, match=r"15-mean\.safetensors' is missing"):
+        Dataset.load(tmp_path)
+
+
+def write_format_1(folder: Path) -> None:
+    """Write a dataset as it was written before each reading had a file of its own."""
+    write_all(folder)
+    for shard in ("00000", "00001"):
+        place = folder / "embeddings" / shard
+        joint = {k: v for path in place.iterdir() for k, v in load_file(path).items()}
+        for path in place.iterdir():
+            path.unlink()
+        place.rmdir()
+        save_file(joint, place.with_suffix(".safetensors"))
+    (folder / "manifest.json").write_text(json.dumps({**MANIFEST, "format_version": 1}))
+    paths = [path for path in folder.rglob("*.*") if path.name not in ("complete.json", ".lock")]
+    hashes = {str(path.relative_to(folder)): hash_file(path) for path in paths}
+    (folder / "complete.json").write_text(json.dumps({"sha256": hashes}))
+
+
+def test_a_dataset_of_the_first_format_is_read(tmp_path: Path) -> None:
+    write_format_1(tmp_path / "old")
+    write_all(tmp_path / "new")
+    old, new = (Dataset.load(tmp_path / name) for name in ("old", "new"))
+    assert old.samples == new.samples
+    for reading in new.readings:
+        assert torch.equal(old.features(reading), new.features(reading))
+    flip_last_byte(tmp_path / "old" / "embeddings" / "00001.safetensors")
+    again = Dataset.load(tmp_path / "old")
+    with pytest.raises(DatasetError, match=r"00001\.safetensors' was changed"):
+        again.features(Reading(15, "last"))
+    with pytest.raises(DatasetError, match=r"format_version: is 2, but .* begun with 1"):
+        DatasetWriter(tmp_path / "old", MANIFEST, PROMPTS)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"sha256": {}}', '{"sha256": 5}', "", "[", "\x00"])
+@pytest.mark.parametrize("name", ["complete.json", "manifest.json"])
+def test_torn_and_edited_files_are_one_clear_line(tmp_path: Path, name: str, content: str) -> None:
+    write_all(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DatasetError) as refused:
+        Dataset.load(tmp_path)
+    assert name in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_embedding_that_is_not_finite_is_named_by_its_row(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    path = tmp_path / EMBEDDINGS
+    values = load_file(path)["15/mean"].clone()
+    values[1, 2] = float("nan")
+    save_file({"15/mean": values}, path)
+    complete = json.loads((tmp_path / "complete.json").read_text())
+    complete["sha256"][EMBEDDINGS] = hash_file(path)
+    (tmp_path / "complete.json").write_text(json.dumps(complete))
+    subset = Dataset.load(tmp_path).subset([2, 0])
+    with pytest.raises(DatasetError, match=r"sample 1 of .*prompts\.jsonl:3"):
+        subset.features(Reading(15, "mean"))
 
 
 def test_an_overflow_of_float16_is_refused(tmp_path: Path) -> None:
@@ -184,8 +287,8 @@ def test_an_overflow_of_float16_is_refused(tmp_path: Path) -> None:
     assert writer.missing() == [0, 1]
 
 
-@pytest.mark.parametrize("version", [None, 2])
-def test_another_format_is_refused(tmp_path: Path, version: int | None) -> None:
+@pytest.mark.parametrize("version", [None, 3, "2"])
+def test_another_format_is_refused(tmp_path: Path, version: object) -> None:
     write_all(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({**MANIFEST, "format_version": version}))
     with pytest.raises(DatasetError, match="format_version"):

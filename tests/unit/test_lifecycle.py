@@ -350,3 +350,19 @@ def test_what_a_crash_left_is_removed_and_what_was_changed_is_refused(
     blob.unlink()
     with closing(ProbeStore(folder)) as again, pytest.raises(StartupError, match="json"):
         again.restore()
+
+
+async def test_an_upload_that_is_no_probe_is_said_to_be_what_it_is(
+    client: httpx.AsyncClient,
+) -> None:
+    for data, said in (
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
+        (b"<!doctype html><html>", "an HTML page"),
+        (b"PK\x03\x04" + bytes(26) + b"archive/data.pkl", "a PyTorch file"),
+    ):
+        reply = await put(client, "new", data)
+        assert reply.status_code == 400
+        error = reply.json()["error"]
+        assert error["param"] == "file"
+        assert said in error["message"]

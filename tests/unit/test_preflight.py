@@ -146,6 +146,24 @@ def test_flags_of_collect(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("def f(row): return 1", "must take (row, completion) or, as in TRL, "),
+        ("def f(row, completion): return row['gold']", "raised KeyError: 'gold' at {file}:1 "),
+        ("def f(completions): return 1.0", "must return a list of 1 numbers"),
+    ],
+)
+def test_a_function_that_cannot_reward(
+    run_qprobe: Run, prompts: Path, tmp_path: Path, function: str, said: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(function)
+    reward = f"python:{file}:f"
+    line = refuse(run_qprobe("collect", prompts, "-o", tmp_path / "out", "--reward", reward))
+    assert line.startswith(f"reward {reward!r} {said.format(file=file)}")
+
+
 def test_an_output_that_holds_other_things(run_qprobe: Run, prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
@@ -177,6 +195,40 @@ def test_a_collection_that_goes_on_with_other_flags(
     begin(folder, prompts, [*start, "--model", "org/model", *begun])
     line = refuse(run_qprobe(*start, "--model", "org/model", *flags))
     assert line.startswith(said.format(f"the dataset in {str(folder)!r} was begun"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--reward", "best"], "reward must be tests, numeric"),
+        (["--reward", "numeric", "--reward-batch", "2"], "reward 'numeric' takes one completion a"),
+    ],
+)
+def test_flags_of_reward(run_qprobe: Run, tmp_path: Path, flags: list[str], said: str) -> None:
+    assert refuse(run_qprobe("reward", tmp_path, *flags)).startswith(said)
+    line = refuse(run_qprobe("reward", tmp_path / "no", *flags))
+    assert line.endswith("no' is not there: a dataset's folder is wanted")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", '{"sampling": 5}', "\x00\x01"])
+def test_a_manifest_that_is_torn_or_edited(
+    run_qprobe: Run, prompts: Path, tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "out" / "manifest.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    line = refuse(run_qprobe("collect", prompts, "-o", path.parent, "--reward", "numeric"))
+    assert line.startswith(f"{str(path)!r} is no manifest of a dataset: ")
+
+
+def test_a_collection_that_an_older_version_began(
+    run_qprobe: Run, prompts: Path, tmp_path: Path
+) -> None:
+    argv = ["collect", str(prompts), "-o", str(tmp_path / "out"), "--reward", "numeric"]
+    begin(tmp_path / "out", prompts, argv)
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
+    assert "begun by an older qprobe, which wrote format 1: " in refuse(run_qprobe(*argv))
 
 
 def begin(folder: Path, prompts: Path, argv: list[str]) -> None:

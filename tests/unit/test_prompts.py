@@ -95,7 +95,8 @@ def test_preferences(file: Path, row: Json, prompt: object) -> None:
         ({"prompt": "p", "messages": [USER]}, "messages"),
         ({"prompt": ""}, "prompt"),
         ({"prompt": None}, "prompt"),
-        ({"prompt": [USER]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [{"role": "user"}]}, "prompt[0].content"),
         ({"prompt": "half a pair: \ud800"}, "prompt"),
         ({"messages": []}, "messages"),
         ({"messages": "hi"}, "messages"),
@@ -324,3 +325,47 @@ def test_published_rows_are_checked(file: Path, layout: Layout, changes: Json, f
     with pytest.raises(PromptFileError) as caught:
         read_prompts(write(file, row), layout=layout, check=make_reward("tests").check)
     assert (caught.value.line, caught.value.field) == (1, field)
+
+
+def test_rows_that_are_laid_out_for_a_continuation(file: Path) -> None:
+    (read,) = read_prompts(write(file, HUMANEVAL), layout="humaneval-raw")
+    assert read.prompt == HUMANEVAL["prompt"]
+    assert read.fields["join"] is True
+    assert "setup" not in read.fields
+    assert read.fields["tests"] == [HUMANEVAL["test"], "check(unshift)"]
+    (read,) = read_prompts(write(file, MBPP), layout="mbpp-raw")
+    assert read.prompt == (
+        f'"""\nWrite a function to add two numbers.\n{MBPP["test_list"][0]}\n"""\n'
+    )
+    assert "join" not in read.fields
+
+
+def test_the_tests_of_evalplus_are_run_beside_those_of_mbpp(file: Path) -> None:
+    reward = make_reward("tests")
+    row = SUM | {"test": "inputs = [[1, 2], [3, 4]]\nfor a, b in inputs:\n  assert sum(a, b) > 2"}
+    layouts: tuple[Layout, ...] = ("mbpp", "mbpp-raw")
+    for layout in layouts:
+        (read,) = read_prompts(write(file, row), layout=layout, check=reward.check)
+        assert reward(read.fields, SUM["code"]) == 1.0
+        assert reward(read.fields, "def sum(a, b): return 3 if a == 1 else 0") == 0.0
+
+
+def test_inputs_of_evalplus_are_compared_with_its_solution(file: Path) -> None:
+    reward = make_reward("tests")
+    row: Json = {name: value for name, value in HUMANEVAL.items() if name != "test"}
+    row |= {"base_input": [[4]], "plus_input": [[0], [-7]], "atol": 0, "contract": ""}
+    (read,) = read_prompts(write(file, row), layout="humaneval", check=reward.check)
+    solution = HUMANEVAL["prompt"] + HUMANEVAL["canonical_solution"]
+    assert reward(read.fields, solution) == 1.0
+    assert reward(read.fields, solution.replace("x - 1", "max(x, 1) - 1")) == 0.0
+    halves = row | {
+        "canonical_solution": "    return [x / 3, (1,)]\n",
+        "atol": 1e-3,
+    }
+    (read,) = read_prompts(write(file, halves), layout="humaneval", check=reward.check)
+    assert reward(read.fields, "def unshift(x): return [x / 3 + 1e-4, (1,)]") == 1.0
+    assert reward(read.fields, "def unshift(x): return [x / 3 + 1e-2, (1,)]") == 0.0
+    assert reward(read.fields, "def unshift(x): return [x / 3, (1, 2)]") == 0.0
+    for odd in ({"base_input": [4]}, {"canonical_solution": None}, {"atol": "x"}):
+        with pytest.raises(PromptFileError, match=next(iter(odd))):
+            read_prompts(write(file, row | odd), layout="humaneval")

@@ -1,10 +1,13 @@
 """The reward service against a stand-in for the network."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import httpx
 import pytest
@@ -86,7 +89,10 @@ def test_passing_failures_are_tried_again_and_no_more_than_asked(failure: Answer
         (httpx.Response(400, text=SECRET), "status 400"),
         (httpx.Response(404, text=SECRET), "status 404"),
         (httpx.Response(204), "status 204"),
-        (httpx.Response(302, headers={"location": "http://elsewhere"}), "status 302"),
+        (
+            httpx.Response(302, headers={"location": "http://elsewhere"}),
+            "status 302, a redirect, which is not followed",
+        ),
         (httpx.Response(200, text=SECRET), "not JSON"),
         (httpx.Response(200, text="[1]"), "must be"),
         (httpx.Response(200, text="{}"), "must be"),
@@ -125,12 +131,81 @@ def test_pauses_double_up_to_a_limit(
     first_s: float, want: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
     transport = httpx.MockTransport(lambda _: httpx.Response(503))
     reward = HttpReward("http://test", max_retries=8, transport=transport, first_pause_s=first_s)
+    monkeypatch.setattr(reward._closing, "wait", pauses.append)
     with pytest.raises(RewardError):
         reward(ROW, SECRET)
     assert pauses == want
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_pause_that_the_service_asks_for_is_kept(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In seconds or as a date; what is neither counts as nothing asked for."""
+    pauses: list[float] = []
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    asked = iter(["7", soon, "Wed, 21 Oct 2015 07:28:00 GMT", "soon", "-3"])
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, headers={"retry-after": next(asked)})
+
+    reward = HttpReward("http://test", max_retries=4, transport=httpx.MockTransport(answer))
+    monkeypatch.setattr(reward._closing, "wait", pauses.append)
+    with pytest.raises(RewardError, match=f"status {status}, 5 times"):
+        reward(ROW, SECRET)
+    assert pauses[0] == 7
+    assert 80 < pauses[1] <= 90
+    assert pauses[2:] == [0, 4.0]
+
+
+def test_a_reward_takes_no_longer_than_it_may() -> None:
+    """A pause that would end too late is not begun, a reply that trickles is left."""
+    late = httpx.Response(503, headers={"retry-after": "3600"})
+    began = time.monotonic()
+    with pytest.raises(RewardError, match="in 3600 s, would be later than the 600 s"):
+        make_reward(late)(ROW, SECRET)
+
+    def trickle() -> Iterator[bytes]:
+        while True:
+            time.sleep(0.02)
+            yield b" "
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=trickle())
+
+    reward = HttpReward("http://test", total_s=0.2, transport=httpx.MockTransport(answer))
+    with pytest.raises(RewardError, match="did not end in the time"):
+        reward(ROW, SECRET)
+    assert time.monotonic() - began < 5
+
+
+def test_closing_ends_a_pause_at_once() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(503, headers={"retry-after": "60"}))
+    reward = HttpReward("http://test", transport=transport)
+    threading.Timer(0.1, reward.close).start()
+    began = time.monotonic()
+    with pytest.raises(RewardError, match="was closed"):
+        reward(ROW, SECRET)
+    assert time.monotonic() - began < 5
+
+
+def test_batches_are_posted_and_their_replies_checked() -> None:
+    seen: list[object] = []
+    replies = iter([[0.5, 1], [0.5], [0.5, "x"], [0.5, math.inf], None])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(json.loads(request.content))
+        return httpx.Response(200, content=json.dumps({"rewards": next(replies)}).encode())
+
+    reward = HttpReward("http://test", batch_size=2, transport=httpx.MockTransport(answer))
+    batch = [({"x": 1}, "a"), ({"x": 2}, "b")]
+    assert reward.rate(batch) == [0.5, 1.0]
+    assert seen == [{"rows": [{"x": 1}, {"x": 2}], "completions": ["a", "b"]}]
+    for said in ("with 2 of them", "must be", "finite", "must be"):
+        with pytest.raises(RewardError, match=said):
+            reward.rate(batch)
 
 
 def test_no_more_requests_at_once_than_allowed() -> None:
@@ -165,6 +240,8 @@ def test_no_more_requests_at_once_than_allowed() -> None:
         ("http://host:port", {}),
         ("http://host", {"timeout_s": 0}),
         ("http://host", {"timeout_s": float("nan")}),
+        ("http://host", {"total_s": 0}),
+        ("http://host", {"batch_size": -1}),
         ("http://host", {"max_retries": -1}),
         ("http://host", {"max_concurrent": 0}),
         ("http://host", {"first_pause_s": -1}),

@@ -1,7 +1,6 @@
 """Rewards of texts: code, numbers, patterns and functions of the user's own."""
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import qprobe.rewards
 from qprobe.errors import RewardError, RowError, SandboxError
 from qprobe.rewards import Reward, make_reward
 from qprobe.rewards.answers import NumericReward, RegexReward
-from qprobe.rewards.code import TestsReward, extract_code
+from qprobe.rewards.code import TestsReward
 from qprobe.rewards.custom import FunctionReward
 from qprobe.rewards.sandbox import Limits
 
@@ -29,38 +28,6 @@ def test_rewards_are_made_by_name() -> None:
 def test_unknown_rewards_are_refused(spec: str) -> None:
     with pytest.raises(RewardError, match=f"got {spec!r}"):
         make_reward(spec)
-
-
-@pytest.mark.parametrize(
-    ("completion", "code"),
-    [
-        ("a = 1", "a = 1"),
-        ("Here:\n```python\na = 1\n```\nand\n```python\nb = 2\n```", "a = 1\n"),
-        ("```py\na = 1\n```", "a = 1\n"),
-        ("```Python3 \r\na = 1\n```", "a = 1\n"),
-        ("```\nout\n```\n```python\na = 1\n```", "a = 1\n"),
-        ("```\na = 1\n```", "a = 1\n"),
-        ("```bash\nls\n```\n```python\na = 1\n", "a = 1\n"),
-        ("Well\n```python\na = 1\nb =", "a = 1\nb ="),
-        ("```python\nx = '''\n  ```'''\n```", "x = '''\n"),
-        ("1. So\n   ```python\n   if a:\n       b\n   ```\n", "if a:\n    b\n"),
-        ("```python\n```", ""),
-        ('```python title="a.py"\na = 1\n```\nThis works.', "a = 1\n"),
-        ("say ```python\na\n```", "say ```python\na\n```"),
-        ("", ""),
-    ],
-)
-def test_the_code_of_an_answer(completion: str, code: str) -> None:
-    assert extract_code(completion) == code
-
-
-@pytest.mark.parametrize("unit", ["`", "```", "``` ", "```python ", " ", "```\n", "```py\t\r"])
-def test_finding_the_code_takes_linear_time(unit: str) -> None:
-    """Whatever a model writes, 400 kB of it: quadratic time would be minutes."""
-    start_s = time.monotonic()
-    extract_code(unit * (400_000 // len(unit)))
-    extract_code("```" + unit * (400_000 // len(unit)) + "x")
-    assert time.monotonic() - start_s < 5
 
 
 def test_an_answer_passes_all_tests_or_none() -> None:
@@ -85,6 +52,12 @@ def test_an_answer_passes_all_tests_or_none() -> None:
         ({"tests": ["assert 1"], "setup": "import"}, "setup"),
         ({"tests": ["assert 1"], "entry_point": "a b"}, "entry_point"),
         ({"tests": ["assert 1"], "entry_point": 1}, "entry_point"),
+        ({"tests": ["assert 1"], "entry_point": ["f", ""]}, "entry_point"),
+        ({"tests": ["assert 1"], "join": "yes"}, "join"),
+        ({"tests": ["assert 1"], "join": True, "prompt": "Write f."}, "join"),
+        ({"tests": ["assert isclose(f(1), 2)"]}, "tests"),
+        ({"tests": ["assert isclose(f(1), 2)"], "entry_point": "f"}, "tests"),
+        ({"tests": ["assert g(f(1)) == 2"], "solution": "def f(x): return x"}, "tests"),
     ],
 )
 def test_rows_without_good_tests_are_refused(row: Json, field: str) -> None:
@@ -94,6 +67,77 @@ def test_rows_without_good_tests_are_refused(row: Json, field: str) -> None:
             use()
         assert caught.value.field == field
         assert len(str(caught.value)) < 300
+
+
+TEST = "assert add(1, 2) == 3"
+
+
+@pytest.mark.parametrize(
+    ("row", "completion", "value"),
+    [
+        ({"prompt": "def add(a, b):"}, "    return a + b", 1.0),
+        ({"prompt": "def add(a, b):\n"}, "    return a + b\n\ndef next(", 1.0),
+        ({"prompt": "def add(a, b):\n", "join": True}, "    return a - b\n", 0.0),
+        ({"prompt": "def add(a, b):\n", "join": False}, "    return a + b\n", 0.0),
+        ({"prompt": "def add(a, b):\n"}, "```python\ndef add(a, b): return a + b\n```", 1.0),
+        ({"prompt": "Complete:\n```python\ndef add(a, b):\n"}, "    return a + b\n```\n", 1.0),
+        ({"prompt": "Complete this:\n\ndef add(a, b):\n"}, "    return a + b\n", 1.0),
+        ({"prompt": "Write add."}, "def add(a, b):\n    return a + b", 1.0),
+        (
+            {"prompt": "from operator import add as plus\n# Write add.\n", "join": True},
+            "def add(a, b):\n    return plus(a, b)",
+            1.0,
+        ),
+        # The helper of the head stands as it is, in the code and in the tests.
+        (
+            {
+                "prompt": "def three():\n    return 3\n\ndef add(a, b):\n    'Add.'\n",
+                "tests": ["assert add(1, 2) == three()"],
+            },
+            "    return three()",
+            1.0,
+        ),
+        (
+            {"setup": "def add(a, b):\n    'Add.'\n", "messages": []},
+            "```python\n    return a + b\n```",
+            1.0,
+        ),
+        ({"tests": ["assert math.isclose(add(1, 2), 3)"]}, "def add(a, b): return a + b", 1.0),
+        ({"tests": ["assert bisect(1, 2) == 3"]}, "def bisect(a, b): return a + b", 1.0),
+        (
+            {"tests": ["assert A(1).x == add(0, 1)"], "entry_point": ["A", "add"]},
+            "class A:\n    def __init__(self, x): self.x = x\ndef add(a, b): return a + b",
+            1.0,
+        ),
+        (
+            {"tests": ["assert math.isclose(add(1, 2), 3)"]},
+            "class math:\n    isclose = lambda *_: True\ndef add(a, b): return 0",
+            0.0,
+        ),
+        (
+            {"prompt": "def three():\n    return 3\n\ndef add(a, b):\n    'Add.'\n",
+             "tests": ["assert add(1, 2) == three()"]},
+            "def three(): return 0\ndef add(a, b): return 0",
+            0.0,
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_row_declares(row: Json, completion: str, value: float) -> None:
+    row = {"tests": [TEST], **row}
+    reward = make_reward("tests")
+    reward.check(row)
+    assert reward(row, completion) == value
+
+
+def test_a_row_is_judged_by_its_own_solution() -> None:
+    reward = TestsReward()
+    assert reward.judge_solution({"tests": [TEST]}) is None
+    for field in ("solution", "code", "canonical_solution"):
+        row = {"tests": [TEST], field: "def add(a, b):\n    return a + b"}
+        assert reward.judge_solution(row) == (1.0, None)
+        assert reward.judge_solution(row | {field: "def add(a, b): return a"}) == (0.0, "failed")
+    row = {"prompt": "def add(a, b):\n", "canonical_solution": "    return a + b\n"}
+    assert reward.judge_solution({"tests": [TEST], **row}) == (1.0, None)
 
 
 def test_a_machine_that_cannot_run_code_is_found_out_at_once(
@@ -162,7 +206,7 @@ def test_numbers(completion: str, answer: object, right: bool) -> None:  # noqa:
 
 @pytest.mark.parametrize(
     "answer",
-    [None, True, "", "x", "1/2", "1 2", "4 apples", float("nan"), float("inf"), "1e999", [1]],
+    [None, True, "", "x", "1/0", "1 2", "4 apples", float("nan"), float("inf"), "1e999", [1]],
 )
 def test_rows_without_a_number_are_refused(answer: object) -> None:
     for row in ({"answer": answer}, {"answer": 10**400}, {}):
@@ -264,13 +308,6 @@ def test_results_that_are_no_number_are_refused(source: Path, result: str, shown
     source.write_text(f"def f(fields, completion):\n    return {result}\n")
     with pytest.raises(RewardError, match=rf"mine\.py:f.*{shown}"):
         make_reward(f"python:{source}:f")({}, "")
-
-
-def test_a_function_that_raises_is_named_and_the_text_is_not(source: Path) -> None:
-    source.write_text("def f(fields, completion):\n    raise KeyError(completion)\n")
-    with pytest.raises(RewardError, match=r"mine\.py:f.*KeyError") as caught:
-        make_reward(f"python:{source}:f")({}, "the user's words")
-    assert "words" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The sandbox: what honest code gets, and what no code gets."""
 
+import ast
 import os
 import re
 import socket
@@ -15,16 +16,38 @@ import pytest
 from qprobe import QProbeError
 from qprobe.errors import SandboxError
 from qprobe.rewards import sandbox
-from qprobe.rewards.sandbox import Limits, Program, run_program
+from qprobe.rewards.sandbox import (
+    FAILED,
+    NO_CODE,
+    PASSED,
+    SYNTAX,
+    TIMEOUT,
+    Limits,
+    Program,
+    run_program,
+)
 
 # One second of CPU time ends a loop; it is far more than any honest program of these tests needs.
 LIMITS = Limits(cpu_s=1, wall_s=30, memory_bytes=128 << 20)
 HIDDEN = "f(3) == 9"
 
 
-def passes(code: str, *tests: str, setup: str = "", entry_point: str | None = None) -> bool:
-    program = Program(setup=setup, code=code, tests=list(tests), entry_point=entry_point)
+def judge(code: str, *tests: str, setup: str = "", entry_point: str | None = None) -> str:
+    """Return the verdict; the tests may name whatever the code defines."""
+    nodes = [node for test in (setup, *tests) for node in ast.walk(ast.parse(test))]
+    replaced = [entry_point] if entry_point else []
+    program = Program(
+        setup=setup,
+        answer=code,
+        tests=tests,
+        names=sorted({node.id for node in nodes if isinstance(node, ast.Name)} | {*replaced}),
+        may_replace=replaced,
+    )
     return run_program(program, LIMITS)
+
+
+def passes(code: str, *tests: str, setup: str = "", entry_point: str | None = None) -> bool:
+    return judge(code, *tests, setup=setup, entry_point=entry_point) == PASSED
 
 
 @pytest.mark.parametrize(
@@ -137,6 +160,46 @@ def test_honest_code_passes(code: str, test: str) -> None:
 )
 def test_wrong_code_fails(code: str, test: str) -> None:
     assert not passes(code, test)
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"),
+    [
+        ("def f(x): return x * x", PASSED),
+        ("def f(x): return x", FAILED),
+        ("def f(x): raise ValueError", FAILED),
+        ("def g(x): return 9", FAILED),
+        ("import os\nos._exit(0)\ndef f(x): return 9", FAILED),
+        ("I cannot.", NO_CODE),
+        ("", NO_CODE),
+        ("```python\ndef f(x) return 9\n```", SYNTAX),
+        ("def f(x): return 9\nreturn", SYNTAX),
+        ("def f(x):\n while True: pass", TIMEOUT),
+        ("while True: pass\ndef f(x): return 9", TIMEOUT),
+        ("def f(x):\n while True: yield 9", FAILED),
+    ],
+)
+def test_every_failure_has_its_reason(code: str, verdict: str) -> None:
+    assert judge(code, f"assert {HIDDEN}") == verdict
+
+
+def test_an_endless_test_is_out_of_time() -> None:
+    code = "def f(x):\n while True: yield x"
+    assert judge(code, "assert list(f(3)) == [9]") in (TIMEOUT, FAILED)
+    assert judge("def f(x): return x", "while f(3): pass") == TIMEOUT
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("asyncio", "sqlite3", "decimal", "hashlib", "email.mime.text", "zoneinfo", "unittest"),
+        *("xml.etree.ElementTree", "ctypes", "statistics", "multiprocessing.pool", "csv", "zlib"),
+    ],
+)
+def test_the_standard_library_can_be_imported(module: str) -> None:
+    assert passes(
+        f"def f():\n import {module} as m\n return m.__name__", f"assert f() == '{module}'"
+    )
 
 
 def test_every_test_must_pass() -> None:
@@ -336,7 +399,18 @@ def test_a_reply_changes_nothing_of_the_judges_but_containers() -> None:
 FORBIDDEN = {
     "read a file": "open('/etc/passwd').read()",
     "read the tests' file": "open({this!r}).read()",
+    "read a package of others": "open({other!r}, 'rb').read()",
+    "read the loader's list": "open('/etc/ld.so.cache', 'rb').read()",
+    "status of a file": "os.stat('/etc/passwd')",
+    "status of the library": "os.stat(os.__file__)",
+    "status of a link": "os.lstat('/proc/self/exe')",
+    "status by another call": "call(332 if x86 else 291, -100, b'/', 0, 0xfff, b' ' * 256)",
+    "status by a descriptor and a name": (
+        "call(262 if x86 else 79, -100, b'/etc/passwd', b' ' * 256, 0x1000)"
+    ),
+    "whether there is a file": "call(439, -100, b'/etc/passwd', 0, 0)",
     "list a folder": "os.listdir('/')",
+    "list the library": "os.listdir(os.path.dirname(os.__file__))",
     "list shared libraries": "os.listdir('/usr/lib')",
     "read a link": "os.readlink('/proc/self/exe')",
     "read memory": "open('/proc/self/mem', 'rb')",
@@ -430,6 +504,7 @@ def test_nothing_outside_can_be_touched(tmp_path: Path, readable: Path) -> None:
             "this": str(this),
             "target": str(tmp_path / "new"),
             "readable": str(readable),
+            "other": str(next(Path(os.__file__).parent.glob("site-packages/**/*.*"), this)),
             "port": server.getsockname()[1],
         }
         attempts = ", ".join(
@@ -506,8 +581,8 @@ def test_no_process_and_no_descriptor_is_left(code: str) -> None:
 
     before, open_before = _descendants(), descriptors()
     quick = Limits(cpu_s=1, wall_s=2)
-    program = Program(setup="", code=code, tests=[f"assert {HIDDEN}"])
-    assert run_program(program, quick) == ("sleep" not in code)
+    program = Program(answer=code, tests=[f"assert {HIDDEN}"], names=["f"])
+    assert run_program(program, quick) == (TIMEOUT if "sleep" in code else PASSED)
     assert _descendants() == before
     assert descriptors() == open_before
 
@@ -579,4 +654,4 @@ def test_an_interpreter_that_does_not_start_is_no_wrong_answer(
 def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(SandboxError, match="'darwin'"):
-        passes("", "assert True")
+        passes("a = 1", "assert True")

@@ -92,8 +92,8 @@ def test_other_test_rewards_change_no_choice() -> None:
     changed = make_dataset()
     inside = np.isin(changed.groups, RESULT.test)
     changed.samples = [
-        Sample(**{**vars(each), "reward": 1 - each.reward}) if flip else each
-        for each, flip in zip(changed.samples, inside, strict=True)
+        replace(each, reward=1.0 - reward) if flip else each
+        for each, reward, flip in zip(changed.samples, changed.rewards, inside, strict=True)
     ]
     changed.rewards = np.array([each.reward for each in changed.samples])
     again = run_sweep(changed, readings=[BAD, GOOD], objectives=["mse", "pg"], settings=SETTINGS)
@@ -117,7 +117,8 @@ def test_an_objective_that_refuses_the_data_leaves_an_empty_cell() -> None:
     """Also that rewards below 0 can win."""
     shifted = make_dataset(scale=4.0)
     shifted.samples = [
-        Sample(**{**vars(each), "reward": each.reward - 5}) for each in shifted.samples
+        replace(each, reward=float(reward) - 5)
+        for each, reward in zip(shifted.samples, shifted.rewards, strict=True)
     ]
     shifted.rewards = np.array([each.reward for each in shifted.samples])
     found: list[Cell] = []

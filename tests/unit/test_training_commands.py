@@ -303,7 +303,7 @@ def test_swapped_paths_are_told_with_the_order(
     output = ("-o", tmp_path / "new.safetensors", "--report", report)
     for arguments, said in (
         (("eval", data, probe, "-o", report), "data' is a folder, a probe's .* is PROBE FOLDER"),
-        (("schedule", probe, data, *output), "safetensors' is a file, .* is FOLDER PROBE"),
+        (("schedule", probe, data, *output), r"safetensors' is a file, .* is FOLDER\.\.\. PROBE"),
         (("sweep", probe, "-o", report), "safetensors' is a file, a dataset's folder is wanted"),
         (("eval", tmp_path / "x", data, "-o", report), "x' is not there: a probe's file"),
         (("eval", probe, tmp_path / "y", "-o", report), "y' is not there: a dataset's folder"),

@@ -1,20 +1,7 @@
-"""A dataset's folder: prompts, rewarded samples and their embeddings; here it is read.
+"""A dataset in memory: prompts with rewarded samples; their embeddings are read when asked for."""
 
-::
-
-    manifest.json                    how it was made; checked when a collection goes on
-    prompts.jsonl                    the rows, as given
-    samples/00000.jsonl              the samples of the first prompts, one a line
-    embeddings/00000.safetensors     their embeddings: a tensor (samples, hidden) float16 a reading
-    complete.json                    written last: the hash of every file above
-
-``writer`` writes it, shard by shard.
-"""
-
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,47 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor
 
+from qprobe.data.folder import read_folder
+from qprobe.data.named_rewards import apply_rewards
 from qprobe.data.provenance import identify_prompts
 from qprobe.data.reading import Reading
+from qprobe.data.sample import GREEDY, Sample
 from qprobe.errors import DatasetError, EvaluationError
 
-__all__ = ["FORMAT_VERSION", "GREEDY", "Dataset", "Reading", "Sample", "hash_file"]
+__all__ = ["GREEDY", "Dataset", "Reading", "Sample"]
 
 Json = dict[str, Any]
-FORMAT_VERSION = 1
-# Index of the greedy answer among a prompt's samples; it is a baseline and has no embedding.
-GREEDY = -1
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One completion of a prompt.
-
-    Attributes:
-        prompt: Index of its prompt.
-        index: Of the sample among the prompt's; GREEDY for the greedy answer.
-        text: What a client would get of it.
-        token_ids: Everything generated, the stop token included.
-        num_scored: How many leading tokens make its embedding.
-        logprob: Sum over the generated tokens, in nats, under the sampling distribution's model
-            (temperature 1).
-        finish_reason: ``stop`` or ``length``; ``given`` if it was not sampled.
-        seed: The one that it was sampled with; None if it was not sampled.
-        reward: Finite.
-    """
-
-    prompt: int
-    index: int
-    text: str
-    token_ids: list[int]
-    num_scored: int
-    logprob: float
-    finish_reason: str
-    seed: int | None
-    reward: float
 
 
 class Dataset:
@@ -75,9 +33,12 @@ class Dataset:
         groups: Shape (samples,): the prompt of each.
         rewards: Shape (samples,), float64.
         greedy_rewards: Shape (prompts,): of the greedy answer, NaN where there is none.
+        places: Where each prompt's row is, for an error: ``data/prompts.jsonl:3``.
+        num_unrewarded: Samples that were left out, as they have no reward.
         digest: Names the whole dataset's content; "" for one that was not loaded.
     """
 
+    num_unrewarded = 0
     # The rows of the stored embeddings that are these samples; None: all.
     _rows: NDArray[np.int64] | None = None
 
@@ -90,6 +51,7 @@ class Dataset:
         greedy_rewards: NDArray[np.float64],
         *,
         digest: str = "",
+        places: Sequence[str] | None = None,
     ) -> None:
         self.manifest = manifest
         self.prompts = prompts
@@ -97,40 +59,46 @@ class Dataset:
         self._embeddings = embeddings  # (stored samples, hidden) float16 each
         self.greedy_rewards = greedy_rewards
         self.digest = digest
+        self.places = list(places or (f"row {row + 1}" for row in range(len(prompts))))
         self.groups: NDArray[np.int64] = np.array([each.prompt for each in samples], dtype=np.int64)
         self.rewards: NDArray[np.float64] = np.array([each.reward for each in samples], np.float64)
 
     @classmethod
-    def load(cls, folder: Path | str) -> "Dataset":
-        """Read a finished dataset.
+    def load(cls, folder: Path | str, *, reward_name: str | None = None) -> "Dataset":
+        """Read a finished dataset; samples without a reward are left out.
+
+        Args:
+            folder: Of the dataset.
+            reward_name: Of a reward that was added to it; None takes the one collected.
 
         Raises:
-            DatasetError: There is none, it is not finished, or a file is not the one written.
+            DatasetError: There is no such dataset or reward, it is not finished, or a file is not
+                the one written.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
-        complete = _read_json(folder / "complete.json")
-        hashes: dict[str, str] = complete.get("sha256", {})
-        for name, digest in hashes.items():
-            path = folder / name
-            if not path.is_file() or hash_file(path) != digest:
-                raise DatasetError("folder", f"{str(path)!r} is missing or was changed")
-        prompts = _read_lines(folder / "prompts.jsonl")
-        names = sorted(name for name in hashes if name.startswith("samples/"))
-        rows = [Sample(**row) for name in names for row in _read_lines(folder / name)]
-        greedy = np.full(len(prompts), np.nan)
-        for each in rows:
-            if each.index == GREEDY:
+        stored = read_folder(folder)
+        manifest, digest = stored.manifest, stored.digest
+        every = [each for shard in stored.shards.values() for each in shard]
+        if reward_name is not None:
+            manifest, every, digest = apply_rewards(folder, stored, reward_name)
+        greedy = np.full(len(stored.prompts), np.nan)
+        for each in every:
+            if each.index == GREEDY and each.reward is not None:
                 greedy[each.prompt] = each.reward
-        shards = [folder / "embeddings" / f"{Path(name).stem}.safetensors" for name in names]
-        return cls(
+        embedded = [each for each in every if each.index != GREEDY]
+        rows = [row for row, each in enumerate(embedded) if each.reward is not None]
+        made = cls(
             manifest,
-            prompts,
-            [each for each in rows if each.index != GREEDY],
-            _Shards(shards, [Reading.parse(name) for name in manifest["readings"]]),
+            stored.prompts,
+            [embedded[row] for row in rows],
+            stored.embeddings,
             greedy,
-            digest=hash_file(folder / "complete.json"),
+            digest=digest,
+            places=[f"{folder / 'prompts.jsonl'}:{n}" for n in range(1, len(stored.prompts) + 1)],
         )
+        made._rows = np.array(rows, dtype=np.int64)
+        made.num_unrewarded = len(embedded) - len(rows)
+        return made
 
     @property
     def readings(self) -> list[Reading]:
@@ -145,9 +113,9 @@ class Dataset:
         return np.array([numbers[each] for each in asked], dtype=np.int64)
 
     @property
-    def fewest_samples(self) -> int:
-        """How many samples the prompt with the fewest has."""
-        return int(np.bincount(self.groups, minlength=len(self.prompts)).min())
+    def num_samples(self) -> NDArray[np.int64]:
+        """How many samples each prompt has: (prompts,)."""
+        return np.bincount(self.groups, minlength=len(self.prompts))
 
     def settle_k(self, k: int | None, *, default: int) -> int:
         """Return how many samples of a prompt a choice is among, checked.
@@ -157,13 +125,25 @@ class Dataset:
             default: Taken then, if every prompt has so many samples; else as many as all have.
 
         Raises:
-            EvaluationError: k is not from 1 to the fewest samples of a prompt.
+            EvaluationError: k is not from 1 to the fewest samples of a prompt, or would be 1, which
+                is no choice, without having been asked for.
         """
-        settled = min(default, self.fewest_samples) if k is None else k
-        if not 1 <= settled <= self.fewest_samples:
+        place = int(self.num_samples.argmin())
+        fewest = int(self.num_samples[place])
+        if not fewest:
+            raise EvaluationError("samples", f"of {self.places[place]} are none with a reward")
+        if k is None and default > 1 and fewest == 1:
             raise EvaluationError(
                 "k",
-                f"must be from 1 to {self.fewest_samples}, the fewest samples of a prompt, got "
+                f"would be 1, and no choice, as {self.places[place]} has one sample only: leave "
+                "such prompts out (--min-samples), or ask for 1",
+            )
+        settled = min(default, fewest) if k is None else k
+        if not 1 <= settled <= fewest:
+            which = f" ({self.places[place]})" if fewest < self.num_samples.max() else ""
+            raise EvaluationError(
+                "k",
+                f"must be from 1 to {fewest}, the fewest samples of a prompt{which}, got "
                 f"{settled!r}",
             )
         return settled
@@ -185,11 +165,23 @@ class Dataset:
         """Return an embedding of all samples: (samples, hidden), float32. Reads it from disk.
 
         Raises:
-            DatasetError: It is not stored; the message says which are.
+            DatasetError: It is not stored (the message says which are), or not finite.
         """
+        values = self.embeddings_of(reading).float()
+        finite = torch.isfinite(values).all(1)
+        if not bool(finite.all()):
+            sample = self.samples[int((~finite).nonzero()[0])]
+            raise DatasetError(
+                str(reading),
+                f"is not finite for sample {sample.index} of {self.places[sample.prompt]}",
+            )
+        return values
+
+    def embeddings_of(self, reading: Reading) -> Tensor:
+        """Return an embedding of all samples as it is stored: (samples, hidden), float16."""
         self.require([reading])
         found = self._embeddings[reading]
-        return (found if self._rows is None else found[torch.from_numpy(self._rows)]).float()
+        return found if self._rows is None else found[torch.from_numpy(self._rows)]
 
     def subset(self, prompts: Sequence[int]) -> "Dataset":
         """Return the dataset of some prompts, numbered anew in the order given."""
@@ -205,71 +197,7 @@ class Dataset:
             self._embeddings,
             self.greedy_rewards[list(prompts)],
             digest=self.digest,
+            places=[self.places[old] for old in prompts],
         )
         made._rows = kept if self._rows is None else self._rows[kept]
         return made
-
-
-class _Shards(Mapping[Reading, Tensor]):
-    """Embeddings on disk: one reading of a large dataset fits where all of them do not."""
-
-    def __init__(self, paths: Sequence[Path], readings: Sequence[Reading]) -> None:
-        self._paths = paths
-        self._readings = readings
-
-    def __getitem__(self, reading: Reading) -> Tensor:
-        parts = []
-        for path in self._paths:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                parts.append(file.get_tensor(str(reading)))
-        return torch.cat(parts)
-
-    def __contains__(self, reading: object) -> bool:
-        return reading in self._readings
-
-    def __iter__(self) -> Iterator[Reading]:
-        return iter(self._readings)
-
-    def __len__(self) -> int:
-        return len(self._readings)
-
-
-def _read_manifest(folder: Path) -> Json:
-    path = folder / "manifest.json"
-    if folder.is_file():
-        raise DatasetError("folder", f"{str(folder)!r} is a file, a dataset's folder is wanted")
-    if not folder.exists():
-        raise DatasetError("folder", f"{str(folder)!r} is not there")
-    if not path.is_file():
-        raise DatasetError("folder", f"{str(folder)!r} is not a dataset: it has no manifest.json")
-    manifest = _read_json(path)
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise DatasetError(
-            "format_version",
-            f"must be {FORMAT_VERSION}, got {manifest.get('format_version')!r} in {str(path)!r}",
-        )
-    if not (folder / "complete.json").is_file():
-        raise DatasetError(
-            "folder", f"{str(folder)!r} is not finished: run the same `qprobe collect` again"
-        )
-    return manifest
-
-
-def _read_json(path: Path) -> Json:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise DatasetError("folder", f"{str(path)!r} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DatasetError("folder", f"{str(path)!r} is not of a dataset: it is no JSON object")
-    return content
-
-
-def _read_lines(path: Path) -> list[Json]:
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

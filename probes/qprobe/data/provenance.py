@@ -7,7 +7,7 @@ from typing import Any
 
 from qprobe.errors import ProbeFileError
 
-__all__ = ["SEEN", "SEEN_BY_SCHEDULE", "identify_prompts", "note_seen", "read_seen"]
+__all__ = ["SEEN", "SEEN_BY_SCHEDULE", "identify_prompts", "note_seen", "prompt_of", "read_seen"]
 
 Json = dict[str, Any]
 
@@ -23,13 +23,16 @@ def identify_prompts(prompts: Sequence[Json]) -> list[str]:
 
     Any two of 100,000 different prompts come out the same with a probability of 2e-5.
     """
-    # The last is of pairs of whole chats.
-    asked = (
-        row.get("messages") or row.get("prompt") or row.get("chosen", [])[:-1] for row in prompts
-    )
     # A message is the same in whatever order its fields are written.
-    texts = (json.dumps(each, sort_keys=True) for each in asked)
+    texts = (json.dumps(prompt_of(row), sort_keys=True) for row in prompts)
     return [hashlib.sha256(text.encode()).hexdigest()[:_DIGITS] for text in texts]
+
+
+def prompt_of(row: Json) -> str | list[Json]:
+    """Return what a row asks: raw text or messages."""
+    # The last is of pairs of whole chats.
+    asked: str | list[Json] = row.get("messages") or row.get("prompt") or row.get("chosen", [])[:-1]
+    return asked
 
 
 def note_seen(prompts: Sequence[Json]) -> str:

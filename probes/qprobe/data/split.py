@@ -39,7 +39,11 @@ def check_split(row: Json) -> None:
 
 
 def split_prompts(
-    prompts: Sequence[Json], *, test_fraction: float | None = None, seed: int = 0
+    prompts: Sequence[Json],
+    *,
+    test_fraction: float | None = None,
+    seed: int = 0,
+    places: Sequence[str] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Split prompts into development and test prompts, each ascending.
 
@@ -51,6 +55,7 @@ def split_prompts(
             are taken at random. None: as the rows' field ``split`` says, and a quarter if they have
             none.
         seed: Of the random split.
+        places: Where each row is, for errors; None counts them.
 
     Raises:
         EvaluationError: An argument is out of range, or the rows' fields are no split; the field
@@ -63,7 +68,8 @@ def split_prompts(
             "prompts", f"must be at least 4 different ones to split them, got {len(different)!r}"
         )
     if test_fraction is None and has_split(prompts):
-        return _split_as_told(prompts, asked)
+        places = places or [f"row {row}" for row in range(1, len(prompts) + 1)]
+        return _split_as_told(prompts, asked, places)
     if test_fraction is None:
         test_fraction = DEFAULT_TEST_FRACTION
     if not 0 < test_fraction < 1:
@@ -75,7 +81,9 @@ def split_prompts(
     return sorted(set(range(len(asked))) - set(test)), test
 
 
-def _split_as_told(prompts: Sequence[Json], asked: Sequence[str]) -> tuple[list[int], list[int]]:
+def _split_as_told(
+    prompts: Sequence[Json], asked: Sequence[str], places: Sequence[str]
+) -> tuple[list[int], list[int]]:
     """Split rows by their field ``split``; ``asked`` tells which ask the same."""
     hint = "; --test-fraction splits at random"
     sides: dict[str, list[int]] = {side: [] for side in _SIDES}
@@ -83,7 +91,7 @@ def _split_as_told(prompts: Sequence[Json], asked: Sequence[str]) -> tuple[list[
         try:
             check_split(row)
         except RowError as error:
-            message = f"of row {index + 1} {error.message}{hint}"
+            message = f"of {places[index]} {error.message}{hint}"
             raise EvaluationError(error.field, message) from error
         sides[row["split"]].append(index)
     for side, rows in sides.items():
@@ -93,6 +101,6 @@ def _split_as_told(prompts: Sequence[Json], asked: Sequence[str]) -> tuple[list[
     if both:
         first = next(index for index in sides["test"] if asked[index] in both)
         raise EvaluationError(
-            "split", f"of row {first + 1} is 'test', and a row that asks the same is 'train'{hint}"
+            "split", f"of {places[first]} is 'test', and a row that asks the same is 'train'{hint}"
         )
     return sides["train"], sides["test"]

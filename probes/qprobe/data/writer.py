@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from qprobe.data.dataset import FORMAT_VERSION, Sample, hash_file
+from qprobe.data.folder import embeddings_file, hash_file, read_json
+from qprobe.data.sample import FORMAT_VERSION, Sample
 from qprobe.errors import DatasetError
-from qprobe.files import TORN_PREFIX, write_file
+from qprobe.files import TORN_PREFIX, make_folder, write_file, write_files
 
-__all__ = ["DatasetWriter", "check_output"]
+__all__ = ["DatasetWriter", "check_output", "lock_folder"]
 
 Json = dict[str, Any]
 _LOCK = ".lock"
@@ -28,7 +29,7 @@ _LOCK = ".lock"
 _FREE_TO_DIFFER = ("versions", "engine")
 # What a collection writes; other files in the folder are not its own.
 _OWN_FILE = re.compile(
-    r"manifest\.json|prompts\.jsonl|samples/\d{5}\.jsonl|embeddings/\d{5}\.safetensors"
+    r"manifest\.json|prompts\.jsonl|samples/\d{5}\.jsonl|embeddings/\d{5}/[\w-]+\.safetensors"
 )
 
 
@@ -55,7 +56,7 @@ class DatasetWriter:
         lines = "".join(json.dumps(row) + "\n" for row in prompts)
         check_output(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder)
+        self._lock = lock_folder(folder)
         try:
             self._begin(lines)
         except BaseException:  # an interrupt too must release the lock
@@ -64,11 +65,12 @@ class DatasetWriter:
 
     def _begin(self, lines: str) -> None:
         folder = self.folder
-        for torn in [*folder.glob(f"{TORN_PREFIX}*"), *folder.glob(f"*/{TORN_PREFIX}*")]:
-            torn.unlink()
+        for below in ("", "samples/", "embeddings/*/"):
+            for torn in folder.glob(f"{below}{TORN_PREFIX}*"):
+                torn.unlink()
         path = folder / "manifest.json"
         if path.exists():
-            _check_same(json.loads(path.read_text("utf-8")), self._manifest, folder)
+            _check_same(read_json(path), self._manifest, folder)
             return
         for name in ("samples", "embeddings"):
             (folder / name).mkdir(exist_ok=True)
@@ -119,8 +121,13 @@ class DatasetWriter:
                 raise DatasetError(
                     "embeddings", f"of reading {reading!r} go beyond what float16 holds (65504)"
                 )
-        path = self.folder / "embeddings" / f"{shard:05d}.safetensors"
-        write_file(path, save({name: t.contiguous() for name, t in embeddings.items()}))
+        place = self.folder / "embeddings" / f"{shard:05d}"
+        make_folder(place)
+        files = {
+            Path(embeddings_file(place.name, name)).name: save({name: t.contiguous()})
+            for name, t in embeddings.items()
+        }
+        write_files(place, files)
         lines = "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in samples)
         write_file(self._samples_path(shard), lines.encode())
 
@@ -155,8 +162,12 @@ def check_output(folder: Path) -> None:
             )
 
 
-def _lock(folder: Path) -> IO[bytes]:
-    """Return a file whose lock keeps other writers out until it is closed or its process ends."""
+def lock_folder(folder: Path) -> IO[bytes]:
+    """Return a file whose lock keeps other writers out until it is closed or its process ends.
+
+    Raises:
+        DatasetError: Another process has it.
+    """
     file = (folder / _LOCK).open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qprobe.errors import ProbeFileError
 from qprobe.files import write_file
+from qprobe.probe.foreign import name_content, name_tensors
 from qprobe.probe.network import Probe, ProbeInfo
 from qprobe.probe.schedule import Step
 
@@ -50,7 +51,8 @@ def load_probe(path: Path | str) -> Probe:
     """
     path = Path(path)
     if path.is_dir():
-        raise ProbeFileError("file", f"{str(path)!r} is a folder, a probe's file is wanted")
+        kind = " of a LoRA adapter" if (path / "adapter_config.json").exists() else ""
+        raise ProbeFileError("file", f"{str(path)!r} is a folder{kind}, a probe's file is wanted")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -73,12 +75,16 @@ def parse_probe(data: bytes) -> Probe:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         # The last four: dtypes that torch does not have, and shapes that it does not take.
-        raise ProbeFileError("file", f"is not a readable probe: {error}") from error
+        kind = name_content(data)
+        said = str(error) if kind is None else f"it is {kind}"
+        raise ProbeFileError("file", f"is not a readable probe: {said}") from error
     # safetensors gives the metadata of files only. It has just read this header: a length of 8
     # bytes, then JSON.
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-    info = _read_header(metadata)
+    if _HEADER_KEY not in metadata:
+        raise ProbeFileError("file", f"has no probe's header: {name_tensors(tensors)}")
+    info = _read_header(metadata[_HEADER_KEY])
     heads = {each: _pop_layer(tensors, f"checkpoint.{each}") for each in info.checkpoints}
     layers: list[tuple[Tensor, Tensor]] = []
     while f"{len(layers)}.weight" in tensors:
@@ -88,11 +94,9 @@ def parse_probe(data: bytes) -> Probe:
     return Probe(info, layers, heads)
 
 
-def _read_header(metadata: dict[str, str]) -> ProbeInfo:
-    if _HEADER_KEY not in metadata:
-        raise ProbeFileError("file", "holds tensors but no probe header")
+def _read_header(text: str) -> ProbeInfo:
     try:
-        header: Any = json.loads(metadata[_HEADER_KEY])
+        header: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProbeFileError("header", f"is not JSON: {error}") from error
     if not isinstance(header, dict):

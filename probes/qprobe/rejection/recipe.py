@@ -119,7 +119,9 @@ def _score(
     known = sorted(set(range(len(dataset.prompts))) - set(unseen))
     if not known:
         fraction = None if has_split(dataset.prompts) else 0.5
-        known, unseen = split_prompts(dataset.prompts, test_fraction=fraction)
+        known, unseen = split_prompts(
+            dataset.prompts, test_fraction=fraction, places=dataset.places
+        )
         return _Sides(
             chosen_on=score_samples(probe, dataset.subset(known)),
             unseen=score_samples(probe, dataset.subset(unseen)),

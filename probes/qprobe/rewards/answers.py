@@ -1,30 +1,19 @@
-"""Rewards of an answer's text: its last number, or what a pattern finds in it."""
+"""Rewards of an answer's text: the number it ends in, or what a pattern finds in it."""
 
 import json
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from qprobe.errors import RewardError, RowError
+from qprobe.rewards.ending import find_next_questions, read_gold, read_quantity
+from qprobe.rewards.quantity import Quantity
 
 __all__ = ["NumericReward", "RegexReward", "read_number"]
 
 Json = dict[str, Any]
-
-_RELATIVE_TOLERANCE = 1e-6
-# A sign counts where it cannot be a minus between two terms; digits count where they do not end a
-# word or a name, such as x2.
-_NUMBER = re.compile(
-    r"(?<![\w.])(?:(?<![\w)\]}])[-+])?"
-    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:(?<=\d)\.\d+|(?<=\d)|\.\d+)(?:e[-+]?\d+)?",
-    re.ASCII | re.IGNORECASE,
-)
-_BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
-_HASHES = re.compile(r"####([^\n]*)")
-_MINUS = str.maketrans({"\N{MINUS SIGN}": "-"})
 
 # One search can take exponential time and holds the interpreter's lock all along, so that no thread
 # could stop it: it runs in a process that the kernel kills.
@@ -34,29 +23,34 @@ _SEARCH = f"""
 import json, re, resource, sys
 resource.setrlimit(resource.RLIMIT_CPU, ({_SEARCH_CPU_S}, {_SEARCH_CPU_S}))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-pattern, text, want = json.load(sys.stdin)
-found = None
+pattern, text, want, questions = json.load(sys.stdin)
 if want is None:
     print(re.search(pattern, text) is not None)
 else:
+    group, end = None, None
     for found in re.finditer(pattern, text):
-        pass
-    print(found is not None and found[1] == want)
+        if end is None:
+            end = min((each for each in questions if each >= found.end()), default=len(text))
+        if found.start() > end:
+            break
+        group = found[1]
+    print(group is not None and group.strip() == want.strip())
 """
 
 
 class NumericReward:
     r"""1 if the number that an answer ends in is the row's ``answer``, to a millionth of it.
 
-    It is the last number of the last ``\boxed{}`` that holds one, else of the last ``####`` line
-    that does (as in GSM8K), else of the whole text. 1,234.5, -3, +.5 and 1e3 are read, fractions
-    are not.
+    ``qprobe.rewards.ending`` says which number that is, ``qprobe.rewards.quantity`` how it may be
+    written. Units do not count; a percent sign may be left out, and 50 % is also 0.5.
     """
 
     name = "numeric"
 
     def check(self, fields: Json) -> None:
-        """Check ``answer``: a finite number, or a string of nothing but one.
+        r"""Check ``answer``: a finite number, a string of nothing but one, or a solution.
+
+        A solution ends in ``#### 42``, as in GSM8K, or in ``\boxed{42}``.
 
         Raises:
             RowError: It is missing or something else.
@@ -70,47 +64,36 @@ class NumericReward:
             RowError: As ``check``.
         """
         want = _read_answer(fields)
-        found = read_number(completion)
-        if found is None:
-            return 0.0
-        return float(math.isclose(found, want, rel_tol=_RELATIVE_TOLERANCE))
+        found = read_quantity(completion)
+        return float(found is not None and found.equals(want))
 
 
 def read_number(completion: str) -> float | None:
     """Return the number that an answer ends in, as NumericReward reads it; None without one."""
-    text = completion.translate(_MINUS).replace("{,}", ",")
-    for part in _where_the_answer_is(text):
-        numbers = [match[0] for match in _NUMBER.finditer(part)]
-        if numbers:
-            return float(numbers[-1].replace(",", ""))
-    return None
+    found = read_quantity(completion)
+    return None if found is None else found.value
 
 
-def _where_the_answer_is(text: str) -> Iterator[str]:
-    for marked in (_BOXED, _HASHES):
-        yield from reversed(marked.findall(text))
-    yield text
-
-
-def _read_answer(fields: Json) -> float:
+def _read_answer(fields: Json) -> Quantity:
     value = fields.get("answer")
-    number = math.nan
+    found: Quantity | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
-            number = float(value)
+            found = Quantity(float(value))
         except OverflowError:  # an integer beyond every float
-            number = math.inf
-    elif isinstance(value, str) and (match := _NUMBER.fullmatch(value.strip().translate(_MINUS))):
-        number = float(match[0].replace(",", ""))
-    if not math.isfinite(number):
+            found = None
+    elif isinstance(value, str):
+        found = read_gold(value)
+    if found is None or not math.isfinite(found.value):
         raise RowError("answer", f"must be a finite number, or a string of one, got {value!r:.80}")
-    return number
+    return found
 
 
 class RegexReward:
     """1 if the row's ``pattern`` is found in an answer, by ``re.search``.
 
-    With a string ``answer`` in the row, 1 if group 1 of the pattern's last match equals it. A
+    With a string ``answer`` in the row, 1 if group 1 of the pattern's last match equals it, white
+    space around it aside; matches do not count in a further question that the model asks itself. A
     search that takes more than 1 s of CPU time has found nothing.
     """
 
@@ -146,7 +129,8 @@ class RegexReward:
             RewardError: The search could not be run.
         """
         self.check(fields)
-        asked = json.dumps([fields["pattern"], completion, fields.get("answer")])
+        questions = find_next_questions(completion)
+        asked = json.dumps([fields["pattern"], completion, fields.get("answer"), questions])
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-S", "-c", _SEARCH],

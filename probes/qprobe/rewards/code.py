@@ -1,33 +1,26 @@
 """The reward ``tests``: an answer's code, run against the row's tests in a sandbox."""
 
 import ast
-import re
-import textwrap
+import symtable
+from dataclasses import replace
 from typing import Any
 
 from qprobe.errors import RowError
-from qprobe.rewards.sandbox import Limits, Program, run_program
+from qprobe.rewards.judged import Judged
+from qprobe.rewards.sandbox import PASSED, Limits, Program, run_program
+from qprobe.rewards.tested import (
+    SOLUTIONS,
+    find_head,
+    find_modules,
+    find_names,
+    need_numpy,
+    read_entry_points,
+)
 
-__all__ = ["TestsReward", "extract_code"]
+__all__ = ["TestsReward"]
 
 Json = dict[str, Any]
-
-# A fence opens at the start of a line and ends at the next such line, or where the answer was cut.
-# No two neighbouring parts match the same characters: the time is linear, whatever a model writes.
-_FENCE = r"^[ \t]*```{tag}\n(.*?)(?:^[ \t]*```|\Z)"
-_FLAGS = re.MULTILINE | re.DOTALL | re.IGNORECASE
-_PYTHON_FENCE = re.compile(_FENCE.format(tag=r"[ \t]*(?:python3?|py)(?:[ \t\r][^\n`]*)?"), _FLAGS)
-_BARE_FENCE = re.compile(_FENCE.format(tag=r"[ \t\r]*"), _FLAGS)
-
-
-def extract_code(completion: str) -> str:
-    """Return the code of an answer.
-
-    It is the first fenced block that is marked as Python, else the first without a mark, else the
-    whole text. The last fence need not be closed: an answer may have been cut.
-    """
-    match = _PYTHON_FENCE.search(completion) or _BARE_FENCE.search(completion)
-    return textwrap.dedent(match[1]) if match else completion
+_MAX_KEPT = 1024
 
 
 class TestsReward:
@@ -35,8 +28,11 @@ class TestsReward:
 
     ``tests`` of a row is a list of Python statements; ``setup``, if there is one, is run before the
     answer's code and before the tests, and must import what the tests use. ``entry_point``, if
-    there is one, names the function under test; only needed if it bears the name of a builtin or
-    of something in ``setup``. ``qprobe.rewards.sandbox`` says what code can and cannot do.
+    there is one, names the function under test, or a list of what the tests expect of the answer:
+    needed if they use more than one such name, or one of a builtin or of something in ``setup``.
+    ``qprobe.rewards.sandboxed.extraction`` says what of an answer is its code; it may go on from a
+    raw ``prompt`` that ends in the head of a function, unless ``join`` is false.
+    ``qprobe.rewards.sandbox`` says what code can and cannot do.
 
     Raises:
         SandboxError: This machine cannot run code safely; found out at once.
@@ -47,15 +43,19 @@ class TestsReward:
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
-        run_program(Program(setup="", code="", tests=["assert True"]), self._limits)
+        # By the id of a row, which stays its own as long as the row is kept here. Reading tests of
+        # megabytes takes a second, and they are read again for every answer of a prompt.
+        self._programs: dict[int, tuple[Json, Program]] = {}
+        run_program(Program(answer="a = 1", tests=["assert True"], names=("a",)), self._limits)
 
     def check(self, fields: Json) -> None:
-        """Check ``tests``, ``setup`` and ``entry_point``.
+        """Check ``tests``, ``setup``, ``entry_point`` and ``join``.
 
         Raises:
-            RowError: One of them is not of its type, or not Python.
+            RowError: One of them is not of its type, or not Python, or the tests use a name that is
+                declared nowhere.
         """
-        _read_program(fields, "")
+        _read_program(fields)
 
     def __call__(self, fields: Json, completion: str) -> float:
         """Return 1.0 or 0.0.
@@ -64,11 +64,34 @@ class TestsReward:
             RowError: As ``check``.
             SandboxError: The code could not be run.
         """
-        program = _read_program(fields, extract_code(completion))
-        return float(run_program(program, self._limits))
+        return self.judge(fields, completion).value
+
+    def judge(self, fields: Json, completion: str) -> Judged:
+        """Return 1.0, or 0.0 and the reason: a verdict of ``qprobe.rewards.sandbox``.
+
+        Raises:
+            RowError: As ``check``.
+            SandboxError: The code could not be run.
+        """
+        kept, program = self._programs.get(id(fields), (None, None))
+        if program is None or kept is not fields:
+            program = _read_program(fields)
+            if len(self._programs) >= _MAX_KEPT:
+                self._programs.clear()
+            self._programs[id(fields)] = fields, program
+        verdict = run_program(replace(program, answer=completion), self._limits)
+        return Judged(1.0) if verdict == PASSED else Judged(0.0, verdict)
+
+    def judge_solution(self, fields: Json) -> Judged | None:
+        """Judge the solution that a row brings, if it does; raises as ``judge``."""
+        for field in SOLUTIONS:
+            solution = fields.get(field)
+            if isinstance(solution, str) and solution.strip():
+                return self.judge(fields, solution)
+        return None
 
 
-def _read_program(fields: Json, code: str) -> Program:
+def _read_program(fields: Json) -> Program:
     tests = fields.get("tests")
     if not isinstance(tests, list) or not tests:
         raise RowError("tests", f"must be a non-empty list of Python statements, got {tests!r:.80}")
@@ -77,12 +100,24 @@ def _read_program(fields: Json, code: str) -> Program:
     setup = fields.get("setup")
     if setup is not None:
         _check_source("setup", setup)
-    entry_point = fields.get("entry_point")
-    if entry_point is not None and not (
-        isinstance(entry_point, str) and entry_point.isidentifier()
-    ):
-        raise RowError("entry_point", f"must be the name of a function, got {entry_point!r:.80}")
-    return Program(setup=setup or "", code=code, tests=tests, entry_point=entry_point)
+    setup = setup or ""
+    entry_points = read_entry_points(fields.get("entry_point"))
+    head = find_head(fields, setup)
+    if head is not None:  # whose helpers the tests may use, as they stand there
+        if head.closed != setup:
+            setup = f"{setup}\n{head.closed}"
+        entry_points += [head.name] if head.name is not None else []
+    sources = [setup, *tests]
+    return Program(
+        setup=setup,
+        answer="",
+        tests=tests,
+        names=find_names(fields, entry_points, sources),
+        modules=tuple(find_modules(sources)),
+        head=head.text if head is not None else "",
+        may_replace=entry_points,
+        needs_numpy=need_numpy(sources),
+    )
 
 
 def _check_source(field: str, source: object) -> None:
@@ -90,5 +125,6 @@ def _check_source(field: str, source: object) -> None:
         raise RowError(field, f"must be a string of Python, got {source!r:.80}")
     try:
         ast.parse(source)
+        symtable.symtable(source, field, "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise RowError(field, f"is not Python: {error}, got {source!r:.80}") from error

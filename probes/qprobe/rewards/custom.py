@@ -1,40 +1,61 @@
-"""A reward of the user's own: a Python function, by module or file."""
+"""A reward of the user's own: a Python function, by module or file.
+
+Either ``function(row, completion)``, which is called for each completion, or as TRL has them,
+``function(prompts, completions, **columns) -> list[float]``, which is called for many.
+"""
 
 import importlib
 import importlib.util
+import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from qprobe.errors import RewardError
+from qprobe.data.provenance import prompt_of
+from qprobe.errors import RewardError, RowError
 
 __all__ = ["FunctionReward"]
 
 Json = dict[str, Any]
 
+_BATCH_SIZE = 32
+_MAX_SHOWN = 300
+_FORMS = "(row, completion) or, as in TRL, (prompts, completions, **columns)"
+_NO_COLUMNS = ("prompt", "messages", "completions")
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_MAIN_THREAD = (
+    "; rewards run in threads, so it cannot do what needs the main thread: leave its own limit of "
+    "time out (math_verify's by parsing_timeout=None and timeout_seconds=None) and set "
+    "--reward-timeout"
+)
+
 
 class FunctionReward:
-    """Calls a function f(fields, completion) that returns a finite number or a bool.
+    """Calls a function of the user's own.
 
-    Nothing is known of what it needs of a row, and it is run as it is, in no sandbox. It is called
-    from several threads.
+    Nothing is known of what it needs of a row, and it is run as it is, in no sandbox. One of the
+    first form is called from several threads. A parameter ``completions`` tells one of the second;
+    of what TRL hands over it gets what it names, all columns if it takes ``**``. As in TRL, prompt
+    and completion of a chat are lists of messages.
+
+    Attributes:
+        batch_size: How many completions a call is for: 1 of the first form.
 
     Args:
         where: ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION``. Imported at once; modules are looked
             for in the current folder and beside the file too.
+        batch_size: Of the second form, >= 1; None takes 32.
 
     Raises:
-        RewardError: It cannot be imported, or is no function.
+        RewardError: It cannot be imported, is no function, or takes something else.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, *, batch_size: int | None = None) -> None:
         self.name = f"python:{where}"
         source, colon, function = where.rpartition(":")
         if not colon or not source or not function:
@@ -53,35 +74,139 @@ class FunctionReward:
             raise RewardError(
                 f"reward {self.name!r}: {function!r} must be a function of {source!r}, got {kind}"
             )
-        self._function: Callable[[Json, str], object] = found
+        self._file = getattr(module, "__file__", None)
+        self._function: Callable[..., object] = found
+        self._columns = self._read_signature()
+        if self._columns is None and batch_size is not None:
+            raise RewardError(
+                f"reward {self.name!r} takes one completion a call: a size of batches is for "
+                "functions that take (prompts, completions, **columns)"
+            )
+        self.batch_size = 1 if self._columns is None else batch_size or _BATCH_SIZE
+
+    def _read_signature(self) -> "_Columns | None":
+        """Return which columns a function of TRL's form takes, None for one of the other."""
+        function = self._function
+        if inspect.iscoroutinefunction(function):
+            raise RewardError(f"reward {self.name!r} must not be async")
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # some builtins have none
+            return None
+        if "completions" in signature.parameters:
+            return _Columns(signature)
+        try:
+            signature.bind({}, "")
+        except TypeError as error:
+            raise RewardError(
+                f"reward {self.name!r} must take {_FORMS}, it takes {signature}"
+            ) from error
+        return None
 
     def check(self, fields: Json) -> None:
-        """Accept every row."""
-
-    def __call__(self, fields: Json, completion: str) -> float:
-        """Return what the function returns.
+        """Check that a row has the columns that a function of TRL's form asks for.
 
         Raises:
-            RewardError: It raised, or returned something else than a finite number.
+            RowError: It has not.
         """
-        try:
-            value = self._function(fields, completion)
-        except Exception as error:  # the user's function may raise anything
-            # Not the error's own text, which may hold the user's.
-            last = traceback.extract_tb(error.__traceback__)[-1]
+        if self._columns is not None:
+            self._columns.check(fields)
+
+    def __call__(self, fields: Json, completion: str) -> float:
+        """Return what the function returns for one completion; see ``rate``."""
+        return self.rate([(fields, completion)])[0]
+
+    def rate(self, batch: Sequence[tuple[Json, str]]) -> list[float]:
+        """Return a reward for each row and completion, ``batch_size`` of them at most.
+
+        Raises:
+            RewardError: The function raised, or returned something else than finite numbers. The
+                message has the exception's own text and the line of the user's file.
+        """
+        if self._columns is None:
+            return [self._to_number(self._call(fields, text)) for fields, text in batch]
+        values = _plain(self._call(**self._columns.make(batch)))
+        if not isinstance(values, list | tuple) or len(values) != len(batch):
             raise RewardError(
-                f"reward {self.name!r} raised {type(error).__name__} at {last.filename}:"
-                f"{last.lineno}"
-            ) from error
+                f"reward {self.name!r} must return a list of {len(batch)} numbers, one for each "
+                f"completion, got {_show(values)}"
+            )
+        return [self._to_number(each) for each in values]
+
+    def _call(self, *positional: object, **named: object) -> object:
         try:
-            number = float(value) if isinstance(value, Real | np.bool_) else math.nan
+            return self._function(*positional, **named)
+        except (Exception, SystemExit) as error:  # the user's function may raise anything
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if frame.filename == self._file]
+            last = (own or frames)[-1]
+            hint = _MAIN_THREAD if "main thread" in str(error) else ""
+            said = f": {_shorten(str(error))}" if str(error) else ""
+            raise RewardError(
+                f"reward {self.name!r} raised {type(error).__name__}{said} at {last.filename}:"
+                f"{last.lineno}{hint}"
+            ) from error
+
+    def _to_number(self, value: object) -> float:
+        value = _plain(value)
+        try:
+            number = float(value) if isinstance(value, Real) else math.nan
         except OverflowError:  # an integer beyond every float
             number = math.inf
         if not math.isfinite(number):
             raise RewardError(
-                f"reward {self.name!r} must return a finite number, got {value!r:.80}"
+                f"reward {self.name!r} must return a finite number, got {_show(value)}"
             )
         return number
+
+
+class _Columns:
+    """What a function of TRL's form gets: prompts, completions and the columns that it takes."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        parameters = signature.parameters.values()
+        self._all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+        # Of ``*args`` nothing is known, and it gets nothing.
+        named = [each for each in parameters if each.kind not in _VARIADIC]
+        self._named = [each.name for each in named]
+        self._needed = [
+            each.name
+            for each in named
+            if each.default is inspect.Parameter.empty
+            and each.name not in ("prompts", "completions")
+        ]
+
+    def check(self, fields: Json) -> None:
+        for name in self._needed:
+            if name not in fields:
+                raise RowError(name, "is missing, and the reward's function takes it")
+
+    def make(self, batch: Sequence[tuple[Json, str]]) -> Json:
+        rows = [fields for fields, _ in batch]
+        prompts = [prompt_of(row) for row in rows]
+        texts = [text for _, text in batch]
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        names = dict.fromkeys(name for row in rows for name in row if name not in _NO_COLUMNS)
+        columns: Json = {name: [row.get(name) for row in rows] for name in names}
+        columns |= {"prompts": prompts, "completions": completions}
+        return {name: columns[name] for name in columns if self._all or name in self._named}
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401  # whatever a user's function returns
+    """Return what a NumPy value or a tensor holds, anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _show(value: object) -> str:
+    return f"{value!r:.80}"
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _import(source: str) -> ModuleType:

@@ -1,25 +1,26 @@
 """Runs code of unknown origin against tests, in processes that can do no harm. Linux only.
 
-What is run stands in ``sandboxed``: ``confinement`` says what the processes may do, ``main`` and
-``exchange`` how the verdict is kept from the code that is judged. In short: the answer's code and
+What is run stands in ``sandboxed``: ``confinement`` says what the processes may do, ``extraction`` what of
+an answer is its code, ``main`` and ``exchange`` how the verdict is kept from the code that is judged. In short: the answer's code and
 the tests run in different processes, and the answer's has no way to the verdict but to return the
 right values.
 
 What the answer can still do: return a value that it did not compute, or find by other means (the
 arguments of a call are known to it); change its arguments in place, as in any Python; do as it
 likes with a test that executes what it returned (``eval(f(2))``), asks an object of the answer's
-own (``f(2).startswith("a")``), or compares with a class of ``setup`` that equals many things: such
-tests must not be written.
-What an honest answer cannot do: start threads or processes, write files, import anything but the
-standard library, have the tests see what it prints, or pass by values that are neither of builtin
-types, of ``Counter``, ``OrderedDict``, ``deque``, dates, ``Decimal`` and ``Fraction``, nor of
-classes of ``setup`` without slots (objects of its own may be called and asked for attributes, items
-and length, but not compared or added). So tests with such needs score 0. Values cross by copy:
+own (``f(2).startswith("a")``), or compares with a class of ``setup`` that equals many things, by an
+attribute of its instances: such tests must not be written.
+What an honest answer cannot do: start threads or processes, read input or files, write files, or
+import anything but the standard library; the tests may import numpy, too. What a test cannot do
+with an object of the answer's own: compare it with a plain value (it is compared with another of
+the answer's), take a plain value for what comes of counting with one (``f(2) - 1``), inherit from
+its class, ask ``type`` of it, replace something in its module (``mock.patch``), or give it an
+object of a class that ``setup`` does not define. So tests with such needs score 0, and all but
+``type`` and ``mock`` have the reason ``unsupported by the sandbox``. Values cross by copy:
 ``f(a) is a`` is known where ``a`` is an argument, but not whether two parts of a value are one
 object, and what is inside a tuple is not changed in place.
 """
 
-import ast
 import json
 import os
 import select
@@ -27,22 +28,47 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy
+
 from qprobe.errors import SandboxError
 
-__all__ = ["Limits", "Program", "run_program"]
+__all__ = [
+    "FAILED",
+    "NO_CODE",
+    "PASSED",
+    "SYNTAX",
+    "TIMEOUT",
+    "UNSUPPORTED",
+    "Limits",
+    "Program",
+    "run_program",
+]
 
 # -s -S -P: no site-packages and no current folder. Not -I: PYTHONHASHSEED must be heard, or answers
 # that depend on the order of a set would be rewarded by chance.
 _FLAGS = ("-s", "-S", "-P")
 _START = (
     "import sys; sys.path.insert(0, sys.argv[1]); from sandboxed.main import main; "
-    "main(wall_s=float(sys.argv[2]), cpu_s=int(sys.argv[3]), memory_bytes=int(sys.argv[4]))"
+    "main(wall_s=float(sys.argv[2]), cpu_s=int(sys.argv[3]), memory_bytes=int(sys.argv[4]), "
+    "numpy_folder=sys.argv[5])"
 )
-_READY, _PASSED, _REFUSED = b"R", b"P", b"E"
+# The verdicts.
+PASSED, FAILED, TIMEOUT = "passed", "failed", "timeout"
+NO_CODE, SYNTAX, UNSUPPORTED = "no code", "syntax", "unsupported by the sandbox"
+_READY, _REFUSED = b"R", b"E"
+# What ``sandboxed.main`` writes after R; that time was up it writes last.
+_VERDICTS = {b"P": PASSED, b"T": TIMEOUT, b"N": NO_CODE, b"S": SYNTAX, b"U": UNSUPPORTED}
 _MAX_VERDICT_BYTES = 4096
+# Those of the libraries below numpy that would start threads, which must not be.
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+}
+_NUMPY = str(Path(numpy.__file__).parents[1])
 # The started process ends the others in time by itself; if it does not, it is ended.
 _GRACE_S = 5.0
 
@@ -67,40 +93,44 @@ class Program:
     """What is to be run.
 
     Attributes:
-        setup: Python source of the tests' author, run before the code and before the tests.
-        code: Python source of unknown origin.
+        answer: Of unknown origin; its code is found by ``sandboxed.extraction``.
         tests: Python statements of the tests' author.
-        entry_point: Name of the function under test, or None. It alone may bear the name of a
-            builtin or of something in ``setup``.
+        setup: Python source of the tests' author, run before the code and before the tests.
+        names: What the tests expect of the answer.
+        may_replace: Those of them that may bear the name of a builtin or of something in ``setup``.
+        modules: Of the standard library, which the tests use without an import.
+        head: The beginning of a function that the answer may go on from, or "".
+        needs_numpy: Whether ``setup`` or the tests import numpy; the answer may not.
     """
 
-    setup: str
-    code: str
-    tests: list[str]
-    entry_point: str | None = None
+    answer: str
+    tests: Sequence[str]
+    setup: str = ""
+    names: Sequence[str] = ()
+    may_replace: Sequence[str] = ()
+    modules: Sequence[str] = ()
+    head: str = ""
+    needs_numpy: bool = False
 
 
-def run_program(program: Program, limits: Limits) -> bool:
-    """Return whether all tests pass. Blocks; may be called from several threads.
+def run_program(program: Program, limits: Limits) -> str:
+    """Return the verdict: PASSED if all tests pass, else why not.
 
-    Whatever the code does (ends its process, is killed, says anything) is a failure of the tests.
+    Blocks; may be called from several threads. Whatever the code does (ends its process, is
+    killed, says anything) is a failure of the tests.
 
     Raises:
         SandboxError: The kernel lacks what the sandbox needs, or it could not be started.
     """
     if sys.platform != "linux":
         raise SandboxError(f"code is run on Linux only, this is {sys.platform!r}")
-    nodes = [node for test in program.tests for node in ast.walk(ast.parse(test))]
-    names = sorted(
-        {node.id for node in nodes if isinstance(node, ast.Name)} | {program.entry_point or ""}
-    )
     # A file in memory, so that nobody waits for a reader of the tests.
     descriptor = os.memfd_create("program")
     try:
         with open(descriptor, "wb", closefd=False) as file:
-            file.write(json.dumps({**asdict(program), "names": names}).encode())
+            file.write(json.dumps(asdict(program)).encode())
         os.lseek(descriptor, 0, os.SEEK_SET)
-        verdict = _run(descriptor, limits)
+        verdict = _run(descriptor, limits, _NUMPY if program.needs_numpy else "")
     except OSError as error:
         raise SandboxError(f"the sandbox's process could not be started: {error}") from error
     finally:
@@ -110,21 +140,23 @@ def run_program(program: Program, limits: Limits) -> bool:
         raise SandboxError(f"this machine cannot run code safely: {reason}")
     if not verdict.startswith(_READY):
         raise SandboxError(f"the sandbox was not ready within {limits.wall_s} s, or died before")
-    return verdict == _READY + _PASSED
+    said = verdict.removeprefix(_READY)
+    first, last = _VERDICTS.get(said[:1], FAILED), _VERDICTS.get(said[-1:], FAILED)
+    return PASSED if first == PASSED else last
 
 
-def _run(program: int, limits: Limits) -> bytes:
+def _run(program: int, limits: Limits, numpy_folder: str) -> bytes:
     process = subprocess.Popen(
         [
             *(sys.executable, *_FLAGS, "-c", _START),
             str(Path(__file__).parent),
-            *(str(limits.wall_s), str(limits.cpu_s), str(limits.memory_bytes)),
+            *(str(limits.wall_s), str(limits.cpu_s), str(limits.memory_bytes), numpy_folder),
         ],
         stdin=program,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        env={"PYTHONHASHSEED": "0"},
+        env=_ENVIRONMENT,
         start_new_session=True,
     )
     assert process.stdout is not None

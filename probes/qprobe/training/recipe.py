@@ -52,7 +52,12 @@ def train(
     kept: list[int] = list(range(len(dataset.prompts)))
     test: list[int] = []
     if test_fraction != 0:
-        kept, test = split_prompts(dataset.prompts, test_fraction=test_fraction, seed=settings.seed)
+        kept, test = split_prompts(
+            dataset.prompts,
+            test_fraction=test_fraction,
+            seed=settings.seed,
+            places=dataset.places,
+        )
     known = dataset.subset(kept)
     questions = known.questions[known.groups]
 

@@ -154,7 +154,9 @@ def run_sweep(
     k = dataset.settle_k(k, default=DEFAULT_K)
     dataset.require(readings)
     choices = [replace(settings, objective=objective) for objective in objectives]
-    development, test = split_prompts(dataset.prompts, test_fraction=test_fraction, seed=seed)
+    development, test = split_prompts(
+        dataset.prompts, test_fraction=test_fraction, seed=seed, places=dataset.places
+    )
     known = dataset.subset(development)
     tried = []
     for reading in readings:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from qprobe.data.split import DEFAULT_TEST_FRACTION
 from qprobe.probe.values import OBJECTIVES
 from qprobe_server.commands import engine_flags, values
+from qprobe_server.commands.datasets import add_dataset_flags
 from qprobe_server.commands.parser import Parser, add_vllm_flags, expand_config, normalize
 
 if TYPE_CHECKING:  # the class is argparse's own secret
@@ -35,10 +36,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     main.add_argument("--version", action="version", version=version("qprobe"))
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     engine_commands = {"serve": _add_serve(commands), "collect": _add_collect(commands)}
+    _add_reward(commands)
     _add_sweep(commands)
     _add_train(commands)
     _add_eval(commands)
     _add_schedule(commands)
+    _add_export(commands)
     parser = engine_commands.get(argv[0]) if argv else None
     if parser is None:
         return main.parse_args(list(argv))
@@ -85,9 +88,20 @@ def _add_collect(commands: "_SubParsersAction[Parser]") -> Parser:
     return parser
 
 
+def _add_reward(commands: "_SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser("reward", help="give the samples of a dataset another reward")
+    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset, which is added to")
+    parser.add_argument(
+        "--name",
+        help="that --reward-name of the other commands then takes; default: the reward's, such as "
+        "tests, or the function's",
+    )
+    engine_flags.add_reward_flags(parser.add_argument_group("the reward"), required=True)
+
+
 def _add_sweep(commands: "_SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("sweep", help="compare layers, poolings and objectives")
-    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
+    _add_data(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the results")
     parser.add_argument(
         "--readings",
@@ -107,7 +121,7 @@ def _add_sweep(commands: "_SubParsersAction[Parser]") -> None:
 
 def _add_train(commands: "_SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("train", help="train a probe")
-    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
+    _add_data(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="the probe's file")
     parser.add_argument(
         "--layer", type=values.layer, required=True, help="as in the dataset: a number or 'final'"
@@ -128,7 +142,7 @@ def _add_train(commands: "_SubParsersAction[Parser]") -> None:
 def _add_eval(commands: "_SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("eval", help="measure a probe on prompts it has not seen")
     parser.add_argument("probe", type=Path, metavar="PROBE", help="its file")
-    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
+    _add_data(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="the report's folder")
     parser.add_argument("--k", type=int, help="default: what the probe recommends")
     parser.add_argument("--beta", type=float, help="likewise")
@@ -139,7 +153,7 @@ def _add_eval(commands: "_SubParsersAction[Parser]") -> None:
 
 def _add_schedule(commands: "_SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("schedule", help="choose when a probe drops candidates early")
-    parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
+    _add_data(parser)
     parser.add_argument("probe", type=Path, metavar="PROBE", help="its file, with checkpoints")
     parser.add_argument(
         "-o",
@@ -160,6 +174,28 @@ def _add_schedule(commands: "_SubParsersAction[Parser]") -> None:
         f"{_DEFAULT_BUDGET}",
     )
     goal.add_argument("--reward", type=float, help="take the cheapest that reaches this instead")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data", type=Path, nargs="+", metavar="FOLDER", help="the dataset; of several, all of them"
+    )
+    add_dataset_flags(parser)
+
+
+def _add_export(commands: "_SubParsersAction[Parser]") -> None:
+    parser = commands.add_parser("export", help="write a dataset as a Parquet table")
+    _add_data(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.parquet", help="a row a sample"
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=values.readings,
+        default=(),
+        metavar="15/mean/48,final/last",
+        help="also these, as LAYER/last, LAYER/mean or LAYER/mean/WINDOW; default: none",
+    )
 
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,15 +1,14 @@
 """``qprobe collect``: checks what can be checked, starts the engine, makes the dataset."""
 
 import argparse
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from qprobe.data.prompts import PromptRow, read_prompts
+from qprobe.data.prompts import PromptRow
+from qprobe.data.source import Source
 from qprobe.errors import PromptFileError, RowError
-from qprobe.rewards import Reward, make_reward
+from qprobe.rewards import Reward
 from qprobe_server.commands.manifest import (
     DEFAULT_N,
     SAMPLING_FLAGS,
@@ -19,8 +18,11 @@ from qprobe_server.commands.manifest import (
     describe_flags,
 )
 from qprobe_server.commands.preflight import check_adapter, check_model, check_worker
-from qprobe_server.commands.reward_service import HttpReward, is_url
+from qprobe_server.commands.prompt_source import read_rows
+from qprobe_server.commands.rewarding import HowToReward, Rewarding, find_reward, try_out
 from qprobe_server.commands.serve import choose_default_model, name_given, prepare_environment
+from qprobe_server.commands.solutions import check_solutions
+from qprobe_server.commands.summary import print_summary
 from qprobe_server.errors import StartupError
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
@@ -33,9 +35,6 @@ Json = dict[str, Any]
 # The scheduler runs in this process, so that the same prompts are sampled in the same batches: a
 # collection that goes on comes out as one that was never stopped.
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-_HTTP_WORKERS = 8
-# The value of the header ``Authorization`` for a reward service: not a flag, which others can see.
-_AUTHORIZATION = "QPROBE_REWARD_AUTHORIZATION"
 
 
 def run(given: argparse.Namespace) -> None:
@@ -50,9 +49,17 @@ def run(given: argparse.Namespace) -> None:
     """
     prepare_environment(verbose=given.verbose, **_ENVIRONMENT)
     _check_flags(given)
-    reward = _find_reward(given)
+    reward = None if given.reward is None else find_reward(given)
     rows = _read_rows(given, reward)
     check_same(given.output, describe_flags(given, rows))
+    if reward is not None:
+        first = next((each.text for each in rows[0].completions), None)
+        how = HowToReward.of(given, reward)
+        try_out(reward, how, rows[0].fields, first if given.completions else None)
+        # One that goes on was checked when it was begun.
+        if not (given.output / "manifest.json").exists():
+            keep = given.keep_unsolved
+            check_solutions(given.prompts, rows, reward, workers=how.workers, keep=keep)
     # Not at the top: torch takes seconds, which no mistake above should cost.
     from qprobe.data.writer import check_output
 
@@ -65,6 +72,7 @@ def run(given: argparse.Namespace) -> None:
     if args.model is None:
         args.model = choose_default_model()
     _collect(args, reward, rows)
+    print_summary(args.output)
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
@@ -98,27 +106,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise StartupError("--no-greedy goes with sampling, not with --completions")
 
 
-def _find_reward(args: argparse.Namespace) -> Reward | None:
-    if args.reward is None:
-        return None
-    if not is_url(args.reward):
-        return make_reward(args.reward)
-    authorization = os.environ.get(_AUTHORIZATION)
-    return HttpReward(
-        args.reward,
-        max_concurrent=args.reward_workers or _HTTP_WORKERS,
-        headers={"authorization": authorization} if authorization else None,
-    )
-
-
 def _read_rows(args: argparse.Namespace, reward: Reward | None) -> list[PromptRow]:
-    rows = read_prompts(
-        args.prompts,
-        layout=args.layout,
-        needs_completions=args.completions,
-        needs_rewards=args.completions and reward is None,
-        check=reward.check if reward else None,
-    )[: args.limit]
+    rows = read_rows(args, reward)
     if (
         args.completions
         and reward
@@ -140,29 +129,31 @@ def _collect(args: argparse.Namespace, reward: Reward | None, rows: list[PromptR
     prompts = _tokenize(engine, args.prompts, rows)
     manifest = describe(args, engine, rows, params, [str(each) for each in readings_of(engine)])
     check_same(args.output, manifest)
-    workers = args.reward_workers or (_HTTP_WORKERS if is_url(args.reward) else os.cpu_count())
-    with DatasetWriter(args.output, manifest, [row.fields for row in rows]) as writer:
+    how = HowToReward.of(args, reward)
+    with (
+        DatasetWriter(args.output, manifest, [row.fields for row in rows]) as writer,
+        Rewarding(reward, how) as rewarding,
+    ):
         greedy = not args.no_greedy
         n = args.n or DEFAULT_N
         counts = [len(row.completions) if args.completions else n + greedy for row in rows]
         missing = [prompt for shard in writer.missing() for prompt in writer.prompts_of(shard)]
         done = sum(counts) - sum(counts[prompt] for prompt in missing)
         with _Bar(total=sum(counts), initial=done, unit="sample", miniters=0, mininterval=1) as bar:
-            shared: Json = {"reward_workers": workers, "progress": bar.advance}
+            shared: Json = {"progress": bar.advance}
             if args.completions:
-                collect_given(engine, writer, rows, prompts, reward, **shared)
+                collect_given(engine, writer, rows, prompts, rewarding, **shared)
             else:
-                assert reward is not None  # checked with the flags
                 shared |= {"params": params, "n": n, "seed": args.seed, "greedy": greedy}
-                collect_samples(engine, writer, rows, prompts, reward, **shared)
+                collect_samples(engine, writer, rows, prompts, rewarding, **shared)
 
 
-def _tokenize(engine: "SamplingEngine", path: Path, rows: list[PromptRow]) -> list[list[int]]:
+def _tokenize(engine: "SamplingEngine", source: Source, rows: list[PromptRow]) -> list[list[int]]:
     """Return every prompt's tokens, so that nothing is sampled before all are known to be right."""
     found = []
     for row in rows:
         try:
             found.append(engine.tokenize(row.prompt, [each.text for each in row.completions]))
         except RowError as error:
-            raise PromptFileError(path, row.line, error.field, error.message) from error
+            raise PromptFileError(source, row.line, error.field, error.message) from error
     return found

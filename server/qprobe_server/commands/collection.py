@@ -3,13 +3,10 @@
 Knows nothing of vLLM but ``SamplingEngine``; the folder's format is ``qprobe.data.dataset``'s.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,17 +14,14 @@ import torch
 from qprobe.data.dataset import GREEDY, Reading, Sample
 from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
-from qprobe.errors import RewardError
-from qprobe.rewards import Reward
+from qprobe.rewards.rating import Rated
 from qprobe_server.commands.manifest import SEED_STRIDE
+from qprobe_server.commands.rewarding import Rewarding
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from qprobe_server.vllm_backend.sampling import Completion, SamplingEngine, SamplingParameters
 
 __all__ = ["collect_given", "collect_samples", "readings_of"]
-
-# vLLM's CPU worker binds this process to cores of its own; rewards may use all that it began with.
-_CORES = os.sched_getaffinity(0)
 
 Progress = Callable[[int], object]
 
@@ -57,13 +51,12 @@ def collect_samples(
     writer: DatasetWriter,
     rows: list[PromptRow],
     prompts: list[list[int]],
-    reward: Reward,
+    rewarding: Rewarding,
     *,
     params: "SamplingParameters",
     n: int,
     seed: int,
     greedy: bool,
-    reward_workers: int,
     progress: Progress,
 ) -> None:
     """Write the shards that are missing, by sampling.
@@ -76,34 +69,32 @@ def collect_samples(
         writer: Of the dataset.
         rows: Of all prompts of the dataset.
         prompts: Their tokens, from the engine.
-        reward: Called in threads, beside the sampling.
+        rewarding: Open; goes on beside the sampling.
         params: Sampling parameters, from the engine.
         n: Samples per prompt, 1 to SEED_STRIDE.
         seed: Of the whole collection.
         greedy: Whether every prompt also gets a greedy answer, rewarded but not embedded.
-        reward_workers: Threads.
         progress: Called with the number of samples that were added, and after each step of the
             engine with 0: a shard is sampled all at once, so that for long none of it ends.
 
     Raises:
         RewardError: A reward failed; what was written before stays.
     """
-    with _reward_pool(reward_workers) as pool:
-        shards = _Shards(engine, writer, rows, reward, pool, progress)
-        for shard in writer.missing():
-            asked: list[_Asked] = []
-            for prompt in writer.prompts_of(shard):
-                if greedy:
-                    asked.append(_Asked(prompt, GREEDY, None))
-                first = seed + prompt * SEED_STRIDE
-                asked += [_Asked(prompt, index, first + index) for index in range(n)]
-            completions = engine.sample(
-                [prompts[each.prompt] for each in asked],
-                params,
-                seeds=[each.seed for each in asked],
-                on_step=partial(progress, 0),
-            )
-            shards.write(shard, asked, completions)
+    shards = _Shards(engine, writer, rows, rewarding, progress)
+    for shard in writer.missing():
+        asked: list[_Asked] = []
+        for prompt in writer.prompts_of(shard):
+            if greedy:
+                asked.append(_Asked(prompt, GREEDY, None))
+            first = seed + prompt * SEED_STRIDE
+            asked += [_Asked(prompt, index, first + index) for index in range(n)]
+        completions = engine.sample(
+            [prompts[each.prompt] for each in asked],
+            params,
+            seeds=[each.seed for each in asked],
+            on_step=partial(progress, 0),
+        )
+        shards.write(shard, asked, completions)
     writer.finish()
 
 
@@ -112,41 +103,27 @@ def collect_given(
     writer: DatasetWriter,
     rows: list[PromptRow],
     prompts: list[list[int]],
-    reward: Reward | None,
+    rewarding: Rewarding,
     *,
-    reward_workers: int,
     progress: Progress,
 ) -> None:
     """Write the shards that are missing, from the completions that the rows bring.
 
-    Args and errors are those of ``collect_samples``; ``reward`` is for completions without one.
+    Args and errors are those of ``collect_samples``; ``rewarding`` is for completions without a
+    reward.
     """
-    with _reward_pool(reward_workers) as pool:
-        shards = _Shards(engine, writer, rows, reward, pool, progress)
-        for shard in writer.missing():
-            asked, texts = [], []
-            for prompt in writer.prompts_of(shard):
-                for index, each in enumerate(rows[prompt].completions):
-                    asked.append(_Asked(prompt, index, None, each.reward))
-                    texts.append(each.text)
-            completions = engine.read(
-                [prompts[each.prompt] for each in asked], texts, on_step=partial(progress, 0)
-            )
-            shards.write(shard, asked, completions)
+    shards = _Shards(engine, writer, rows, rewarding, progress)
+    for shard in writer.missing():
+        asked, texts = [], []
+        for prompt in writer.prompts_of(shard):
+            for index, each in enumerate(rows[prompt].completions):
+                asked.append(_Asked(prompt, index, None, each.reward))
+                texts.append(each.text)
+        completions = engine.read(
+            [prompts[each.prompt] for each in asked], texts, on_step=partial(progress, 0)
+        )
+        shards.write(shard, asked, completions)
     writer.finish()
-
-
-@contextmanager
-def _reward_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    def free() -> None:
-        with suppress(OSError):  # where it is not allowed they run beside the engine
-            os.sched_setaffinity(0, _CORES)
-
-    pool = ThreadPoolExecutor(workers, initializer=free)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -156,56 +133,35 @@ class _Shards:
     engine: "SamplingEngine"
     writer: DatasetWriter
     rows: list[PromptRow]
-    reward: Reward | None
-    pool: ThreadPoolExecutor
+    rewarding: Rewarding
     progress: Progress
 
     def write(self, shard: int, asked: list[_Asked], completions: "Iterable[Completion]") -> None:
         """Reward completions as they come, and write the shard when all of them have."""
-        done: list[tuple[Completion, Future[float] | None]] = []
-        failed: SimpleQueue[tuple[_Asked, Future[float]]] = SimpleQueue()
+        done: list[tuple[Completion, Future[Rated]]] = []
         for completion in completions:
-            if not failed.empty():
-                self._reward_of(*failed.get())  # raises: no need to sample the rest
-            what = asked[completion.request]
-            pending = None
-            if what.reward is None:
-                assert self.reward is not None  # the command line has checked that there is one
-                fields = self.rows[what.prompt].fields
-                pending = self.pool.submit(self.reward, fields, completion.text)
-                pending.add_done_callback(partial(_note_failure, failed, what))
-            done.append((completion, pending))
+            done.append((completion, self._reward(asked[completion.request], completion.text)))
             self.progress(1)
+        self.rewarding.flush()
         done.sort(key=lambda pair: pair[0].request)
-        samples = []
-        for each, pending in done:
-            what = asked[each.request]
-            samples.append(_to_sample(what, each, self._reward_of(what, pending)))
+        samples = [_to_sample(asked[each.request], each, rated.result()) for each, rated in done]
         embeddings = torch.stack(
             [each.embeddings.flatten(0, 1) for each, _ in done if each.embeddings is not None]
         )  # (samples, readings, hidden)
         names = map(str, readings_of(self.engine))
         self.writer.write(shard, samples, {name: embeddings[:, i] for i, name in enumerate(names)})
 
-    def _reward_of(self, what: _Asked, pending: Future[float] | None) -> float:
-        if pending is None:
-            assert what.reward is not None
-            return what.reward
-        try:
-            return float(pending.result())
-        except RewardError as error:
-            line = self.rows[what.prompt].line
-            raise RewardError(f"{error} (prompt of line {line}, sample {what.index})") from error
+    def _reward(self, what: _Asked, text: str) -> Future[Rated]:
+        if what.reward is not None:
+            known: Future[Rated] = Future()
+            known.set_result(Rated(what.reward))
+            return known
+        row = self.rows[what.prompt]
+        which = "the greedy answer" if what.index == GREEDY else f"sample {what.index}"
+        return self.rewarding.add(row.fields, text, f"prompt of line {row.line}, {which}")
 
 
-def _note_failure(
-    failed: "SimpleQueue[tuple[_Asked, Future[float]]]", what: _Asked, ended: Future[float]
-) -> None:
-    if not ended.cancelled() and ended.exception() is not None:
-        failed.put((what, ended))
-
-
-def _to_sample(what: _Asked, completion: "Completion", reward: float) -> Sample:
+def _to_sample(what: _Asked, completion: "Completion", rated: Rated) -> Sample:
     return Sample(
         prompt=what.prompt,
         index=what.index,
@@ -215,5 +171,6 @@ def _to_sample(what: _Asked, completion: "Completion", reward: float) -> Sample:
         logprob=completion.logprob,
         finish_reason=completion.finish_reason,
         seed=what.seed,
-        reward=reward,
+        reward=rated.reward,
+        reason=rated.reason,
     )

@@ -7,9 +7,10 @@ import argparse
 from pathlib import Path
 
 from qprobe_server.commands import values
+from qprobe_server.commands.prompt_source import add_source_flags, source
 from qprobe_server.settings import ADMIN_KEY_VARIABLE
 
-__all__ = ["SHOWN", "add_collect_flags", "add_serve_flags"]
+__all__ = ["SHOWN", "add_collect_flags", "add_reward_flags", "add_serve_flags"]
 
 _SERVE_USAGE = "qprobe serve [MODEL] [options]"
 _SERVE_TEXT = """vLLM's OpenAI-compatible server, with answers reranked by probes. Without MODEL it
@@ -140,6 +141,7 @@ def add_collect_flags(parser: argparse.ArgumentParser) -> None:
     """Add ours of ``collect``, and say what it is."""
     parser.usage, parser.description = _COLLECT_USAGE, _COLLECT_TEXT
     _add_prompts(parser)
+    add_source_flags(parser)
     _add_sampling(parser)
     group = parser.add_argument_group("what is kept")
     group.add_argument(
@@ -167,7 +169,12 @@ def add_collect_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompts and rewards")
-    group.add_argument("prompts", type=values.file, metavar="PROMPTS", help="File of prompts.")
+    group.add_argument(
+        "prompts",
+        type=source,
+        metavar="PROMPTS",
+        help="File of JSON lines or Parquet, a data set's folder, or hf://datasets/ORG/NAME.",
+    )
     group.add_argument(
         "-o",
         "--output",
@@ -176,21 +183,18 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="The dataset's folder.",
     )
-    group.add_argument(
-        "--reward",
-        help="tests, numeric, regex, python:MODULE_OR_FILE:FUNCTION, or an http(s) URL.",
-    )
-    group.add_argument(
-        "--reward-workers",
-        type=values.count,
-        metavar="NUMBER",
-        help="Rewards at a time. Default: as many as there are cores, 8 of a service.",
-    )
+    add_reward_flags(group, required=False)
     group.add_argument(
         "--layout",
-        choices=["rows", "mbpp", "humaneval"],
+        choices=["rows", "mbpp", "mbpp-raw", "humaneval", "humaneval-raw"],
         default="rows",
-        help="How the file is laid out: JSON lines, or as MBPP or HumanEval is published.",
+        help="As MBPP or HumanEval is published, for a chat or (raw) as text to go on with; other "
+        "files are known by their columns.",
+    )
+    group.add_argument(
+        "--keep-unsolved",
+        action="store_true",
+        help="Go on if rows get no reward of 1 by the solution that they bring (tests only).",
     )
     group.add_argument(
         "--limit", type=values.count, metavar="NUMBER", help="Take the first so many prompts only."
@@ -199,6 +203,42 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         "--completions",
         action="store_true",
         help="Embed the completions that the rows bring instead of sampling.",
+    )
+
+
+def add_reward_flags(group: "argparse._ArgumentGroup", *, required: bool) -> None:
+    """Add the flags that say what rewards completions, and how it is called."""
+    group.add_argument(
+        "--reward",
+        required=required,
+        help="tests, numeric, regex, python:MODULE_OR_FILE:FUNCTION, or an http(s) URL.",
+    )
+    group.add_argument(
+        "--reward-workers",
+        type=values.count,
+        metavar="NUMBER",
+        help="Calls at a time. Default: as many as there are cores, 8 of a service, 1 of a "
+        "function that takes many completions.",
+    )
+    group.add_argument(
+        "--reward-batch",
+        type=values.count,
+        metavar="NUMBER",
+        help="Completions a call, of a function that takes many (default: 32) or of a service, "
+        "which then gets lists.",
+    )
+    group.add_argument(
+        "--reward-timeout",
+        type=values.seconds,
+        metavar="SECONDS",
+        help="What a call may take. Default: any time, 600 of a service with all its tries.",
+    )
+    group.add_argument(
+        "--on-reward-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="What to do if the reward fails for a completion: stop, or leave it out of what is "
+        "trained on. Default: stop.",
     )
 
 

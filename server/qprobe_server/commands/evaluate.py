@@ -6,12 +6,13 @@ Needs no engine.
 import argparse
 import sys
 
-from qprobe_server.commands.paths import check_dataset, check_output_folder, check_probe
+from qprobe_server.commands.datasets import check_datasets, load_datasets
+from qprobe_server.commands.paths import check_output_folder, check_probe
 from qprobe_server.commands.printing import print_headline, warn, warn_of_gain
 
 __all__ = ["run"]
 
-_ORDER = "PROBE FOLDER"
+_ORDER = "PROBE FOLDER..."
 
 
 def run(args: argparse.Namespace) -> None:
@@ -23,13 +24,13 @@ def run(args: argparse.Namespace) -> None:
     """
     check_output_folder("--output", args.output)
     check_probe(args.probe, order=_ORDER)
-    check_dataset(args.data, order=_ORDER)
+    check_datasets(args.data, order=_ORDER)
     # Here, since torch takes seconds, which a wrong path should not.
-    from qprobe import Dataset, evaluate, load_probe
+    from qprobe import evaluate, load_probe
     from qprobe.reports.evaluation import write_report
 
     probe = load_probe(args.probe)
-    dataset = Dataset.load(args.data)
+    dataset = load_datasets(args)
     metrics = evaluate(probe, dataset, k=args.k, beta=args.beta, curve=not args.no_learning_curve)
     write_report({**metrics, "title": args.probe.name}, args.output)
     print_headline(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from qprobe.data.prompts import PromptRow
+from qprobe.data.sample import FORMAT_VERSION
+from qprobe_server.commands.prompt_source import SOURCE_FLAGS, describe_source
 from qprobe_server.commands.reward_service import is_url
 from qprobe_server.errors import StartupError
 
@@ -23,6 +25,7 @@ __all__ = [
     "check_same",
     "describe",
     "describe_flags",
+    "name_reward",
 ]
 
 Json = dict[str, Any]
@@ -41,9 +44,7 @@ _FLAGS = {
     "model_files": "--model",
     "revision": "--revision",
     "adapter": "--adapter",
-    "prompts.name": "PROMPTS",
-    "prompts.sha256": "PROMPTS",
-    "prompts.layout": "--layout",
+    **{f"prompts.{name}": flag for name, flag in SOURCE_FLAGS.items()},
     "num_prompts": "--limit",
     "completions": "--completions",
     "sampling.n": "--n",
@@ -58,6 +59,10 @@ _FLAGS = {
     "prompts_per_shard": "--prompts-per-shard",
 }
 _HASHES = ("model_files", "prompts.sha256", "reward_source")
+_MENDED = (
+    "collect into another folder, or go on with the old file and --on-reward-error skip, and "
+    "reward all of it with the new one by `qprobe reward`"
+)
 
 
 def describe_flags(args: argparse.Namespace, rows: list[PromptRow]) -> Json:
@@ -81,12 +86,8 @@ def describe_flags(args: argparse.Namespace, rows: list[PromptRow]) -> Json:
         "revision": args.revision,
         "adapter": adapter,
         "sampling": None if args.completions else sampling,
-        **_name_reward(args.reward),
-        "prompts": {
-            "name": args.prompts.name,
-            "sha256": _hash(args.prompts),
-            "layout": args.layout,
-        },
+        **name_reward(args.reward),
+        "prompts": describe_source(args, rows),
         "num_prompts": len(rows),
         "prompts_per_shard": args.prompts_per_shard or max(1, _SAMPLES_PER_SHARD // per_prompt),
     }
@@ -134,11 +135,18 @@ def check_same(folder: Path, made: Json) -> None:
         raise StartupError(f"{str(path)!r} is no manifest of a dataset: {error}") from error
     wanted = _flatten(json.loads(json.dumps(made)))
     begun = f"the dataset in {str(folder)!r} was begun"
+    if stored.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise StartupError(
+            f"{begun} by an older qprobe, which wrote format {stored['format_version']!r}: it can "
+            "be read, and not gone on with; collect into another folder"
+        )
     for field, flag in _FLAGS.items():
         if field not in wanted or wanted[field] == stored.get(field):
             continue
         if field in _HASHES:
             what = f"{flag}: the files are not what they were when {begun}"
+            if field == "reward_source":
+                raise StartupError(f"{what}: {_MENDED}")
         else:
             what = f"{flag} is {wanted[field]!r}, but {begun} with {stored.get(field)!r}"
         raise StartupError(f"{what}: collect into another folder")
@@ -171,7 +179,8 @@ def _name_model(model: str) -> Json:
     return {"model": folder.resolve().name, "model_files": content}
 
 
-def _name_reward(reward: str | None) -> Json:
+def name_reward(reward: str | None) -> Json:
+    """Return what is recorded of a reward: its name, and the hash of its file if it is one."""
     if is_url(reward):
         url = httpx.URL(str(reward))
         # Neither a password nor what stands behind the question mark: both may be secret.

@@ -8,8 +8,8 @@ import math
 import sys
 from typing import Any
 
+from qprobe_server.commands.datasets import check_datasets, load_datasets
 from qprobe_server.commands.paths import (
-    check_dataset,
     check_output_file,
     check_output_folder,
     check_probe,
@@ -20,7 +20,7 @@ from qprobe_server.errors import StartupError
 __all__ = ["run"]
 
 Json = dict[str, Any]
-_ORDER = "FOLDER PROBE"
+_ORDER = "FOLDER... PROBE"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> None:
     # Here, since torch takes seconds, which a wrong path should not.
     from tqdm import tqdm
 
-    from qprobe import Dataset, load_probe, save_probe
+    from qprobe import load_probe, save_probe
     from qprobe.rejection.recipe import recommend_schedule
     from qprobe.reports.schedule import write_schedule_report
 
     probe = load_probe(args.probe)
-    dataset = Dataset.load(args.data)
+    dataset = load_datasets(args)
     count = 1 + len(probe.info.checkpoints)
     with tqdm(total=count, unit="reading", disable=None, leave=False) as bar:
         made, metrics = recommend_schedule(
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
 def _check_arguments(args: argparse.Namespace) -> None:
     check_output_file("--output", args.output)
     check_output_folder("--report", args.report)
-    check_dataset(args.data, order=_ORDER)
+    check_datasets(args.data, order=_ORDER)
     check_probe(args.probe, order=_ORDER)
     if not 0 < args.budget <= 1:
         raise StartupError(f"--budget must be above 0 and at most 1, got {args.budget!r}")

@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from qprobe_server.commands.paths import check_dataset, check_output_folder
+from qprobe_server.commands.datasets import check_datasets, load_datasets
+from qprobe_server.commands.paths import check_output_folder
 from qprobe_server.commands.printing import print_headline, warn_of_gain
 from qprobe_server.commands.train import read_settings
 
@@ -18,16 +19,16 @@ def run(args: argparse.Namespace) -> None:
         StartupError: A path is not what it must be.
     """
     check_output_folder("--output", args.output)
-    check_dataset(args.data)
+    check_datasets(args.data)
     # Here, since torch takes seconds, which a wrong path should not.
     from tqdm import tqdm
 
-    from qprobe import Dataset, save_probe
+    from qprobe import save_probe
     from qprobe.reports.evaluation import write_report
     from qprobe.training.recipe import make_probe
     from qprobe.training.sweep import drop_equal, format_table, run_sweep, write_sweep
 
-    dataset = Dataset.load(args.data)
+    dataset = load_datasets(args)
     readings, equal = drop_equal(dataset, args.readings or dataset.readings)
     if equal:
         skipped = ", ".join(map(str, equal))

@@ -4,7 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from qprobe_server.commands.paths import check_dataset, check_output_file
+from qprobe_server.commands.datasets import check_datasets, load_datasets
+from qprobe_server.commands.paths import check_output_file
 from qprobe_server.commands.printing import warn
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ def run(args: argparse.Namespace) -> None:
         StartupError: A path is not what it must be.
     """
     check_output_file("--output", args.output)
-    check_dataset(args.data)
+    check_datasets(args.data)
     # Here, since torch takes seconds, which a wrong path should not.
-    from qprobe import Dataset, Reading, save_probe, train
+    from qprobe import Reading, save_probe, train
 
     probe = train(
-        Dataset.load(args.data),
+        load_datasets(args),
         Reading(args.layer, args.pooling, args.window),
         read_settings(args, args.objective),
         k=args.k,

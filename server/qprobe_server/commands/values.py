@@ -1,5 +1,6 @@
 """What the value of a flag may be; argparse names the flag when it is not."""
 
+import math
 from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,7 @@ __all__ = [
     "numbers",
     "readings",
     "schedule",
+    "seconds",
     "windows",
 ]
 
@@ -31,6 +33,17 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or int(text) < 1:
         raise ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """Read a time above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
+    return value
 
 
 def counts(text: str) -> tuple[int, ...]:

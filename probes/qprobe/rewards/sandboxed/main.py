@@ -8,30 +8,44 @@ confined; the third runs nothing but the lines below, and leaves no process behi
 """
 
 import builtins
+import importlib
+import io
 import json
 import os
 import signal
 import sys
 import types
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from .confinement import Refusal, confine
 from .exchange import ROOT, Peer
+from .extraction import extract_code
+from .failures import is_of_sandbox
+from .library import import_by_descriptor
+from .loops import allow_loops
+from .remote import RemoteObject, mark_class
+from .statements import stored_attributes
 
 __all__ = ["main"]
 
-_READY, _PASSED, _FAILED, _REFUSED = b"R", b"P", b"F", b"E"
+_READY, _PASSED, _FAILED, _REFUSED, _TIMEOUT = b"R", b"P", b"F", b"E", b"T"
+_NO_CODE, _SYNTAX, _UNSUPPORTED = b"N", b"S", b"U"
+# How many characters the answer may print between two calls.
+_MAX_OUTPUT = 1 << 20
 _Limits = dict[str, int]
 
 
-def main(*, wall_s: float, cpu_s: int, memory_bytes: int) -> NoReturn:
+def main(*, wall_s: float, cpu_s: int, memory_bytes: int, numpy_folder: str) -> NoReturn:
     """Judge the program on standard input; write the verdict to standard output and exit.
 
-    The input is a JSON object of ``setup``, ``code``, ``tests``, ``names`` (that the tests use) and
-    ``entry_point``. The output is R once both processes are confined, then P if all tests passed,
-    else F; or E and a reason.
+    The input is a JSON object: a ``Program`` of ``qprobe.rewards.sandbox``. The output is R once
+    both processes are confined, then P if all tests passed, else F, or N for no code, S for code
+    that is not Python, U for what the sandbox cannot carry; then T if time was up. Or it is E and a
+    reason.
     """
     sys.path.pop(0)  # of this package
+    import_by_descriptor()
     to_answer, to_judge = os.pipe(), os.pipe()
     program, verdict = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -45,15 +59,49 @@ def main(*, wall_s: float, cpu_s: int, memory_bytes: int) -> NoReturn:
     judge = os.fork()
     if judge == 0:
         _keep(to_judge[0], to_answer[1], program, verdict)
+        if numpy_folder:
+            _import_numpy(numpy_folder)
         _judge(to_judge[0], to_answer[1], program, verdict, limits)
-    _keep()
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(judge, signal.SIGKILL))
+    _keep(verdict)
+    is_late = False
+
+    def end(*_: object) -> None:
+        nonlocal is_late
+        is_late = True
+        os.kill(judge, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, wall_s, 1.0)
-    os.waitpid(judge, 0)
+    _, status = os.waitpid(judge, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
+    if is_late or _was_killed(status) or _has_been_killed(answer):
+        os.write(verdict, _TIMEOUT)
     os.kill(answer, signal.SIGKILL)
     os.waitpid(answer, 0)
     os._exit(0)
+
+
+def _was_killed(status: int) -> bool:
+    """Return whether the kernel ended a process, as it does when its CPU time is up."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU)
+
+
+def _has_been_killed(process: int) -> bool:
+    """Return the same of a process that may still run; it is left to be waited for."""
+    ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return (
+        ended is not None
+        and ended.si_status in (signal.SIGKILL, signal.SIGXCPU)
+        and (ended.si_code == os.CLD_KILLED)
+    )
+
+
+def _import_numpy(folder: str) -> None:
+    """Import numpy, as tests ask for it, while its files can still be read."""
+    sys.path.append(folder)
+    for name in ("numpy", "numpy.testing", "numpy.random", "numpy.linalg"):
+        importlib.import_module(name)
+    sys.path.remove(folder)
 
 
 def _keep(*descriptors: int) -> None:
@@ -72,14 +120,31 @@ def _make_namespace() -> dict[str, Any]:
     return vars(module)
 
 
-def _run_setup(source: str, namespace: dict[str, Any]) -> frozenset[str]:
-    """Run ``setup``; return the names of the classes that it defines."""
+def _run_setup(source: str, peer: Peer, namespace: dict[str, Any]) -> None:
+    """Run ``setup``, and note which classes it defines, and what these set on their instances."""
     exec(compile(source, "<setup>", "exec"), namespace)
-    return frozenset(
-        name
+    classes = {
+        name: value
         for name, value in namespace.items()
         if isinstance(value, type) and value.__module__ == "answer" and value.__name__ == name
-    )
+    }
+    peer.setup_classes = frozenset(classes)
+    fields = [getattr(each, "__dataclass_fields__", {}) for each in classes.values()]
+    peer.instance_attributes = frozenset(stored_attributes(source)).union(*fields)
+
+
+class _Output(io.StringIO):
+    """Keeps what the answer prints until the judge is told; what is too much is lost."""
+
+    def write(self, text: str) -> int:
+        super().write(text[: max(0, _MAX_OUTPUT - self.tell())])
+        return len(text)
+
+    def take(self) -> str:
+        text = self.getvalue()
+        self.seek(0)
+        self.truncate()
+        return text
 
 
 def _hold_answer(reader: int, writer: int, limits: _Limits) -> NoReturn:
@@ -94,13 +159,34 @@ def _hold_answer(reader: int, writer: int, limits: _Limits) -> NoReturn:
         peer.send(["refused", str(error)])
         leave()
     peer.send(["ready"])
-    setup, code = peer.receive()
+    setup, answer, names, head = peer.receive()
+    sys.stdout = output = _Output()
+    peer.take_output = output.take
+    peer.tested_names = frozenset(names)
     try:
-        peer.setup_classes = _run_setup(setup, namespace)
-        exec(compile(code, "<answer>", "exec"), namespace)
+        _run_setup(setup, peer, namespace)
+        source = extract_code(answer, names=names, head=head)
+        code = None
+        with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+            code = compile(source, "<answer>", "exec", dont_inherit=True)
+        # Said before any of it is run, so that it is not the answer who says it.
+        peer.send(["no code" if not source.strip() else "syntax" if code is None else "code"])
+        if code is not None:
+            _run_answer(peer, source, code, namespace)
         peer.serve()
     finally:
         os._exit(0)  # no atexit, no flush: nothing of the answer's runs on
+
+
+def _run_answer(peer: Peer, source: str, code: types.CodeType, namespace: dict[str, Any]) -> None:
+    if "asyncio" in source:
+        allow_loops()
+    try:
+        exec(code, namespace)
+    except Exception as error:
+        if is_of_sandbox(error):  # the judge will ask, and hear of it
+            peer.send(["error", *peer.failures.encode(error), ""])
+        raise
 
 
 def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits) -> NoReturn:
@@ -109,7 +195,7 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
         os._exit(0)
 
     def fail() -> NoReturn:
-        tell(_FAILED)
+        tell(_UNSUPPORTED if peer.is_unsupported else _FAILED)
 
     namespace = _make_namespace()
     peer = Peer(reader, writer, namespace=namespace, is_judge=True, at_end=fail)
@@ -124,29 +210,36 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
     try:
         with open(program, encoding="utf-8") as file:
             asked = json.load(file)
-        peer.send([asked["setup"], asked["code"]])
-        peer.setup_classes = _run_setup(asked["setup"], namespace)
-        _take_names(peer, namespace, asked["names"], asked["entry_point"])
+        peer.send([asked[name] for name in ("setup", "answer", "names", "head")])
+        _run_setup(asked["setup"], peer, namespace)
+        found, *_ = peer.receive()
+        if found != "code":
+            tell(_NO_CODE if found == "no code" else _SYNTAX)
+        namespace.update({name: importlib.import_module(name) for name in asked["modules"]})
+        _take_names(peer, namespace, asked["names"], asked["may_replace"])
+        if any("asyncio" in each for each in (asked["setup"], *asked["tests"])):
+            allow_loops()
         for test in asked["tests"]:
             exec(compile(test, "<test>", "exec"), namespace)
-    except BaseException:  # noqa: BLE001 SystemExit and KeyboardInterrupt are no passes either
+    except BaseException as error:  # noqa: BLE001 SystemExit is no pass either
+        peer.is_unsupported |= is_of_sandbox(error)
         fail()
     tell(_PASSED)
 
 
 def _take_names(
-    peer: Peer, namespace: dict[str, Any], names: list[str], entry_point: str | None
+    peer: Peer, namespace: dict[str, Any], names: list[str], may_replace: list[str]
 ) -> None:
-    """Put into the judge's namespace what the tests name and only the answer has.
+    """Put into the judge's namespace what the tests expect of the answer.
 
     The answer must not replace a builtin, such as ``set``, or a helper of ``setup`` that the tests
-    use: only the function under test may bear such a name.
+    use: only what the row names as the answer's may bear such a name.
     """
     known = namespace.keys() | vars(builtins).keys()
     for name in names:
-        if name in known and name != entry_point:
+        if name in known and name not in may_replace:
             continue
-        try:
-            namespace[name] = peer.remote(ROOT)[name]
-        except (KeyError, ImportError):
-            continue
+        with suppress(KeyError, ImportError):
+            found = namespace[name] = peer.remote(ROOT)[name]
+            if isinstance(found, RemoteObject) and name[:1].isupper():
+                mark_class(found)

@@ -1,0 +1,111 @@
+"""A collection whose reward fails: what stays, how it goes on. The engine is a stand-in."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from qprobe.data.dataset import GREEDY, Dataset, Reading
+from qprobe.data.prompts import PromptRow
+from qprobe.data.writer import DatasetWriter
+from qprobe.errors import RewardError
+from qprobe.rewards.rating import NO_REWARD
+from qprobe_server.commands.collection import collect_samples
+from qprobe_server.commands.rewarding import HowToReward, Rewarding
+
+N, HIDDEN = 3, 2
+ROWS = [PromptRow(prompt=f"p{i}", fields={"prompt": f"p{i}"}, line=i + 1) for i in range(4)]
+MANIFEST: dict[str, Any] = {
+    "readings": ["3/last", "3/mean"],
+    "num_prompts": len(ROWS),
+    "prompts_per_shard": 2,
+}
+
+
+class Engine:
+    """Answers with the prompt's number and the seed; the last asked comes first."""
+
+    layers: Sequence[int] = (3,)
+    windows: Sequence[int] = ()
+
+    def sample(
+        self, prompts: list[list[int]], params: object, *, seeds: list[int | None], on_step: object
+    ) -> Iterator[Any]:
+        for request in reversed(range(len(prompts))):
+            seed, prompt = seeds[request], prompts[request][0]
+            values = None if seed is None else torch.full((1, 2, HIDDEN), float(seed)).half()
+            yield SimpleNamespace(
+                request=request,
+                text=f"{prompt} {seed}",
+                token_ids=[1],
+                num_scored=1,
+                logprob=-1.0,
+                finish_reason="stop",
+                embeddings=values,
+            )
+
+
+class Picky:
+    """Rewards by length, but fails for some texts."""
+
+    name = "picky"
+
+    def __init__(self, *bad: str) -> None:
+        self.bad = bad
+
+    def check(self, fields: dict[str, Any]) -> None: ...
+
+    def __call__(self, fields: dict[str, Any], completion: str) -> float:
+        if completion in self.bad:
+            raise RewardError("cannot")
+        return float(len(completion))
+
+
+def collect(folder: Path, reward: Picky, *, skip: bool = False) -> None:
+    with (
+        DatasetWriter(folder, MANIFEST, [row.fields for row in ROWS]) as writer,
+        Rewarding(reward, HowToReward(2, skip=skip)) as rewarding,
+    ):
+        collect_samples(
+            Engine(),  # type: ignore[arg-type]  # as much of one as is asked for
+            writer,
+            ROWS,
+            [[i] for i in range(len(ROWS))],
+            rewarding,
+            params=None,
+            n=N,
+            seed=0,
+            greedy=True,
+            progress=lambda _: None,
+        )
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("2 20001", r"cannot \(prompt of line 3, sample 1\)"),
+        ("3 None", r"cannot \(prompt of line 4, the greedy answer\)"),
+    ],
+)
+def test_a_reward_that_fails_stops_and_skipping_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str, said: str
+) -> None:
+    """What was written stays, and the other samples of the shard come out as ever."""
+    with pytest.raises(RewardError, match=said):
+        collect(tmp_path / "data", Picky(bad))
+    assert (tmp_path / "data" / "samples" / "00000.jsonl").exists()
+    assert not (tmp_path / "data" / "samples" / "00001.jsonl").exists()
+    collect(tmp_path / "data", Picky(bad), skip=True)
+    assert "which have none: 1;" in capsys.readouterr().err
+    collect(tmp_path / "whole", Picky())
+    skipped, whole = Dataset.load(tmp_path / "data"), Dataset.load(tmp_path / "whole")
+    assert skipped.samples == [each for each in whole.samples if each.text != bad]
+    features = skipped.features(Reading(3, "mean"))[:, 0]
+    assert features.tolist() == [float(torch.tensor(each.seed).half()) for each in skipped.samples]
+    lines = (tmp_path / "data" / "samples" / "00001.jsonl").read_text().splitlines()
+    assert [f'"text": "{bad}"' in line for line in lines] == [NO_REWARD in line for line in lines]
+    assert len(lines) == 2 * (N + 1)
+    assert sum(f'"index": {GREEDY}' in line for line in lines) == 2
