@@ -62,6 +62,73 @@ async def test_leaving_aborts_every_candidate(
     assert await settle(engine) == (0, 0)
 
 
+async def test_a_client_that_leaves_while_its_request_is_added(
+    ask: Any, engine: RerankingLLM, chat_ids: ChatIds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After any number of turns of the event loop: nothing stays, then or later.
+
+    A candidate that was added with nobody to abort it would run to its end, and be held from then.
+    Sending one takes some turns, as it does where the socket is busy.
+    """
+    prompt = chat_ids("Tell me a long story about a fox.")
+    send = engine.engine_core.add_request_async
+
+    async def send_slowly(request: Any) -> None:
+        await asyncio.sleep(0)
+        await send(request)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(engine.engine_core, "add_request_async", send_slowly)
+
+    async def leave_after(turns: int) -> None:
+        params = {"k": 6, "max_tokens": 48, "ignore_eos": True, "stream": turns % 2 == 0}
+        request = asyncio.create_task(ask(prompt, **params))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+
+    for turns in range(40):
+        await leave_after(turns)
+        assert engine.get_num_unfinished_requests() <= 6
+    await asyncio.gather(*(leave_after(turns) for turns in range(1, 40)))
+    assert await settle(engine) == (0, 0)
+    # Whatever the engine was told to begin has begun by now.
+    assert (await ask(prompt, k=2, max_tokens=80, ignore_eos=True)).result["scores"]
+    assert await settle(engine) == (0, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_aborted_while_it_is_sent_leaves_nothing(
+    ask: Any,
+    engine: RerankingLLM,
+    chat_ids: ChatIds,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    stream: bool,
+) -> None:
+    """By its id, when the engine has got some of its candidates."""
+    send = engine.engine_core.add_request_async
+    sent = asyncio.Event()
+
+    async def send_slowly(request: Any) -> None:
+        await send(request)
+        if request.request_id.startswith("2_"):
+            sent.set()
+            await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(engine.engine_core, "add_request_async", send_slowly)
+    asked: dict[str, Any] = {"k": 8, "max_tokens": 60, "ignore_eos": True, "stream": stream}
+    request = asyncio.create_task(ask(chat_ids("Hello"), request_id="mine", **asked))
+    await sent.wait()
+    await engine.abort("mine")
+    answer = await asyncio.wait_for(request, 10)
+    assert answer.outputs[-1].outputs[0].finish_reason == "abort"
+    assert await settle(engine) == (0, 0)
+    assert (await ask(chat_ids("Hello"), k=2, max_tokens=70, ignore_eos=True)).result["scores"]
+    assert await settle(engine) == (0, 0)
+
+
 async def test_admission_counts_candidates(engine: RerankingLLM, served: list[ServedProbe]) -> None:
     def make(k: int, **fields: Any) -> Rerank:
         return Rerank(RerankRequest(probes=((served[0], 1.0),), k=k, beta=0.1, **fields))
@@ -96,11 +163,14 @@ async def test_a_request_that_does_not_fit_the_queue_leaves_nothing(
 async def test_a_prompts_own_candidates_do_not_fill_the_queue_of_tokens(
     ask: Any, engine: RerankingLLM, chat_ids: ChatIds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 16 candidates the fourth would find the prompts of three waiting to be read."""
+    """Of 16 candidates the fourth would find the prompts of three waiting to be read.
+
+    Nor do those of a request's first prompt fill it for the second.
+    """
     prompt = chat_ids("Hello")
     monkeypatch.setattr(engine.scheduler_config, "max_num_queued_tokens", 3 * len(prompt))
-    answer = await ask(prompt, k=16, max_tokens=2)
-    assert len(answer.result["scores"]) == 16
+    answers = await asyncio.gather(*(ask(prompt, k=16, max_tokens=2) for _ in range(2)))
+    assert [len(answer.result["scores"]) for answer in answers] == [16, 16]
 
 
 async def test_an_engine_that_is_to_stop_waits_for_its_prompts(

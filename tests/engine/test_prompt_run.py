@@ -1,13 +1,12 @@
 """A prompt's candidates from their first token to the replay, with a stand-in for the engine.
 
-Nothing is claimed about vLLM: its classes only carry what the stand-in says.
+Of vLLM only its output processor works here; its other classes carry what the stand-in says.
 """
 
 import asyncio
 import json
-import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,11 +17,16 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.engine.output_processor import OutputProcessor
 
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.edge.metrics import RerankMetrics
 from qprobe_server.library.registry import ServedProbe
+from qprobe_server.vllm_backend.client.candidate_run import CandidateRun
+from qprobe_server.vllm_backend.client.fan_out import Prepared
 from qprobe_server.vllm_backend.client.prompt_run import PromptRun
 from qprobe_server.vllm_backend.client.replay import replay
 from qprobe_server.vllm_backend.mail import Scores
@@ -49,7 +53,11 @@ class Inbox:
 
 
 class Engine:
-    """Samples nothing."""
+    """Samples nothing.
+
+    Attributes:
+        asked: By ``Requests``: one after another.
+    """
 
     errored = False
     dead_error = RuntimeError("dead")
@@ -57,6 +65,7 @@ class Engine:
     def __init__(self) -> None:
         self.metrics = RerankMetrics(CollectorRegistry())
         self.inbox: Any = Inbox()
+        self.asked: list[str] = []
         self.cleanups: list[asyncio.Task[None]] = []
 
     def get_tokenizer(self) -> Any:
@@ -85,6 +94,30 @@ def make_output(
     part = CompletionOutput(0, text, list(tokens), None, None, finish_reason=finish)
     part.stop_reason = stop
     return RequestOutput("r", None, [1], None, [part], finish is not None)
+
+
+Give = Callable[[int, CandidateRun], None]
+
+
+class Requests:
+    """Begins candidates by a function."""
+
+    def __init__(self, engine: Engine, give: Give) -> None:
+        self._give = give
+        self._asked = engine.asked
+
+    def begin(self, candidates: Sequence[CandidateRun], ask: Any) -> None:
+        self._asked.append("begin")
+        for index, candidate in enumerate(candidates):
+            assert candidate.key in ask(candidate)
+            self._give(index, candidate)
+
+    async def abort(self, some: Sequence[CandidateRun]) -> None:
+        self._asked.append("abort")
+
+    async def end(self) -> None:
+        await asyncio.sleep(0)
+        self._asked.append("end")
 
 
 def make_run(
@@ -136,51 +169,83 @@ async def heartbeat() -> AsyncIterator[Heart]:
     beating.cancel()
 
 
-async def test_a_long_replay_gives_way_to_others() -> None:
-    """4,000 deltas that take vLLM's serving code and us a second and a half."""
-    deltas = [make_output([token], None) for token in range(3999)] + [make_output([0], "stop")]
-    params = SamplingParams(output_kind=DELTA)
-    tokens = []
-    async with heartbeat() as heart:
-        async for output in replay([deltas], "r", params):
+def make_winner(num_tokens: int) -> CandidateRun:
+    """Return a candidate that the length ended; token i is i."""
+    winner = CandidateRun("key", None, lambda: None)
+    for token in range(num_tokens):
+        ends = FinishReason.LENGTH if token == num_tokens - 1 else None
+        winner.tape.update_from_output(EngineCoreOutput("r", [token], finish_reason=ends))
+    winner.put(make_output(range(num_tokens), "length"))
+    return winner
+
+
+def play(winner: CandidateRun) -> AsyncIterator[RequestOutput]:
+    """Stream it, without texts."""
+    params = SamplingParams(max_tokens=10_000, detokenize=False)
+    request = EngineCoreRequest(
+        request_id="r-1",
+        prompt_token_ids=[1],
+        mm_features=None,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+        external_req_id="r",
+    )
+    theirs = OutputProcessor(None, log_stats=False)
+    return replay([winner], Prepared(request, None), DELTA, theirs)
+
+
+async def test_long_replays_give_way_to_others() -> None:
+    """Sixteen of 1,000 deltas, each of which takes vLLM's serving code a fifth of a millisecond.
+
+    They share one turn: each with one of its own would hold the loop for sixteen.
+    """
+    beaten = []
+
+    async def read() -> None:
+        tokens = []
+        async for output in play(make_winner(1000)):
             until_s = time.thread_time() + 0.0002
             while time.thread_time() < until_s:
                 pass
             tokens += output.outputs[0].token_ids
-    assert tokens == [*range(3999), 0]
+        beaten.append(tokens)
+
+    async with heartbeat() as heart:
+        reading = [asyncio.create_task(read()) for _ in range(16)]
+        await asyncio.sleep(0.1)  # made, and on their way
+        heart.longest_s = 0.0
+        await asyncio.gather(*reading)
+    assert beaten == [list(range(1000))] * 16
     assert heart.longest_s < 0.05
 
 
 async def test_showing_many_tokens_gives_way_to_others(probe: ServedProbe) -> None:
     """16 candidates of 2,048 tokens that a stop string ended, with the score of each token."""
-    run, _ = make_run(probe, k=16, return_candidates=True, return_token_scores=True)
+    run, engine = make_run(probe, k=16, return_candidates=True, return_token_scores=True)
     tokens = [(7 * each + each // 26) % 1000 for each in range(LONG)]
     text = "".join(chr(97 + token % 26) for token in tokens)
     ended = make_output(tokens, "stop", stop=text[-3:], text=text[:-3])
 
-    async def sample(params: SamplingParams, index: int) -> AsyncGenerator[RequestOutput, None]:
-        yield ended
-
     async with heartbeat() as heart:
-        await run.run(sample)
+        await run.run(Requests(engine, lambda _, candidate: candidate.put(ended)))
         reply = run.rerank.reply_json()
     assert heart.longest_s < 0.05
     (result,) = json.loads(reply)["results"]
     assert result["candidates"][15]["token_scores"] == [1.0] * (LONG - 3)
 
 
-Sample = Callable[[SamplingParams, int], AsyncGenerator[RequestOutput, None]]
-
-
-def sample_until(ends: dict[int, str | None]) -> Sample:
+def end_some(ends: dict[int, str]) -> Give:
     """Return what ends some candidates at once, as told, and others never."""
 
-    async def sample(params: SamplingParams, index: int) -> AsyncGenerator[RequestOutput, None]:
-        yield make_output([1], None) if ends.get(index) is None else make_output([], ends[index])
-        if index not in ends:
-            await asyncio.Event().wait()
+    def give(index: int, candidate: CandidateRun) -> None:
+        if index in ends:
+            candidate.put(make_output([], ends[index]))
 
-    return sample
+    return give
 
 
 @pytest.mark.parametrize(
@@ -193,12 +258,13 @@ def sample_until(ends: dict[int, str | None]) -> Sample:
     ],
 )
 async def test_a_candidate_that_is_given_up_does_not_wait_for_the_others(
-    probe: ServedProbe, ends: dict[int, str | None], n: int, expected: list[str]
+    probe: ServedProbe, ends: dict[int, str], n: int, expected: list[str]
 ) -> None:
     run, engine = make_run(probe, k=4, n=n)
-    winners = await asyncio.wait_for(run.run(sample_until(ends)), 10)
-    assert [outputs[-1].outputs[0].finish_reason for outputs in winners] == expected
+    winners = await asyncio.wait_for(run.run(Requests(engine, end_some(ends))), 10)
+    assert [winner.read().finish_reason for winner in winners] == expected
     await asyncio.gather(*engine.cleanups)
+    assert engine.asked == ["begin", "end"]
     assert len(engine.inbox.forgotten) == 4
     assert run.rerank.results == {}
 
@@ -207,7 +273,7 @@ async def test_an_aborted_candidate_waits_for_the_answers_that_are_wanted(
     probe: ServedProbe,
 ) -> None:
     run, engine = make_run(probe, k=4, n=2)
-    running = asyncio.create_task(run.run(sample_until({2: "abort"})))
+    running = asyncio.create_task(run.run(Requests(engine, end_some({2: "abort"}))))
     await asyncio.sleep(0.05)
     assert not running.done()
     running.cancel()
@@ -229,21 +295,46 @@ async def test_what_cannot_be_drawn_is_refused_when_the_run_is_made(
         assert "greedy" in str(run.rerank.notice)
 
 
-@pytest.mark.parametrize("interval", [None, 1, 3, 7, 100])
-@pytest.mark.parametrize("num_tokens", [1, 2, 20])
-async def test_a_stream_interval_holds_for_the_answer(
-    interval: int | None, num_tokens: int
+@pytest.mark.parametrize("error", [EngineDeadError(), VLLMValidationError("no"), KeyError("x")])
+async def test_a_failure_of_the_engine_ends_the_prompt(
+    probe: ServedProbe, error: Exception
 ) -> None:
-    """As vLLM has it: the first token at once, then so many together, and the rest at the end."""
-    deltas = [make_output([token], None) for token in range(num_tokens)]
-    deltas[-1].outputs[0].finish_reason = "stop"
-    params = SamplingParams(output_kind=DELTA, stream_interval=interval)
-    replayed = [output async for output in replay([deltas], "mine", params)]
-    given = [list(output.outputs[0].token_ids) for output in replayed]
-    assert [token for tokens in given for token in tokens] == list(range(num_tokens))
-    assert len(given) == 1 + math.ceil((num_tokens - 1) / (interval or 1))
-    assert len(given[0]) == 1
-    assert {len(tokens) for tokens in given[1:-1]} <= {interval or 1}
-    assert [output.finished for output in replayed] == [False] * (len(given) - 1) + [True]
-    assert replayed[-1].outputs[0].finish_reason == "stop"
-    assert {output.request_id for output in replayed} == {"mine"}
+    """As AsyncLLM.generate raises it; what is left is aborted, then forgotten."""
+    run, engine = make_run(probe, k=4)
+
+    def give(index: int, candidate: CandidateRun) -> None:
+        if index == 2:
+            candidate.put(error)
+
+    with pytest.raises(EngineGenerateError if isinstance(error, KeyError) else type(error)):
+        await asyncio.wait_for(run.run(Requests(engine, give)), 10)
+    await asyncio.gather(*engine.cleanups)
+    assert engine.asked == ["begin", "end"]
+    assert len(engine.inbox.forgotten) == 4
+
+
+async def test_nobody_is_woken_by_the_tokens_of_candidates(
+    probe: ServedProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only by their ends: 4 candidates of 500 tokens, and the prompt's task runs 4 times or so."""
+    run, engine = make_run(probe, k=4)
+    candidates: list[CandidateRun] = []
+    task = asyncio.create_task(run.run(Requests(engine, lambda _, each: candidates.append(each))))
+    await asyncio.sleep(0)
+    looked = 0
+
+    def look(*_: Any) -> bool:
+        nonlocal looked
+        looked += 1
+        return all(each.has_ended for each in candidates)
+
+    monkeypatch.setattr(run, "_have_ended", look)
+    for token in range(500):
+        for each in candidates:
+            each.tape.update_from_output(EngineCoreOutput("r", [token]))
+        await asyncio.sleep(0)
+    for each in candidates:
+        each.put(make_output(range(500), "length"))
+        await asyncio.sleep(0)
+    assert [winner.tape.num_tokens for winner in await task] == [500]
+    assert looked <= 5

@@ -5,6 +5,7 @@ When vLLM changes one of these, the failing assertion says which, and the module
 """
 
 import argparse
+import dataclasses
 import importlib
 import inspect
 import json
@@ -40,21 +41,23 @@ from vllm.entrypoints.openai.responses.protocol import (
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.model_executor.models.interfaces import SupportsEagle3, supports_eagle3
 from vllm.model_executor.models.llama import LlamaForCausalLM
-from vllm.outputs import RequestOutput
 from vllm.platforms.cpu import CpuPlatform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
 from vllm.v1.core.sched.interface import SchedulerInterface
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core import EngineCore, EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.llm_engine import LLMEngine
-from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+from vllm.v1.engine.logprobs import LogprobsProcessor
+from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.engine.utils import CoreEngineProcManager
 from vllm.v1.executor.multiproc_executor import WorkerProc
+from vllm.v1.outputs import LogprobsLists
 from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.worker import gpu_model_runner as v1
@@ -76,6 +79,7 @@ from qprobe_server.vllm_backend import flags
 from qprobe_server.vllm_backend.arguments import parse, prepare_engine_args
 from qprobe_server.vllm_backend.checks import VLLM_VERSION, check_installation
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
+from qprobe_server.vllm_backend.client.tape import _SELDOM, Tape
 from qprobe_server.vllm_backend.cpu import measure_weights
 
 
@@ -225,15 +229,64 @@ def test_requests_of_one_id_are_aborted_together() -> None:
     assert "random_uuid()" in made, changed("assign_request_id()")
 
 
-def test_how_a_stream_interval_is_applied() -> None:
-    """Ours applies it to the answer where a schedule needs each token of the candidates."""
-    assert "self.sent_tokens_offset == 0" in source(RequestState.make_request_output), changed(
-        "RequestState"
+def test_a_request_is_added_in_two_steps() -> None:
+    """``prepare`` takes it between them; ``FanOut`` adds its copies as vLLM adds those of n."""
+    text = source(AsyncLLM.add_request)
+    assert "await self._add_request(request, prompt_text, None, 0, queue)" in text, changed(
+        "AsyncLLM.add_request"
     )
-    assert list(inspect.signature(RequestOutput.add).parameters)[1:] == [
-        "next_output",
-        "aggregate",
-    ], changed("RequestOutput.add()")
+    for step in (
+        "copy(request)",
+        "child_request.sampling_params = child_params",
+        "self.check_admission(parent_params.n, parent_request.request_id)",
+        "self.output_processor.add_request(",
+        "await self.engine_core.add_request_async(child_request)",
+    ):
+        assert step in text, changed("how requests of n > 1 are added")
+    assert 'f"{index}_{self.request_id}"' in source(ParentRequest.get_child_info)
+    generated = inspect.signature(AsyncLLM.generate).parameters.values()
+    named = {each.name for each in generated if each.kind is each.KEYWORD_ONLY}
+    assert named <= set(inspect.signature(AsyncLLM.add_request).parameters), changed("generate()")
+    # An abort that is sent after a request reaches the engine after it.
+    assert "return self.input_socket.send_multipart" in source(AsyncMPClient._send_input_message)
+
+
+def test_which_failures_a_client_gets_to_see() -> None:
+    text = source(AsyncLLM.generate)
+    assert "except EngineDeadError:" in text, changed("AsyncLLM.generate")
+    assert "except (VLLMClientError, GracefulHTTPError) as e:" in text, changed("generate()")
+    assert "raise EngineGenerateError() from e" in text, changed("AsyncLLM.generate")
+
+
+def test_what_an_output_processor_does_with_an_output() -> None:
+    """A tape takes the place of the logprobs processor, a candidate that of the collector."""
+    text = source(OutputProcessor.process_outputs)
+    assert "req_state.logprobs_processor.update_from_output(engine_core_output)" in text, changed(
+        "OutputProcessor.process_outputs"
+    )
+    assert text.index("self._trim_surplus_tokens(") < text.index("update_from_output"), changed(
+        "OutputProcessor.process_outputs"
+    )
+    assert "req_state.queue.put(request_output)" in text, changed("the collector of outputs")
+    assert "state.queue.put(e)" in source(OutputProcessor.propagate_error), changed("failures")
+    fields = {"request_id", "new_token_ids", "new_logprobs", "events", "trace_headers"}
+    fields |= {
+        "pooling_output",
+        "stop_reason",
+        "num_nans_in_logits",
+        "mm_cache_miss_hashes",
+        *_SELDOM,
+    }
+    assert set(EngineCoreOutput.__struct_fields__) == fields, changed("EngineCoreOutput")
+    assert list(LogprobsLists._fields)[:3] == [
+        "logprob_token_ids",
+        "logprobs",
+        "sampled_token_ranks",
+    ], changed("LogprobsLists")
+    made = {each.name for each in dataclasses.fields(LogprobsProcessor)}
+    assert made - {"prompt_token_id_logprobs"} <= set(vars(Tape(None, print))), changed(
+        "LogprobsProcessor"
+    )
 
 
 def test_names_of_ours_are_no_fields_of_vllms_requests() -> None:

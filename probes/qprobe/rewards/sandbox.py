@@ -1,9 +1,9 @@
 """Runs code of unknown origin against tests, in processes that can do no harm. Linux only.
 
-What is run stands in ``sandboxed``: ``confinement`` says what the processes may do, ``extraction`` what of
-an answer is its code, ``main`` and ``exchange`` how the verdict is kept from the code that is judged. In short: the answer's code and
-the tests run in different processes, and the answer's has no way to the verdict but to return the
-right values.
+What is run stands in ``sandboxed``: ``confinement`` says what the processes may do, ``extraction``
+what of an answer is its code, ``main`` and ``exchange`` how the verdict is kept from the code that
+is judged. In short: the answer's code and the tests run in different processes, and the answer's
+has no way to the verdict but to return the right values.
 
 What the answer can still do: return a value that it did not compute, or find by other means (the
 arguments of a call are known to it); change its arguments in place, as in any Python; do as it

@@ -1,90 +1,108 @@
 """One candidate of a prompt while the engine samples it.
 
-Relies on vLLM 0.32.0: ``RequestOutput, CompletionOutput`` (outputs.py), ``RequestOutputKind``
-(sampling_params.py).
+Relies on vLLM 0.32.0: ``OutputProcessor`` (v1/engine/output_processor.py) puts a request's outputs,
+of ``RequestOutputKind.FINAL_ONLY`` its last, or the engine's failure into what it was given as the
+request's ``RequestOutputCollector``, by ``put``; ``AsyncLLM.generate`` (v1/engine/async_llm.py)
+says which failures a client gets to see.
 """
 
-import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from qprobe_server.choice.candidates import Candidate
+from qprobe_server.vllm_backend.client.tape import Tape
 
-__all__ = ["CandidateRun", "Outputs"]
-
-Outputs = list[RequestOutput]
+__all__ = ["CandidateRun", "Requests", "wrap_failure"]
 
 
 class CandidateRun:
-    """One candidate while the engine samples it.
+    """One candidate, from its first token to its last.
+
+    Nobody is called while it grows: only when it passes the token that is awaited, and at its end.
+
+    Args:
+        key: What the workers call it.
+        num_logprobs: As the request's parameters have it.
+        changed: Called then.
 
     Attributes:
-        key: What the workers call it.
-        outputs: What the engine has given of it: all parts of a stream, otherwise the last.
-        num_tokens: How many tokens these hold.
-        task: Reads them.
+        key: As given.
+        tape: What has come of it.
+        output: vLLM's last, which holds all of it; None as long as it runs.
+        failure: What took the engine from it, or None.
         checkpoint_scores: By the checkpoint's number of tokens.
         rejected_at: The checkpoint at which it left, or None.
     """
 
-    task: asyncio.Task[None]
-
-    def __init__(self, key: str, kind: RequestOutputKind) -> None:
+    def __init__(self, key: str, num_logprobs: int | None, changed: Callable[[], None]) -> None:
         self.key = key
-        self.outputs: Outputs = []
-        self.num_tokens = 0
+        self.tape = Tape(num_logprobs, changed)
+        self.output: RequestOutput | None = None
+        self.failure: Exception | None = None
         self.checkpoint_scores: dict[int, float] = {}
         self.rejected_at: int | None = None
-        self._kind = kind
-        self._awaited = 0
-        self._reached = asyncio.Event()
-        self._over = False
+        self._changed = changed
 
-    def add(self, output: RequestOutput) -> None:
-        """Note what the engine has given."""
-        new = len(output.outputs[0].token_ids)
-        if self._kind is RequestOutputKind.DELTA:
-            self.outputs.append(output)
-            self.num_tokens += new
+    def put(self, output: RequestOutput | Exception) -> None:
+        """Take the last output, or what it failed by."""
+        if isinstance(output, Exception):
+            self.failure = wrap_failure(output)
         else:
-            self.outputs = [output]
-            self.num_tokens = new
-        if self.num_tokens > self._awaited:
-            self._reached.set()
+            self.output = output
+        self._changed()
 
-    def stop_waiting(self) -> None:
-        """Let nobody wait for its tokens any more, now and later."""
-        self._over = True
-        self._reached.set()
+    def has_read(self, tokens: int) -> bool:
+        """Whether the model has read so many tokens of it, or has read all there are.
 
-    async def reach(self, tokens: int) -> None:
-        """Wait until token number ``tokens`` has a score, or the candidate has ended.
-
-        A token has one when the model has read it, and then the next token is there.
+        It has when the next token is there.
         """
-        self._awaited = tokens
-        while self.num_tokens <= tokens and not self._over:
-            self._reached.clear()
-            await self._reached.wait()
+        return self.tape.num_tokens > tokens or self.has_ended
 
     def read(self) -> Candidate:
-        """Return what there is of it."""
-        parts = [output.outputs[0] for output in self.outputs]
-        return Candidate(
-            text="".join(part.text for part in parts),
-            token_ids=[token for part in parts for token in part.token_ids],
-            finish_reason=parts[-1].finish_reason,
-            stop_reason=parts[-1].stop_reason,
-        )
+        """Return what there is of it; one that was dropped while it ran has no reason to end."""
+        assert self.output is not None
+        (last,) = self.output.outputs
+        was_dropped = self.rejected_at is not None and self.was_cut_short
+        reason = None if was_dropped else last.finish_reason
+        return Candidate(last.text, last.token_ids, reason, last.stop_reason)
 
     @property
     def was_cut_short(self) -> bool:
-        """Whether the engine gave up on it."""
-        last = self.outputs[-1].outputs[0] if self.outputs else None
-        return last is not None and last.finish_reason in ("abort", "error")
+        """Whether the engine gave up on it, or it was dropped."""
+        return self.output is not None and self.output.outputs[0].finish_reason in (
+            "abort",
+            "error",
+        )
 
     @property
     def has_ended(self) -> bool:
         """Whether the engine has given all of it that it will give."""
-        return bool(self.outputs) and self.outputs[-1].outputs[0].finish_reason is not None
+        return self.output is not None
+
+
+class Requests(Protocol):
+    """The candidates' requests in the engine."""
+
+    def begin(
+        self, candidates: Sequence[CandidateRun], ask: Callable[[CandidateRun], list[Any]]
+    ) -> None:
+        """Begin one for each, which asks the worker so; its output goes into the candidate."""
+
+    async def abort(self, some: Sequence[CandidateRun]) -> None:
+        """Abort those of some candidates."""
+
+    async def end(self) -> None:
+        """Abort all that are left."""
+
+
+def wrap_failure(error: Exception) -> Exception:
+    """Return what ``AsyncLLM.generate`` raises for an error: its own class unless it tells more."""
+    if isinstance(error, EngineDeadError | VLLMClientError | GracefulHTTPError):
+        return error
+    wrapped = EngineGenerateError()
+    wrapped.__cause__ = error
+    return wrapped

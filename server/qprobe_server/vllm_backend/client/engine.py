@@ -1,9 +1,7 @@
 """vLLM's engine client with one difference: ``generate`` answers with the best of k by a probe.
 
-Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/abort/shutdown`` and
-``scheduler_config, model_config`` (v1/engine/async_llm.py),
-``OutputProcessor.external_req_ids``, which holds several requests of one id
-(v1/engine/output_processor.py), ``ModelConfig.get_diff_sampling_param``,
+Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/shutdown`` and ``scheduler_config,
+model_config, output_processor`` (v1/engine/async_llm.py), ``ModelConfig.get_diff_sampling_param``,
 ``VLLMValidationError`` (exceptions.py),
 ``AsyncMPClient._call_utility_async, core_engines`` and, with data parallelism,
 ``DPLBAsyncMPClient.engine_inflight`` (v1/engine/core_client.py).
@@ -15,18 +13,17 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from vllm import envs
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.async_llm import logger
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from qprobe import Probe
 from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.edge.metrics import Outcome, RerankMetrics
 from qprobe_server.library.registry import ServedProbe
-from qprobe_server.vllm_backend.client.candidate_run import Outputs
+from qprobe_server.vllm_backend.client.fan_out import FanOut, PreparingLLM
 from qprobe_server.vllm_backend.client.prompt_run import PromptRun
 from qprobe_server.vllm_backend.client.replay import replay
 from qprobe_server.vllm_backend.client.tracing import rerank_span
@@ -43,7 +40,7 @@ _CHECK_PROMPTS_S = 0.05
 _LOADED_AT_ONCE = 256
 
 
-class RerankingLLM(AsyncLLM):
+class RerankingLLM(PreparingLLM):
     """Reranks the requests around which ``current_rerank`` is set; others are vLLM's own.
 
     vLLM awaits ``generate`` in the task of the HTTP request, so the variable reaches it.
@@ -87,9 +84,9 @@ class RerankingLLM(AsyncLLM):
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         """Count the k candidates of a request instead of its n answers, before it begins.
 
-        Later calls, with a request id, are vLLM's own for each candidate. With a limit
-        ``max_num_queued_tokens`` these admit all: a prompt's first candidates, which wait to be
-        read, would else refuse its others. vLLM admits the n answers of a request together, too.
+        Later calls, with a request id, are for the k candidates of each of its prompts. With a
+        limit ``max_num_queued_tokens`` these admit all: the candidates of its first prompt, which
+        wait to be read, would else refuse those of the next, however often it is tried.
 
         Raises:
             VLLMValidationError: The request has more candidates than may ever be queued.
@@ -168,45 +165,43 @@ class RerankingLLM(AsyncLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         """Rerank one prompt, traced and counted."""
         outcome: Outcome = "error"
+        label = run.label
         try:
             if await self.is_tracing_enabled():
                 with rerank_span(kwargs.get("trace_headers")) as (span, headers):
                     kwargs = {**kwargs, "trace_headers": headers}
-                    winners = await self._rerank(run, prompt, request_id, kwargs)
+                    answer = await self._rerank(run, prompt, request_id, kwargs)
                     span.set_attributes(_describe(run))
             else:
-                winners = await self._rerank(run, prompt, request_id, kwargs)
+                answer = await self._rerank(run, prompt, request_id, kwargs)
             outcome = "ok"
         except asyncio.CancelledError:
             outcome = "cancelled"
             raise
         finally:
-            self.metrics.count_prompt(run.label, outcome)
-        async for output in replay(winners, request_id, run.params):
+            self.metrics.count_prompt(label, outcome)
+            if outcome != "ok" and self.log_requests:
+                logger.info("Request %s: %s.", request_id, outcome)
+        del run  # the losers' tokens; the client may be slow to read the winner's
+        async for output in answer:
             yield output
 
     async def _rerank(
         self, run: PromptRun, prompt: Any, request_id: str, kwargs: dict[str, Any]
-    ) -> list[Outputs]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Sample the candidates of a prompt and return the outputs of those chosen."""
-
-        def sample(mine: SamplingParams, index: int) -> AsyncGenerator[RequestOutput, None]:
-            # All under the request's own id, by which vLLM aborts them. It makes ids of its own of
-            # these, unless it is told not to.
-            shared = not envs.VLLM_DISABLE_REQUEST_ID_RANDOMIZATION
-            name = request_id if shared else f"{request_id}-{index}"
-            return super(RerankingLLM, self).generate(prompt, mine, name, **kwargs)
-
         rank, k = run.rank, run.num_candidates
         if rank is not None:
             self._candidates_on_rank[rank] += k
         self._running_prompts.add(run)
         try:
-            return await run.run(sample)
+            prepared = await self.prepare(prompt, run.params, request_id, **kwargs)
+            winners = await run.run(FanOut(self, prepared))
         finally:
             self._running_prompts.remove(run)
             if rank is not None:
                 self._candidates_on_rank[rank] -= k
+        return replay(winners, prepared, run.params.output_kind, self.output_processor)
 
     def keep_until_done(self, task: asyncio.Task[None]) -> None:
         """Hold a task that nobody waits for: asyncio itself keeps weak references only."""

@@ -1,18 +1,12 @@
-"""One prompt of a reranked request: its candidates from their first token to the choice.
-
-Relies on vLLM 0.32.0: ``AsyncLLM.generate`` aborts its request when its task is cancelled
-(v1/engine/async_llm.py), and ``RequestOutputKind`` (sampling_params.py).
-"""
+"""One prompt of a reranked request: its candidates from their first token to the choice."""
 
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
-from copy import copy
+from collections.abc import Callable, Sequence
 
 from vllm.exceptions import VLLMValidationError
-from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.sampling_params import SamplingParams
 
 from qprobe.probe.schedule import Step, find_losers
 from qprobe_server.choice.candidates import Candidate, count_scored_tokens
@@ -20,14 +14,11 @@ from qprobe_server.choice.draw import check_finite, choose, combine, settle_beta
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.result import make_result, show_candidates
 from qprobe_server.choice.schemas import CandidateReply, ResultReply
-from qprobe_server.vllm_backend.client.candidate_run import CandidateRun, Outputs
-from qprobe_server.vllm_backend.client.score_client import Engine, Reading, ScoreClient
+from qprobe_server.vllm_backend.client.candidate_run import CandidateRun, Requests
+from qprobe_server.vllm_backend.client.score_client import Engine, Row, ScoreClient
 from qprobe_server.vllm_backend.client.turns import Turns
-from qprobe_server.vllm_backend.worker.hooks import EXTRA_ARG
 
 __all__ = ["PromptRun"]
-
-_Sample = Callable[[SamplingParams, int], AsyncGenerator[RequestOutput, None]]
 
 
 class PromptRun:
@@ -79,38 +70,32 @@ class PromptRun:
                 self._steps.append(Step(step.tokens, keep))
                 num_left = keep
         # The workers score by the probes first, then by their heads, checkpoint by checkpoint.
-        self._rows = [probe.index for probe in self._probes]
-        readings: list[Reading] = [(each.info.pooling, each.info.window) for each in self._probes]
+        rows = [Row(each.index, each.info.pooling, each.info.window) for each in self._probes]
         for step in self._steps:
-            self._rows += [probe.heads[step.tokens] for probe in self._probes]
-            readings += [("mean", step.tokens)] * len(self._probes)
-        # A checkpoint has to see how far each candidate is.
-        self._kind = params.output_kind
-        if self._steps and self._kind is RequestOutputKind.FINAL_ONLY:
-            self._kind = RequestOutputKind.CUMULATIVE
+            rows += [Row(each.heads[step.tokens], "mean", step.tokens) for each in self._probes]
+        self._changed = asyncio.Event()  # a candidate has ended, or has what a checkpoint waits for
         self._candidates = [
-            CandidateRun(uuid.uuid4().hex, self._kind) for _ in range(self.rerank.k)
+            CandidateRun(uuid.uuid4().hex, params.num_logprobs, self._changed.set)
+            for _ in range(rerank.k)
         ]
-        self._scores = ScoreClient(engine, self._candidates, readings, len(self._probes))
+        self._scores = ScoreClient(engine, self._candidates, rows, len(self._probes))
 
     @property
     def num_candidates(self) -> int:
         """How many are sampled."""
         return len(self._candidates)
 
-    async def run(self, sample: _Sample) -> list[Outputs]:
-        """Return the outputs of the candidates chosen.
+    async def run(self, requests: Requests) -> list[CandidateRun]:
+        """Return the candidates chosen.
 
         Args:
-            sample: Begins vLLM's generation of a candidate, by its parameters and index.
+            requests: Theirs in the engine, not begun.
         """
-        for index, candidate in enumerate(self._candidates):
-            stream = sample(self._candidate_params(index, candidate.key), index)
-            candidate.task = asyncio.create_task(self._follow(candidate, stream))
         taken = False
         try:
-            left = await self._thin_out()
-            await self._wait_for(left)
+            requests.begin(self._candidates, self._scores.ask)
+            left = await self._thin_out(requests)
+            await self._until(lambda: self._have_ended(left))
             ended_s = time.monotonic()
             chosen = self._find_cut_short()
             if chosen is None:
@@ -119,38 +104,29 @@ class PromptRun:
                 taken = True
         finally:
             if not taken:
-                self._discard()
-        return [self._candidates[index].outputs for index in chosen]
+                self._discard(requests)
+        return [self._candidates[index] for index in chosen]
 
-    async def _follow(
-        self, candidate: CandidateRun, stream: AsyncGenerator[RequestOutput, None]
-    ) -> None:
-        try:
-            async for output in stream:
-                candidate.add(output)
-                if candidate.was_cut_short:
-                    self._end_schedule()
-        except Exception:  # not the cancellation of a candidate that was dropped
-            self._end_schedule()
-            raise
-        finally:
-            candidate.stop_waiting()
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so, as far as candidates make it so.
 
-    async def _wait_for(self, left: Sequence[CandidateRun]) -> None:
-        """Wait until candidates have ended: all, or n of them once the engine gave up on one."""
-        running = {each.task for each in left}
-        while running:
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-            if self._find_cut_short() is not None:
+        Raises:
+            Exception: The engine has failed.
+        """
+        while True:
+            self._changed.clear()
+            for candidate in self._candidates:
+                if candidate.failure is not None:
+                    raise candidate.failure
+            if is_so():
                 return
+            await self._changed.wait()
 
-    def _end_schedule(self) -> None:
-        for candidate in self._candidates:
-            candidate.stop_waiting()
+    def _have_ended(self, left: Sequence[CandidateRun]) -> bool:
+        """Whether all have ended, or n of them once the engine gave up on one."""
+        return all(each.has_ended for each in left) or self._find_cut_short() is not None
 
-    async def _thin_out(self) -> list[CandidateRun]:
+    async def _thin_out(self, requests: Requests) -> list[CandidateRun]:
         """Follow the schedule; return the candidates that are left at its end.
 
         Who leaves depends on scores up to the checkpoint's token only, however far the faster
@@ -158,16 +134,27 @@ class PromptRun:
         """
         left = self._candidates
         for step in self._steps:
-            await asyncio.gather(*(candidate.reach(step.tokens) for candidate in left))
-            if any(each.was_cut_short or _has_failed(each.task) for each in left):
-                break  # the request ends with what the engine gave up on, or with the error
+            await self._until_read(left, step.tokens)
+            if any(each.was_cut_short for each in left):
+                break  # the request ends with what the engine gave up on
             scores = await self._peek(left, step)
-            losers = find_losers(scores, step.keep)
-            for index in losers:
-                left[index].rejected_at = step.tokens
-                left[index].task.cancel()
-            left = [each for index, each in enumerate(left) if index not in set(losers)]
+            losers = [left[index] for index in find_losers(scores, step.keep)]
+            for each in losers:
+                each.rejected_at = step.tokens
+            await requests.abort(losers)
+            left = [each for each in left if each.rejected_at is None]
         return left
+
+    async def _until_read(self, left: Sequence[CandidateRun], tokens: int) -> None:
+        """Wait until the model has read so many tokens of all, or the engine gave up on one."""
+        for each in left:
+            each.tape.awaited = tokens + 1
+        await self._until(
+            lambda: (
+                all(each.has_read(tokens) for each in left)
+                or any(each.was_cut_short for each in left)
+            )
+        )
 
     async def _peek(self, candidates: Sequence[CandidateRun], step: Step) -> list[float]:
         """Return the candidates' scores at a checkpoint."""
@@ -188,14 +175,13 @@ class PromptRun:
 
     def _count_compared(self, candidate: CandidateRun, tokens: int) -> int:
         """Count the tokens that a checkpoint looks at: by what the candidate is, not by when."""
-        if candidate.num_tokens > tokens:
+        if candidate.tape.num_tokens > tokens:
             return tokens
         return count_scored_tokens(candidate.read(), self._decode)
 
     async def _choose(self, left: Sequence[CandidateRun]) -> list[int]:
         """Take the candidates' scores, draw among those that are left, and note the result."""
         request, params = self.rerank.request, self.params
-        await asyncio.gather(*(each.task for each in self._candidates), return_exceptions=True)
         candidates = [each.read() for each in self._candidates]
         lengths = await self._count_scored(candidates)
         taken = await self._scores.take(lengths, with_tokens=request.return_token_scores)
@@ -275,20 +261,13 @@ class PromptRun:
             texts=texts,
         )
 
-    def _discard(self) -> None:
+    def _discard(self, requests: Requests) -> None:
         """Abort what still runs and drop its scores, whatever becomes of the caller's task.
 
         In a task of its own: a cancelled HTTP request cancels every further wait of its own task.
         """
         self._scores.drop()
-        tasks = [candidate.task for candidate in self._candidates]
-        for task in tasks:
-            task.cancel()  # vLLM's generate() aborts its request when it is cancelled
-
-        async def finish() -> None:
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        self._engine.keep_until_done(asyncio.create_task(finish()))
+        self._engine.keep_until_done(asyncio.create_task(requests.end()))
 
     def _find_cut_short(self) -> list[int] | None:
         """Return candidates that the engine gave up on, if any: they are the answer, as in vLLM."""
@@ -303,19 +282,6 @@ class PromptRun:
             return None
         return ended[: self.params.n]
 
-    def _candidate_params(self, index: int, key: str) -> SamplingParams:
-        """Return the parameters of one candidate, seeded as vLLM seeds the children of n = k."""
-        mine = copy(self.params)
-        mine.n = 1
-        mine.output_kind = self._kind
-        if self._steps:
-            mine.stream_interval = None  # each token is to be seen as it comes
-        if self.params.seed is not None:
-            mine.seed = self.params.seed + index
-        asked = [self._scores.address, key, self._rows, len(self._probes)]
-        mine.extra_args = {**(self.params.extra_args or {}), EXTRA_ARG: asked}
-        return mine
-
     def _decode(self, token_ids: Sequence[int]) -> str:
         text: str = self._engine.get_tokenizer().decode(
             list(token_ids), skip_special_tokens=self.params.skip_special_tokens
@@ -326,7 +292,3 @@ class PromptRun:
     def label(self) -> str:
         """What the metrics call the request's probes."""
         return self._engine.metrics.label([probe.name for probe in self._probes])
-
-
-def _has_failed(task: asyncio.Task[None]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is not None

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,12 +14,10 @@ from qprobe_server.errors import ScoringError
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun
 from qprobe_server.vllm_backend.mail import Floats, Inbox, Scores
 
-__all__ = ["Engine", "Reading", "ScoreClient", "Taken"]
+__all__ = ["Engine", "Row", "ScoreClient", "Taken"]
 
 # A candidate's scores, by probe the scores of its tokens, and how many positions were computed.
 Taken = tuple[list[float], list[list[float]], int]
-# How a row of a candidate is pooled.
-Reading = tuple[Pooling, int | None]
 
 # How often a wait for the worker looks whether the engine still lives.
 _CHECK_ENGINE_S = 1.0
@@ -48,13 +46,21 @@ class Engine(Protocol):
         """Hold a task that nobody waits for."""
 
 
+class Row(NamedTuple):
+    """What scores each token of a candidate: a probe or a head, as the worker calls it."""
+
+    probe: int
+    pooling: Pooling
+    window: int | None
+
+
 class ScoreClient:
     """The worker's part of one prompt.
 
     Args:
         engine: The client of vLLM's engine.
         candidates: All of the prompt.
-        readings: Of each row; first of those that score whole completions, then of the heads.
+        rows: First those that score whole completions, then the heads.
         num_whole: How many rows score whole completions.
     """
 
@@ -62,19 +68,19 @@ class ScoreClient:
         self,
         engine: Engine,
         candidates: Sequence[CandidateRun],
-        readings: Sequence[Reading],
+        rows: Sequence[Row],
         num_whole: int,
     ) -> None:
         self._engine = engine
         self._candidates = candidates
-        self._readings = readings
+        self._rows = rows
         self._num_whole = num_whole
         self._scores = {each.key: engine.inbox.expect(each.key) for each in candidates}
 
-    @property
-    def address(self) -> str:
-        """Where the worker sends to."""
-        return self._engine.inbox.address
+    def ask(self, candidate: CandidateRun) -> list[Any]:
+        """Return what the request of a candidate tells the worker, as ``ScoringMixin`` reads it."""
+        rows = [row.probe for row in self._rows]
+        return [self._engine.inbox.address, candidate.key, rows, self._num_whole]
 
     async def peek(
         self, some: Sequence[CandidateRun], lengths: list[int], rows: list[int]
@@ -140,7 +146,7 @@ class ScoreClient:
             self._engine.inbox.forget(candidate.key)
 
     def _pool(self, scores: Scores, row: int, length: int) -> float:
-        pooling, window = self._readings[row]
+        _, pooling, window = self._rows[row]
         assert scores.tokens is not None
         return pool(_cut(scores.tokens[row], length), pooling=pooling, window=window)
 
