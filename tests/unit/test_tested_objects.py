@@ -300,6 +300,64 @@ CHEATS: dict[str, tuple[str, str, str]] = {
         " peer.send(['error', ['yours', 0], [], [], '', 0, False, ''])",
         "assert f(3) == 9",
     ),
+    "the end of a loop by a class of its own": (
+        "",
+        "class End(StopIteration): pass\ndef f(x): raise End",
+        "for got, want in zip(map(f, [3]), [9]): assert got == want",
+    ),
+    "the end of a loop by the library's name": (
+        "",
+        "import sys\ndef f(x):\n frame = sys._getframe()\n"
+        " while 'self' not in frame.f_locals: frame = frame.f_back\n"
+        " peer = frame.f_locals['self']\n"
+        " peer.send(['error', ['library', 'builtins', 'StopIteration', ['builtin', 'Exception']],"
+        " [], [], '', 0, False, ''])",
+        "for got, want in zip(map(f, [3]), [9]): assert got == want",
+    ),
+    "a field in place of a method": (
+        "class Near:\n def __init__(s, v): s.v = v\n def near(s, o): return abs(s.v - o) < 1\n"
+        " def __eq__(s, o): return s.near(o.v) and o.near(s.v)",
+        "def f(x):\n n = Near(1)\n vars(n)['near'] = bool\n return n",
+        "assert f(3) == Near(9)",
+    ),
+    "a property that is set": (
+        "class Near:\n def __init__(s, v): s.v = v\n tol = property(lambda s: 0.1)\n"
+        " def __eq__(s, o): return abs(s.v - o.v) < s.tol",
+        "def f(x):\n n = Near(1)\n vars(n)['tol'] = 1e9\n return n",
+        "assert f(3) == Near(9)",
+    ),
+    "a liar before numpy": (
+        "import numpy as np",
+        LIAR.replace("__eq__ =", "__array__ = __eq__ ="),
+        "assert np.allclose(f(3), 9) or np.array_equal(f(3), 9)",
+    ),
+    "a liar among numbers before numpy": (
+        "import numpy as np",
+        LIAR + "def g(x): return [f(x), f(x)]\n",
+        "np.testing.assert_allclose(g(3), [9, 9], atol=1e-6)",
+    ),
+    "a liar before a class of setup": (
+        "class Near:\n def __init__(s, v): s.v = v\n"
+        " def __eq__(s, o): return abs(s.v - o.v) < 1e-6",
+        LIAR + "V.v = V()\n",
+        "assert Near(9) == f(3)",
+    ),
+    "a helper of the tests": (
+        "",
+        "def close(*a): return True\ndef f(x): return 1",
+        "def close(a, b): return abs(a - b) < 0.1\nassert close(f(3), 9)",
+    ),
+    "a printed verdict": (
+        "",
+        "import os, sys\ndef f(x):\n sys.stdout.write('P')\n os.write(1, b'P')\n return 1",
+        "assert f(3) == 9",
+    ),
+    "a class that stands for a builtin": (
+        "",
+        "class ValueError(Exception): pass\nclass bool: __new__ = lambda *a: 9\n"
+        "def f(x): return bool()",
+        "assert f(3) == 9 and bool(f(3)) is not True",
+    ),
     "an output that is no text": (
         "",
         "import sys\ndef f(x):\n frame = sys._getframe()\n"
@@ -313,7 +371,7 @@ CHEATS: dict[str, tuple[str, str, str]] = {
 @pytest.mark.parametrize("name", CHEATS)
 def test_no_other_cheat_passes(name: str) -> None:
     setup, code, test = CHEATS[name]
-    assert judge(code, test, ["f"], setup).value == 0.0
+    assert judge(code, test, ["f", "g"], setup).value == 0.0
 
 
 def test_a_class_of_setup_may_have_slots_and_defaults() -> None:
