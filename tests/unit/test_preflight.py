@@ -164,6 +164,17 @@ def test_a_function_that_cannot_reward(
     assert line.startswith(f"reward {reward!r} {said.format(file=file)}")
 
 
+def test_rows_that_are_not_solved_by_their_own_solution(run_qprobe: Run, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    row = {"prompt": "def f(x):\n", "tests": ["assert f(2) == 4"], "solution": "    return 3"}
+    prompts.write_text(json.dumps(row))
+    ran = run_qprobe("collect", prompts, "-o", tmp_path / "out", "--reward", "tests")
+    line = refuse(ran)
+    assert "line 1 (failed)" in line
+    assert "--keep-unsolved" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_output_that_holds_other_things(run_qprobe: Run, prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()

@@ -29,7 +29,7 @@ def test_rows_that_are_not_solved_are_named_with_the_reason() -> None:
     with pytest.raises(StartupError) as caught:
         check_solutions(PATH, ROWS, make_reward("tests"), workers=2, keep=False)
     said = str(caught.value)
-    assert "2 rows of 'tasks.jsonl'" in said
+    assert "2 of 4 rows of 'tasks.jsonl'" in said
     assert "line 2 (failed), line 4 (syntax)" in said
     assert "--keep-unsolved" in said
 

@@ -44,7 +44,10 @@ def check_solutions(
         return
     named = ", ".join(unsolved[:_MAX_NAMED])
     more = f" and {len(unsolved) - _MAX_NAMED} more" if len(unsolved) > _MAX_NAMED else ""
-    said = f"{len(unsolved)} rows of {str(path)!r} fail with their own solution: {named}{more}"
+    said = (
+        f"{len(unsolved)} of {len(rows)} rows of {str(path)!r} are not solved by the solution that "
+        f"they bring: {named}{more}"
+    )
     if not keep:
         raise StartupError(f"{said}. Mend or remove them, or go on with --keep-unsolved")
     warn(said)
