@@ -49,7 +49,10 @@ TORCH = frozenset({"torch"})
         ),
         (["--worker-cls", "some.Worker"], "--worker-cls is qprobe's own, got 'some.Worker'"),
         (["--grpc"], "--grpc cannot be used with qprobe"),
-        (["--api-server-count", "2"], "--api-server-count must be 1 with qprobe, got 2"),
+        (
+            ["--api-server-count", "2"],
+            "--api-server-count must be 1 with qprobe, got 2: a probe that is uploaded to one",
+        ),
         (["--served-model-name", "x"], "--served-model-name goes with a MODEL"),
         (["--host", "nowhere.invalid"], "cannot listen on --host 'nowhere.invalid' --port 0"),
         (["--port", "65536"], "--port must be from 0 to 65535, got 65536"),

@@ -106,8 +106,9 @@ def _check_mode(args: argparse.Namespace) -> None:
             raise StartupError(f"--{name.replace('_', '-')} cannot be used with qprobe: {instead}")
     if args.api_server_count not in (None, 0, 1) and not args.headless:
         raise StartupError(
-            f"--api-server-count must be 1 with qprobe, got {args.api_server_count}: run more "
-            "servers behind a load balancer"
+            f"--api-server-count must be 1 with qprobe, got {args.api_server_count}: a probe that "
+            "is uploaded to one API process would be unknown to the others; run more servers "
+            "behind a load balancer"
         )
 
 
