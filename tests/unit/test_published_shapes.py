@@ -74,18 +74,14 @@ MBPP_PLUS: Json = MBPP | {
 }
 
 
-def raw(row: Json) -> Json:
-    """Return a row of HumanEval as text that goes on."""
-    tests = [row["test"], f"check({row['entry_point']})"]
-    return {**row, "tests": tests, "join": True}
-
-
 ROWS = {
     "HumanEval, a chat": LAYOUTS["humaneval"](HUMANEVAL),
-    "HumanEval, raw": raw(HUMANEVAL),
+    "HumanEval, raw": LAYOUTS["humaneval-raw"](HUMANEVAL),
     "HumanEval+, a chat": LAYOUTS["humaneval"](HUMANEVAL_PLUS),
-    "HumanEval+, raw": raw(HUMANEVAL_PLUS),
+    "HumanEval+, raw": LAYOUTS["humaneval-raw"](HUMANEVAL_PLUS),
     "MBPP": LAYOUTS["mbpp"](MBPP),
+    "MBPP, raw": LAYOUTS["mbpp-raw"](MBPP),
+    "MBPP of a class, raw": LAYOUTS["mbpp-raw"](MBPP_OF_A_CLASS),
     "MBPP of a class": LAYOUTS["mbpp"](MBPP_OF_A_CLASS),
     "MBPP+": LAYOUTS["mbpp"](MBPP_PLUS),
     "MBPP+ as it is": MBPP_PLUS | {"tests": [MBPP_PLUS["test"]], "prompt": "Write mean."},

@@ -63,22 +63,20 @@ def main(*, wall_s: float, cpu_s: int, memory_bytes: int, numpy_folder: str) -> 
             _import_numpy(numpy_folder)
         _judge(to_judge[0], to_answer[1], program, verdict, limits)
     _keep(verdict)
-    is_late = False
-
-    def end(*_: object) -> None:
-        nonlocal is_late
-        is_late = True
-        os.kill(judge, signal.SIGKILL)
-
-    signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, wall_s, 1.0)
-    _, status = os.waitpid(judge, 0)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    if is_late or _was_killed(status) or _has_been_killed(answer):
+    if _wait(judge, wall_s) or _has_been_killed(answer):
         os.write(verdict, _TIMEOUT)
     os.kill(answer, signal.SIGKILL)
     os.waitpid(answer, 0)
     os._exit(0)
+
+
+def _wait(process: int, wall_s: float) -> bool:
+    """Wait for a process, and kill it when its time is up; return whether it was killed."""
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(process, signal.SIGKILL))
+    signal.setitimer(signal.ITIMER_REAL, wall_s, 1.0)
+    _, status = os.waitpid(process, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return _was_killed(status)
 
 
 def _was_killed(status: int) -> bool:
