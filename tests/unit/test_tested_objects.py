@@ -201,6 +201,13 @@ UNCARRIED = {
     ),
     "an object and a plain value": (VECTOR.replace("isinstance(o, V) and", ""), "assert V(9) == 9"),
     "inheriting": (VECTOR, "class W(V): pass\nassert W(9).x == 9"),
+    "a type": (VECTOR, "assert type(f(9)) is V"),
+    "a class": (VECTOR, "assert f(9).__class__ is V"),
+    "a patch": (
+        "def g(): return 1\ndef f(x): return g()",
+        "from unittest import mock\nwith mock.patch('builtins.print') as p: f(3)\n"
+        "p.assert_called_once()",
+    ),
     "too much": ("def f(x): return 'a' * (20 << 20)", "assert len(f(3)) == 20 << 20"),
 }
 
@@ -388,3 +395,4 @@ def test_a_class_of_setup_may_have_slots_and_defaults() -> None:
 
 def test_an_answer_that_returns_an_object_for_a_value_has_failed() -> None:
     assert judge("def f(x): yield 9", "assert f(3) == [9]") == (0.0, FAILED)
+    assert judge("def f(x): return 9.0", "assert type(f(3)) is int") == (0.0, FAILED)

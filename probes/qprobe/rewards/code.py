@@ -13,6 +13,7 @@ from qprobe.rewards.tested import (
     find_head,
     find_modules,
     find_names,
+    mention,
     need_numpy,
     read_entry_points,
 )
@@ -117,6 +118,8 @@ def _read_program(fields: Json) -> Program:
         head=head.text if head is not None else "",
         may_replace=entry_points,
         needs_numpy=need_numpy(sources),
+        asks_type=mention(tests, ["type", "__class__"]),
+        patches=mention(tests, ["mock", "patch", "monkeypatch"]),
     )
 
 

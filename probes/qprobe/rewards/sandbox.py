@@ -15,8 +15,8 @@ import anything but the standard library; the tests may import numpy, too. What 
 with an object of the answer's own: compare it with a plain value (it is compared with another of
 the answer's), take a plain value for what comes of counting with one (``f(2) - 1``), inherit from
 its class, ask ``type`` of it, replace something in its module (``mock.patch``), or give it an
-object of a class that ``setup`` does not define. So tests with such needs score 0, and all but
-``type`` and ``mock`` have the reason ``unsupported by the sandbox``. Values cross by copy:
+object of a class that ``setup`` does not define. So answers to such tests score 0, for the reason
+``unsupported by the sandbox``. Values cross by copy:
 ``f(a) is a`` is known where ``a`` is an argument, but not whether two parts of a value are one
 object, and what is inside a tuple is not changed in place.
 """
@@ -101,6 +101,8 @@ class Program:
         modules: Of the standard library, which the tests use without an import.
         head: The beginning of a function that the answer may go on from, or "".
         needs_numpy: Whether ``setup`` or the tests import numpy; the answer may not.
+        asks_type: Whether the tests ask for types. That is right of plain values only.
+        patches: Whether the tests replace what the answer uses, of which it knows nothing.
     """
 
     answer: str
@@ -111,6 +113,8 @@ class Program:
     modules: Sequence[str] = ()
     head: str = ""
     needs_numpy: bool = False
+    asks_type: bool = False
+    patches: bool = False
 
 
 def run_program(program: Program, limits: Limits) -> str:

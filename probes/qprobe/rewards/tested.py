@@ -18,6 +18,7 @@ __all__ = [
     "find_head",
     "find_modules",
     "find_names",
+    "mention",
     "need_numpy",
     "read_entry_points",
 ]
@@ -139,6 +140,19 @@ def need_numpy(sources: Iterable[str]) -> bool:
     names = [each.name for node in nodes if isinstance(node, ast.Import) for each in node.names]
     names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
     return any(name.partition(".")[0] == "numpy" for name in names)
+
+
+def mention(sources: Iterable[str], names: Iterable[str]) -> bool:
+    """Return whether sources read, import or ask for one of some names."""
+    wanted = frozenset(names)
+    return any(
+        not wanted.isdisjoint(
+            {getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "name", None)}
+        )
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Name | ast.Attribute | ast.alias)
+    )
 
 
 def _imported(source: str) -> set[str]:

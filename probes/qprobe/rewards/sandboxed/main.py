@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import time
 import types
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -31,6 +32,9 @@ __all__ = ["main"]
 
 _READY, _PASSED, _FAILED, _REFUSED, _TIMEOUT = b"R", b"P", b"F", b"E", b"T"
 _NO_CODE, _SYNTAX, _UNSUPPORTED = b"N", b"S", b"U"
+# Exit status of the judge, so that it is looked at what the answer ended of, and for how long.
+_ANSWER_IS_GONE = 1
+_MAX_LOOKS, _LOOK_S = 100, 0.01
 # How many characters the answer may print between two calls.
 _MAX_OUTPUT = 1 << 20
 _Limits = dict[str, int]
@@ -63,20 +67,21 @@ def main(*, wall_s: float, cpu_s: int, memory_bytes: int, numpy_folder: str) -> 
             _import_numpy(numpy_folder)
         _judge(to_judge[0], to_answer[1], program, verdict, limits)
     _keep(verdict)
-    if _wait(judge, wall_s) or _has_been_killed(answer):
+    status = _wait(judge, wall_s)
+    if _was_killed(status) or (status and _has_been_killed(answer)):
         os.write(verdict, _TIMEOUT)
     os.kill(answer, signal.SIGKILL)
     os.waitpid(answer, 0)
     os._exit(0)
 
 
-def _wait(process: int, wall_s: float) -> bool:
-    """Wait for a process, and kill it when its time is up; return whether it was killed."""
+def _wait(process: int, wall_s: float) -> int:
+    """Wait for a process, and kill it when its time is up; return how it ended."""
     signal.signal(signal.SIGALRM, lambda *_: os.kill(process, signal.SIGKILL))
     signal.setitimer(signal.ITIMER_REAL, wall_s, 1.0)
     _, status = os.waitpid(process, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    return _was_killed(status)
+    return status
 
 
 def _was_killed(status: int) -> bool:
@@ -85,13 +90,14 @@ def _was_killed(status: int) -> bool:
 
 
 def _has_been_killed(process: int) -> bool:
-    """Return the same of a process that may still run; it is left to be waited for."""
-    ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    return (
-        ended is not None
-        and ended.si_status in (signal.SIGKILL, signal.SIGXCPU)
-        and (ended.si_code == os.CLD_KILLED)
-    )
+    """Return the same of a process that seems to have ended; it is left to be waited for."""
+    for _ in range(_MAX_LOOKS):  # its pipes are closed a moment before it has ended
+        ended = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None:
+            by = (signal.SIGKILL, signal.SIGXCPU)
+            return ended.si_code == os.CLD_KILLED and ended.si_status in by
+        time.sleep(_LOOK_S)
+    return False
 
 
 def _import_numpy(folder: str) -> None:
@@ -188,15 +194,18 @@ def _run_answer(peer: Peer, source: str, code: types.CodeType, namespace: dict[s
 
 
 def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits) -> NoReturn:
-    def tell(outcome: bytes) -> NoReturn:
+    def tell(outcome: bytes, status: int = 0) -> NoReturn:
         os.write(verdict, outcome)
-        os._exit(0)
+        os._exit(status)
 
-    def fail() -> NoReturn:
-        tell(_UNSUPPORTED if peer.is_unsupported else _FAILED)
+    def fail(status: int = 0) -> NoReturn:
+        tell(_UNSUPPORTED if peer.is_unsupported else _FAILED, status)
+
+    def lose() -> NoReturn:
+        fail(_ANSWER_IS_GONE)
 
     namespace = _make_namespace()
-    peer = Peer(reader, writer, namespace=namespace, is_judge=True, at_end=fail)
+    peer = Peer(reader, writer, namespace=namespace, is_judge=True, at_end=lose)
     try:
         confine(**limits)
     except (Refusal, OSError, ValueError) as error:
@@ -217,8 +226,13 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
         _take_names(peer, namespace, asked["names"], asked["may_replace"])
         if any("asyncio" in each for each in (asked["setup"], *asked["tests"])):
             allow_loops()
-        for test in asked["tests"]:
-            exec(compile(test, "<test>", "exec"), namespace)
+        named = peer.num_objects
+        try:
+            for test in asked["tests"]:
+                exec(compile(test, "<test>", "exec"), namespace)
+        finally:
+            uncarried = asked["asks_type"] and peer.num_objects > named
+            peer.is_unsupported |= uncarried or asked["patches"]
     except BaseException as error:  # noqa: BLE001 SystemExit is no pass either
         peer.is_unsupported |= is_of_sandbox(error)
         fail()

@@ -68,6 +68,11 @@ class Codec:
         """Have the other side do something with one of its objects; raise what it raised."""
         raise NotImplementedError
 
+    @property
+    def num_objects(self) -> int:
+        """How many objects of the other side stay there, as far as this one knows."""
+        return len(self._remote.keys() - {ROOT})
+
     def refuse(self, what: str) -> NoReturn:
         """Note that the exchange cannot carry what a test does, and raise TypeError."""
         self.is_unsupported = True
