@@ -131,8 +131,12 @@ async def test_the_answers_of_a_stream_are_those_without(
         mine = [each.outputs[0] for each in parts.outputs if each.outputs[0].index == index]
         assert "".join(each.text for each in mine) == answer.text
         assert [token for each in mine for token in each.token_ids] == list(answer.token_ids)
-        assert [entry for each in mine for entry in each.logprobs] == answer.logprobs
-        assert mine[-1].cumulative_logprob == answer.cumulative_logprob
+        entries = [entry for each in mine for entry in each.logprobs]
+        for one, other in zip(entries, answer.logprobs, strict=True):
+            assert one.keys() == other.keys()
+            for token, found in one.items():  # losers leave in another step: float32 rounds anew
+                assert found.logprob == pytest.approx(other[token].logprob, abs=1e-3)
+        assert mine[-1].cumulative_logprob == pytest.approx(answer.cumulative_logprob, abs=1e-2)
         assert (mine[-1].finish_reason, mine[-1].stop_reason) == (
             answer.finish_reason,
             answer.stop_reason,
