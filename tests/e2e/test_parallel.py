@@ -7,10 +7,15 @@ thread of its own, so that two cores are enough.
 import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +101,7 @@ def serve_wide(
     inner = write_probe(folder / "inner.safetensors", layer=2, pooling="mean")
     end = write_probe(folder / "end.safetensors", layer="final", pooling="last")
 
-    def serve(*flags: str, **variables: str) -> AbstractContextManager[Any]:
+    def serve(*flags: str, path: str = "", **variables: str) -> AbstractContextManager[Any]:
         return start_server(
             folder / "log",
             *(str(wide_model), "--served-model-name", "wide", "--dtype", "float32"),
@@ -107,13 +112,16 @@ def serve_wide(
             VLLM_CPU_KVCACHE_SPACE="1",
             VLLM_CPU_OMP_THREADS_BIND="nobind",
             OMP_NUM_THREADS="1",
-            PYTHONPATH=os.pathsep.join(
-                [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-            ),
+            PYTHONPATH=add_path(path, str(Path(__file__).parent)),
             **variables,
         )
 
     return serve
+
+
+def add_path(*folders: str) -> str:
+    """Return PYTHONPATH with folders before what it has."""
+    return os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
 
 
 def ask(
@@ -221,6 +229,68 @@ def test_two_tensor_parallel_workers(
     alone: dict[str, Json], serve_wide: Start, tmp_path: Path
 ) -> None:
     with serve_wide("--tensor-parallel-size", "2") as server:
+        check_equal(answer_all(server), alone)
+        check_lifecycle(server, tmp_path, ANY_RANK)
+        check_nothing_is_left(server, ANY_RANK)
+
+
+@pytest.fixture
+def ray_cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Run Ray with two devices; return the variables of a server that uses them.
+
+    vLLM 0.32 gives its CPU workers to no Ray: its platform names no device. A stand-in, which is a
+    plugin of vLLM's, calls them GPUs, and Ray is told of two, which nobody looks for.
+    """
+    (tmp_path / "ray_on_cpu.py").write_text(
+        "from vllm.platforms.cpu import CpuPlatform\n"
+        "class RayCpuPlatform(CpuPlatform):\n    ray_device_key = 'GPU'\n"
+        "def name():\n    return 'ray_on_cpu.RayCpuPlatform'\n"
+    )
+    about = tmp_path / "ray_on_cpu-0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ray-on-cpu\nVersion: 0\n")
+    entry = "[vllm.platform_plugins]\nray_on_cpu = ray_on_cpu:name\n"
+    (about / "entry_points.txt").write_text(entry)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Without authentication, which would leave a token in the home folder.
+    variables = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command += ["--port", str(port), "--num-cpus", "2", "--num-gpus", "2"]
+    command += ["--include-dashboard", "false", "--object-store-memory", str(200 << 20)]
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:  # it has sockets
+        process = subprocess.Popen(
+            [*command, "--temp-dir", short],
+            stdout=subprocess.DEVNULL,
+            # Its workers begin with it, not with the server's.
+            env={**os.environ, **variables, "PYTHONPATH": add_path(str(tmp_path))},
+        )
+        try:
+            wait_for_port(port, process)
+            yield {**variables, "RAY_ADDRESS": f"127.0.0.1:{port}", "path": str(tmp_path)}
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process listens."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        with socket.socket() as trial:
+            if trial.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("Ray did not start")
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install ray")
+def test_two_workers_of_ray(
+    alone: dict[str, Json], serve_wide: Start, ray_cluster: dict[str, str], tmp_path: Path
+) -> None:
+    flags = ("--tensor-parallel-size", "2", "--distributed-executor-backend", "ray")
+    with serve_wide(*flags, **ray_cluster) as server:
         check_equal(answer_all(server), alone)
         check_lifecycle(server, tmp_path, ANY_RANK)
         check_nothing_is_left(server, ANY_RANK)
