@@ -4,6 +4,7 @@ PYTHON ?= python3
 # An NVIDIA driver decides; DEVICE=cpu or DEVICE=gpu overrides it.
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 ARGS ?=
+MODEL ?=
 JUNIT := build/junit
 HEAVY := -m 'not heavy'
 
@@ -52,8 +53,8 @@ engine: install  ## tests of one real vLLM engine
 e2e: install  ## tests of a real server by the official clients
 	$(BIN)/pytest tests/e2e $(HEAVY) --junitxml $(JUNIT)/e2e.xml
 
-bench: install  ## what reranking costs, against bare sampling; writes build/bench.json
-	$(BIN)/python tests/bench/cost.py
+bench: install  ## what reranking costs, against plain vLLM; MODEL=ORG/NAME, ARGS="--flags of both servers"
+	$(BIN)/python tests/bench/cost.py $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 clean:  ## remove what was built
 	rm -rf build $(VENV)

@@ -1,217 +1,248 @@
-"""What reranking costs: one engine, bare and reranked sampling of the same k in turn.
+"""What reranking costs: ``qprobe serve`` against plain ``vllm serve``, over HTTP.
 
-Every variant generates the same number of tokens for the same prompts (EOS ignored). The ratios are
-of median wall times; their spread is the range of the ratios of the rounds, each of one bare and
-one reranked request a few seconds apart. Also timed: what people do instead.
+Plain vLLM has no worker of ours, exposes no layer and runs as it likes; both have the same settings
+of cache and compilation. One request at a time, all of 64 tokens a sample (EOS ignored):
 
-two_pass      bare sampling, then a second pass of the same model over prompt and completions for
-              the embeddings (plain transformers, the engine's dtype, one batch)
-transformers  plain transformers generate() of the same k with hidden states, likewise
+plain         n = k of ``vllm serve``
+not reranked  n = k of ``qprobe serve``, whose engine exposes the layers of four probes
+reranked      the best of k by one of them; streamed, by a mix of all, and with early rejection too
 
-Run it alone on the machine: make bench
+Two servers never run at once: they take turns, block by block, in an order that turns too. The
+ratios are of the median wall times of all rounds; their spread is from the least to the most of the
+ratios of the medians of two blocks that follow each other.
+
+Run it alone on the machine: make bench, or make bench MODEL=ORG/NAME ARGS="--dtype bfloat16"
+(flags of vLLM for both servers)
 """
 
 import argparse
-import asyncio
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+import httpx
+from serving import engine_settings, running, write_probes
 
-import torch
-from vllm import SamplingParams
-from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.sampling_params import RequestOutputKind
-
-from qprobe_server.choice.request import RerankRequest
-from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.default_model import prepare_default_model
-from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_probe
-from qprobe_server.vllm_backend.checks import find_worker_cls
-from qprobe_server.vllm_backend.client.engine import RerankingLLM
-from qprobe_server.vllm_backend.cpu import choose_dtype
-from qprobe_server.vllm_backend.worker.hooks import ADDITIONAL_CONFIG
 
-PROBE = Path(__file__).parents[2] / "probes" / "qprobe" / "shipped" / "python.safetensors"
-QUESTION = "Write a Python function `add(a, b)` that returns the sum of a and b."
-KS = (4, 16, 48)
+Json = dict[str, Any]
+Program = Literal["vllm", "qprobe"]
+# Seconds of each kind of request, a list for each block.
+Times = dict[str, list[list[float]]]
+
+NAME = "bench"
 NUM_TOKENS = 64
+PROMPT = "Task {number}. Write a Python function `add(a, b)` that returns the sum of a and b.\n"
+MIX = {"one": 0.4, "two": 0.3, "three": 0.2, "four": 0.1}
+SCHEDULE = [{"tokens": 16, "keep": 8}, {"tokens": 32, "keep": 2}]
 
 
-class Bench:
-    """One engine, one probe, one prompt."""
+@dataclass(frozen=True)
+class Kind:
+    """A kind of request; reranked if it has ``q_probe``."""
 
-    def __init__(self, engine: RerankingLLM, probe: ServedProbe, model_path: Path) -> None:
-        self._engine = engine
-        self._probe = probe
-        self._model_path = model_path
-        tokenizer = engine.get_tokenizer()
-        messages = [{"role": "user", "content": QUESTION}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        self._prompt_ids = tokenizer.encode(text, add_special_tokens=False)
-        self._model: Any = None
+    k: int
+    q_probe: Json | None = None
+    stream: bool = False
 
-    async def bare(self, k: int, seed: int) -> list[list[int]]:
-        """Sample n = k as vLLM does; return the tokens."""
-        return await self._generate(n=k, seed=seed)
-
-    async def reranked(self, k: int, seed: int) -> list[list[int]]:
-        """Sample k, score them and answer with one."""
-        rerank = Rerank(RerankRequest(probes=((self._probe, 1.0),), k=k, beta=0.1))
-        token = current_rerank.set(rerank)
-        try:
-            answer = await self._generate(n=1, seed=seed)
-        finally:
-            current_rerank.reset(token)
-        assert rerank.results[0].sampled_tokens == k * NUM_TOKENS
-        return answer
-
-    async def two_pass(self, k: int, seed: int) -> None:
-        """Sample as vLLM does, then embed the completions by a second pass."""
-        sampled = await self.bare(k, seed)
-        ids = torch.tensor([self._prompt_ids + tokens for tokens in sampled])
-        with torch.inference_mode():
-            self._transformers()(ids, output_hidden_states=True)
-
-    async def transformers(self, k: int, seed: int) -> None:
-        """Sample with plain transformers, keeping the hidden states."""
-        torch.manual_seed(seed)
-        with torch.inference_mode():
-            self._transformers().generate(
-                torch.tensor([self._prompt_ids]),
-                do_sample=True,
-                num_return_sequences=k,
-                min_new_tokens=NUM_TOKENS,
-                max_new_tokens=NUM_TOKENS,
-                output_hidden_states=True,
-                return_dict_in_generate=True,
-                pad_token_id=0,
-            )
-
-    async def _generate(self, *, n: int, seed: int) -> list[list[int]]:
-        params = SamplingParams(
-            n=n,
-            seed=seed,
-            temperature=0.8,
-            max_tokens=NUM_TOKENS,
-            ignore_eos=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        prompt = {"type": "token", "prompt_token_ids": self._prompt_ids}
-        outputs = [each async for each in self._engine.generate(prompt, params, f"bench-{seed}")]
-        return [list(each.token_ids) for each in outputs[-1].outputs]
-
-    def _transformers(self) -> Any:
-        if self._model is None:
-            from transformers import AutoModelForCausalLM
-
-            dtype = torch.float32 if choose_dtype() == "float32" else torch.bfloat16
-            self._model = AutoModelForCausalLM.from_pretrained(self._model_path, dtype=dtype)
-        return self._model
+    def body(self, number: int) -> Json:
+        """Return the request of that number, which has a prompt of its own."""
+        body: Json = {
+            "model": NAME,
+            "prompt": PROMPT.format(number=number),
+            "seed": number,
+            "temperature": 0.8,
+            "max_tokens": NUM_TOKENS,
+            "ignore_eos": True,
+            "n": self.k if self.q_probe is None else 1,
+        }
+        if self.q_probe is not None:
+            body["q_probe"] = {"k": self.k, "beta": 0.1, "schedule": "off", **self.q_probe}
+        if self.stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return body
 
 
-Variant = Callable[[int, int], Awaitable[object]]
+def by_one(k: int, **fields: Any) -> Kind:
+    """Return a request that one probe reranks."""
+    return Kind(k, {"probe": "one", **fields})
 
 
-async def measure(variants: Mapping[str, Variant], k: int, rounds: int) -> dict[str, list[float]]:
-    """Return the wall times of every variant in seconds; the order turns with the round."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    names = list(variants)
-    for name in names:
-        await variants[name](k, 0)  # warm up
-    for number in range(rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            begun_s = time.perf_counter()
-            await variants[name](k, number + 1)
-            times[name].append(time.perf_counter() - begun_s)
+KINDS = {
+    **{f"n = {k}": Kind(k) for k in (4, 16, 48)},
+    "n = 16, streamed": Kind(16, stream=True),
+    **{f"k = {k}": by_one(k) for k in (4, 16, 48)},
+    "k = 16, streamed": Kind(16, {"probe": "one"}, stream=True),
+    "k = 16, a mix of 4": Kind(16, {"probe": MIX}),
+    "k = 16, early rejection": by_one(16, schedule=SCHEDULE),
+}
+# Each reranked kind, and what it is compared with.
+BARE = {
+    name: f"n = {kind.k}" + (", streamed" if kind.stream else "")
+    for name, kind in KINDS.items()
+    if kind.q_probe is not None
+}
+
+
+def ask(client: httpx.Client, kind: Kind, number: int) -> float:
+    """Ask, read all of the answer, and return the seconds that it took."""
+    body = kind.body(number)
+    begun_s = time.perf_counter()
+    with client.stream("POST", "/v1/completions", json=body) as reply:
+        data = reply.read()
+    seconds = time.perf_counter() - begun_s
+    if reply.status_code != 200:
+        raise SystemExit(f"{reply.status_code} to {body}: {data.decode()[:500]}")
+    check_tokens(kind, data)
+    return seconds
+
+
+def check_tokens(kind: Kind, data: bytes) -> None:
+    """Check that as many tokens were sampled as the comparison says."""
+    lines = data.decode().split("\n\n")
+    last = json.loads(lines[-3].removeprefix("data: ")) if kind.stream else json.loads(data)
+    if kind.q_probe is None:
+        assert last["usage"]["completion_tokens"] == kind.k * NUM_TOKENS
+    elif "schedule" not in kind.q_probe:
+        assert last["q_probe"]["results"][0]["sampled_tokens"] == kind.k * NUM_TOKENS
+
+
+def run_block(program: Program, flags: list[str], rounds: int, log: Path) -> dict[str, list[float]]:
+    """Start a server, warm it up, and return the seconds of each kind's rounds."""
+    kinds = {
+        name: kind for name, kind in KINDS.items() if program == "qprobe" or kind.q_probe is None
+    }
+    names = list(kinds)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with (
+        running(program, flags, log) as server,
+        httpx.Client(base_url=server.url, timeout=600) as client,
+    ):
+        for name in names:
+            ask(client, kinds[name], 100 + names.index(name))
+        for number in range(rounds):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                # The same prompts and seeds in every block, and none twice in one.
+                which = 1000 + number * len(names) + names.index(name)
+                seconds[name].append(ask(client, kinds[name], which))
+    return seconds
+
+
+def measure(flags: Mapping[Program, list[str]], rounds: int, blocks: int, out: Path) -> Times:
+    """Return the times of the blocks; ``plain`` before the kinds of ``vllm serve``."""
+    times: Times = {}
+    programs: tuple[Program, Program] = ("vllm", "qprobe")
+    for block in range(blocks):
+        for program in programs if block % 2 == 0 else programs[::-1]:
+            begun_s = time.monotonic()
+            log = out.with_name(f"{out.stem}-{program}.log")
+            found = run_block(program, flags[program], rounds, log)
+            for name, seconds in found.items():
+                key = f"plain {name}" if program == "vllm" else name
+                times.setdefault(key, []).append(seconds)
+            sys.stderr.write(f"block {block + 1}, {program}: {time.monotonic() - begun_s:.0f} s\n")
     return times
 
 
-def compare(times: dict[str, list[float]], name: str) -> dict[str, Any]:
-    """Return a variant against ``bare``: ratio of medians, and the rounds' own ratios."""
-    ratios = sorted(a / b for a, b in zip(times[name], times["bare"], strict=True))
+def compare(times: Times, name: str, with_name: str) -> Json:
+    """Return the ratio of two kinds' medians, and the least and the most of the blocks' ratios."""
+    both = [times[each] for each in (name, with_name)]
+    above, below = (statistics.median(chain.from_iterable(each)) for each in both)
+    ratios = [statistics.median(a) / statistics.median(b) for a, b in zip(*both, strict=True)]
     return {
-        "ratio": statistics.median(times[name]) / statistics.median(times["bare"]),
-        "quartiles": statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios,
-        "median_s": statistics.median(times[name]),
-        "bare_median_s": statistics.median(times["bare"]),
-        "rounds": len(ratios),
+        "ratio": above / below,
+        "least": min(ratios),
+        "most": max(ratios),
+        "median_s": above,
+        "bare_median_s": below,
+        "rounds": sum(map(len, both[0])),
+        "blocks": len(ratios),
     }
 
 
-async def run(rounds: int) -> dict[str, Any]:
-    """Start the engine and measure everything."""
-    model_path = prepare_default_model()
-    loaded = read_probe("python", PROBE.read_bytes())
-    probe = ProbeRegistry().reserve(loaded)
-    layer = probe.info.layer
-    args = AsyncEngineArgs(
-        model=str(model_path),
-        enforce_eager=True,
-        max_model_len=2048,
-        dtype=choose_dtype(),
-        worker_cls=find_worker_cls("ScoringWorker"),
-        additional_config={ADDITIONAL_CONFIG: {"layers": [] if layer == "final" else [layer]}},
-    )
-    engine = RerankingLLM.from_vllm_config(args.create_engine_config())
-    results: dict[str, Any] = {"reranked": {}, "two_pass": {}, "transformers": {}}
-    try:
-        await engine.load_probes([(probe, loaded.probe)])
-        bench = Bench(engine, probe, model_path)
-        for k in KS:
-            quick = {"bare": bench.bare, "reranked": bench.reranked}
-            times = await measure(quick, k, rounds)
-            results["reranked"][k] = compare(times, "reranked")
-            slow = {
-                "bare": bench.bare,
-                "two_pass": bench.two_pass,
-                "transformers": bench.transformers,
-            }
-            times = await measure(slow, k, max(2, rounds // 5))
-            for name in ("two_pass", "transformers"):
-                results[name][k] = compare(times, name)
-    finally:
-        engine.shutdown(timeout=5)
-    return results
+def find_size(model: str) -> dict[str, int]:
+    """Return what a probe of a model has to know."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    return {"hidden_size": config.hidden_size, "num_layers": config.num_hidden_layers}
+
+
+def describe_machine() -> str:
+    """Return the accelerator's name, or the processor's with its cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def show(results: dict[str, dict[str, Json]]) -> str:
+    """Return the table."""
+    lines = [f"{'wall time over':26}{'plain vLLM':>24}{'not reranked':>24}{'s':>8}{'n':>4}"]
+    for name, found in results.items():
+        cells = [
+            f"{each['ratio']:10.3f} ({each['least']:.2f} to {each['most']:.2f})"
+            if (each := found.get(arm))
+            else ""
+            for arm in ("plain", "not_reranked")
+        ]
+        first = found["plain"]
+        lines.append(
+            f"{name:26}{cells[0]:>24}{cells[1]:>24}{first['median_s']:8.2f}{first['rounds']:4}"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Measure, print the table and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # what is not known here is vLLM's
+    )
+    parser.add_argument("--model", help="default: the default model")
+    parser.add_argument("--rounds", type=int, default=3, help="of each kind in a block")
+    parser.add_argument("--blocks", type=int, default=3, help="of each server")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
-    args = parser.parse_args()
-    results = asyncio.run(run(args.rounds))
-    report: dict[str, Any] = {
-        f"{name}_over_bare": {str(k): found["ratio"] for k, found in by_k.items()}
-        for name, by_k in results.items()
+    args, others = parser.parse_known_args()
+    model = args.model or str(prepare_default_model())
+    probes = write_probes(args.out.parent / "bench-probes", **find_size(model))
+    both = [model, "--served-model-name", NAME, "--max-model-len", "2048", *engine_settings()]
+    loaded = ["--allow-model-mismatch"]
+    loaded += [word for name, path in probes.items() for word in ("--probe", f"{name}={path}")]
+    times = measure(
+        {"vllm": [*both, *others], "qprobe": [*both, *others, *loaded]},
+        args.rounds,
+        args.blocks,
+        args.out,
+    )
+    results = {
+        name: {
+            "plain": compare(times, name, f"plain {bare}"),
+            "not_reranked": compare(times, name, bare),
+        }
+        for name, bare in BARE.items()
     }
-    report["detail"] = results
-    report["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
-    report["tokens_per_candidate"] = NUM_TOKENS
+    for bare in dict.fromkeys(BARE.values()):
+        results[f"not reranked, {bare}"] = {"plain": compare(times, bare, f"plain {bare}")}
+    about = {"machine": describe_machine(), "model": Path(model).name, "flags": both[1:] + others}
+    report = {**about, "tokens": NUM_TOKENS, "results": results, "seconds": times}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2))
-    write = sys.stdout.write
-    write(f"{report['machine']}; {NUM_TOKENS} tokens a candidate; wall time over bare sampling\n")
-    write(f"{'':14}{'k':>4}{'ratio':>8}{'quartiles of rounds':>24}{'bare s':>9}{'s':>9}{'n':>4}\n")
-    for name, by_k in results.items():
-        for k, found in by_k.items():
-            low, *_, high = found["quartiles"]
-            write(
-                f"{name:14}{k:4}{found['ratio']:8.3f}{low:14.3f} - {high:.3f}  "
-                f"{found['bare_median_s']:9.2f}{found['median_s']:9.2f}{found['rounds']:4}\n"
-            )
+    args.out.write_text(json.dumps(report, indent=1))
+    sys.stdout.write(f"{about['machine']}; {about['model']}; {NUM_TOKENS} tokens a sample\n")
+    sys.stdout.write(show(results))
 
 
 if __name__ == "__main__":

@@ -13,10 +13,7 @@ import argparse
 import asyncio
 import json
 import platform
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from serving import running
 
 from qprobe import load_probe
 from qprobe.data.dataset import Dataset
@@ -187,25 +185,6 @@ def replay(folder: Path, numbers: list[int], k: int) -> Json:
     }
 
 
-def start_server(log: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a server of the default model and wait until it is healthy."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("qprobe")), "serve", "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--probe", f"python={PROBE}"]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    while process.poll() is None:
-        try:
-            if httpx.get(f"{url}/health").status_code == 200:
-                return process, url
-        except httpx.TransportError:
-            time.sleep(0.5)
-    raise SystemExit(f"the server did not start: {log}")
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -221,23 +200,19 @@ def main() -> None:
     output.parent.mkdir(exist_ok=True)
     answers: dict[str, list[Json]] = {arm: [] for arm in ARMS}
     blocks: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    process, url = start_server(output.with_suffix(".log"))
-    try:
-        asyncio.run(run_block(url, tasks[:2], "scheduled", k=4, num_clients=2))  # warm
+    with running("qprobe", ["--probe", f"python={PROBE}"], output.with_suffix(".log")) as server:
+        asyncio.run(run_block(server.url, tasks[:2], "scheduled", k=4, num_clients=2))  # warm
         for start in range(0, len(tasks), args.block):
             block = tasks[start : start + args.block]
             # Which arm comes first alternates: the second finds prompts in the prefix cache.
             order = ARMS if (start // args.block) % 2 else ARMS[::-1]
             for arm in order:
                 seconds, results = asyncio.run(
-                    run_block(url, block, arm, k=args.k, num_clients=args.clients)
+                    run_block(server.url, block, arm, k=args.k, num_clients=args.clients)
                 )
                 answers[arm] += results
                 blocks[arm].append(seconds)
                 sys.stderr.write(f"{start + len(block)} tasks, {arm}: {seconds:.0f} s\n")
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait()
     found = {
         "machine": platform.processor() or platform.machine(),
         "k": args.k,
