@@ -19,8 +19,14 @@ import pytest
 import torch
 import vllm
 from safetensors.torch import save_file
-from vllm import LLM, SamplingParams
-from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, StructuredOutputsConfig
+from vllm import LLM, SamplingParams, envs
+from vllm.config import (
+    CacheConfig,
+    ModelConfig,
+    ParallelConfig,
+    SpeculativeConfig,
+    StructuredOutputsConfig,
+)
 from vllm.engine.arg_utils import EngineArgs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
@@ -172,6 +178,19 @@ def test_what_is_known_of_drafting() -> None:
         "SpeculativeConfig"
     )
     assert isinstance(ParallelConfig.use_ubatching, property), changed("use_ubatching")
+
+
+def test_what_says_where_workers_run_and_what_they_compute() -> None:
+    for name in (
+        "nnodes",
+        "distributed_executor_backend",
+        "data_parallel_backend",
+        "data_parallel_size_local",
+        "data_parallel_size",
+    ):
+        assert name in ParallelConfig.__dataclass_fields__, changed(f"ParallelConfig.{name}")
+    assert "kv_sharing_fast_prefill" in CacheConfig.__dataclass_fields__, changed("CacheConfig")
+    assert envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND, changed("the default executor for Ray")
 
 
 def test_inner_layers() -> None:

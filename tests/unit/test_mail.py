@@ -4,11 +4,14 @@ import asyncio
 import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
 import pytest_asyncio
+import zmq
 
 from qprobe_server.vllm_backend.mail import Inbox, Outbox, Scores
 
@@ -92,3 +95,43 @@ async def test_nothing_is_kept_of_what_nobody_awaits(inbox: Inbox, outbox: Outbo
     await until_whole(kept)
     assert forgotten.tokens is None
     assert len(inbox._expected) == 1
+
+
+async def test_what_is_no_message_ends_nothing(inbox: Inbox, outbox: Outbox) -> None:
+    """Anybody may send to a port of TCP."""
+    stranger: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
+    stranger.set(zmq.LINGER, 0)
+    stranger.connect(inbox.address)
+    scores = inbox.expect("a")
+    for parts in (
+        [b"x"],
+        [b"all", b"\xff", b"", b""],
+        [b"all", b"a", b"123", b""],
+        [b"all", b"a", b"", b"12345"],
+        [b"head", b"a", b"", b""],
+        [b"head", b"a", b"\0\0\0\0", b"123"],
+    ):
+        stranger.send_multipart(parts)
+    await asyncio.sleep(0.2)
+    stranger.close()
+    outbox.send_all(inbox.address, "a", [np.ones(2, np.float32)])
+    while scores.tokens is None or not scores.tokens[0].size:
+        scores.changed.clear()
+        await asyncio.wait_for(scores.changed.wait(), 20)
+    assert scores.tokens[0].tolist() == [1.0, 1.0]
+
+
+async def test_the_reader_does_not_keep_what_the_first_request_had(inbox: Inbox) -> None:
+    class Held:
+        pass
+
+    async def ask() -> weakref.ref[Held]:
+        held = Held()
+        ContextVar[Held]("variable").set(held)
+        inbox.expect("a")
+        return weakref.ref(held)
+
+    found = await asyncio.create_task(ask())
+    await asyncio.sleep(0.01)  # the loop lets go of the task
+    gc.collect()
+    assert found() is None

@@ -154,3 +154,24 @@ async def test_errors_of_the_app_stay_errors(server: Server) -> None:
     server.app.post("/fail")(fail)
     with pytest.raises(RuntimeError, match="of the app"):
         await server.call("/fail")
+
+
+async def test_two_may_wait_for_the_same_client() -> None:
+    """As vLLM's own listener and Starlette's would; both hear that it has left."""
+    left = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        both = asyncio.gather(receive(), receive())
+        await asyncio.sleep(0.01)
+        left.set()
+        found.extend(await both)
+
+    found: list[dict[str, Any]] = []
+    middleware = StoppingMiddleware(app, requests=OpenRequests())
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    await middleware(scope, receive, lambda _: asyncio.sleep(0))
+    assert [each["type"] for each in found] == ["http.disconnect"] * 2

@@ -145,18 +145,20 @@ class _Exchange:
         Those who only look, as ``Request.is_disconnected``, cancel this where it first waits. What
         comes later is kept for their next look, which then waits for nothing.
         """
-        if self._received is None:
-            self._received = asyncio.ensure_future(self._receive())
-        if not (self._received.done() or self.has_ended):
+        received = self._received
+        if received is None:
+            received = self._received = asyncio.ensure_future(self._receive())
+        if not (received.done() or self.has_ended):
             ended = asyncio.ensure_future(self._ended.wait())
-            either: set[asyncio.Future[Any]] = {self._received, ended}
+            either: set[asyncio.Future[Any]] = {received, ended}
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 ended.cancel()
         if self.has_ended:
             return {"type": "http.disconnect"}
-        received, self._received = self._received, None
+        if self._received is received:  # else somebody else looks, and has it too
+            self._received = None
         return received.result()
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Whether vLLM, the machine and the model are such that probes can be scored.
 
 Relies on vLLM 0.32.0: ``SpeculativeConfig.enable_adaptive_verification``,
+``CacheConfig.kv_sharing_fast_prefill``, ``envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND``,
 ``ModelConfig.get_hidden_size, get_total_num_hidden_layers``, ``get_model_cls`` and
 ``supports_eagle3``.
 """
@@ -9,6 +10,7 @@ import importlib.util
 from typing import Any
 
 import vllm
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.model_executor.model_loader.utils import get_model_cls
 from vllm.model_executor.models.interfaces import supports_eagle3
@@ -62,7 +64,8 @@ def describe_model(config: VllmConfig) -> ModelFacts:
     """Return what the probes must fit.
 
     Raises:
-        StartupError: The model does not generate text, or drafts are verified adaptively.
+        StartupError: The model does not generate text, or vLLM is told to work in a way that gives
+            no states or the wrong ones.
     """
     model: Any = config.model_config
     if model.runner_type != "generate":
@@ -75,6 +78,19 @@ def describe_model(config: VllmConfig) -> ModelFacts:
         raise StartupError(
             "--speculative-config: with enable_adaptive_verification the device decides which "
             "drafts it reads, and the host does not know whose states are whose: set it to false"
+        )
+    if config.cache_config.kv_sharing_fast_prefill:
+        raise StartupError(
+            "--kv-sharing-fast-prefill: of prompts, and of what is read again, vLLM computes only "
+            "the last states then, which probes cannot do with: leave it out"
+        )
+    if (
+        config.parallel_config.distributed_executor_backend == "ray"
+        and not envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND
+    ):
+        raise StartupError(
+            "VLLM_USE_RAY_V2_EXECUTOR_BACKEND: is 0, but vLLM's older executor for Ray goes past "
+            "the worker, which scores: unset it"
         )
     model_class = get_model_cls(model)
     return ModelFacts(

@@ -8,7 +8,9 @@ Relies on vLLM 0.32.0: ``get_open_zmq_ipc_path, get_ip`` (utils/network_utils.py
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -18,9 +20,13 @@ import zmq.asyncio
 from numpy.typing import NDArray
 from vllm.utils.network_utils import get_ip, get_open_zmq_ipc_path
 
+from qprobe_server.vllm_backend.client.turns import Turns
+
 __all__ = ["Inbox", "Outbox", "Scores"]
 
 Floats = NDArray[np.float32]
+
+_logger = logging.getLogger(__name__)
 
 _HEAD = b"head"
 _ALL = b"all"
@@ -54,6 +60,7 @@ class Outbox:
             socket = zmq.Context.instance().socket(zmq.PUSH)
             socket.set(zmq.SNDHWM, 0)  # no message is dropped, and none waited for
             socket.set(zmq.LINGER, 0)
+            socket.set(zmq.IPV6, 1)  # IPv4 too
             socket.connect(address)
             self._sockets[address] = socket
         socket.send_multipart(parts, zmq.DONTWAIT)
@@ -106,7 +113,8 @@ class Inbox:
     def expect(self, key: str) -> Scores:
         """Return what comes of a candidate, from now on and as long as the caller keeps it."""
         if self._reading is None:
-            self._reading = asyncio.create_task(self._read())
+            # Not in the context of the request that comes first, which would live as long.
+            self._reading = asyncio.create_task(self._read(), context=Context())
         scores = self._expected[key] = Scores()
         return scores
 
@@ -126,16 +134,22 @@ class Inbox:
         self._socket.close()
 
     async def _read(self) -> None:
+        turns = Turns()
         while True:
-            kind, key, about, data = await self._socket.recv_multipart()
-            scores = self._expected.get(key.decode())
-            if scores is None:
-                continue  # its request has ended
-            numbers = np.frombuffer(about, np.int32).tolist()
-            if kind == _HEAD:
-                scores.heads[numbers[0]] = float(np.frombuffer(data, np.float64)[0])
-            else:
-                bounds = np.cumsum(numbers)[:-1]
-                flat = np.frombuffer(data, np.float32) if data else np.zeros(0, np.float32)
-                scores.tokens = np.split(flat, bounds)
-            scores.changed.set()
+            parts = await self._socket.recv_multipart()
+            try:
+                self._take(*parts)
+            except (TypeError, ValueError, IndexError):  # by TCP anybody may send anything
+                _logger.warning("a message that is no worker's was thrown away")
+            await turns.give_way()
+
+    def _take(self, kind: bytes, key: bytes, about: bytes, data: bytes) -> None:
+        scores = self._expected.get(key.decode())
+        if scores is None:
+            return  # its request has ended
+        numbers = np.frombuffer(about, np.int32).tolist()
+        if kind == _HEAD:
+            scores.heads[numbers[0]] = float(np.frombuffer(data, np.float64)[0])
+        else:
+            scores.tokens = np.split(np.frombuffer(data, np.float32), np.cumsum(numbers)[:-1])
+        scores.changed.set()

@@ -2,7 +2,7 @@
 
 Relies on vLLM 0.32.0: ``AsyncLLM.generate/check_admission/shutdown`` and ``scheduler_config,
 model_config, output_processor`` (v1/engine/async_llm.py), ``ModelConfig.get_diff_sampling_param``,
-``VLLMValidationError`` (exceptions.py),
+``VLLMValidationError`` (exceptions.py), ``ParallelConfig`` (config/parallel.py),
 ``AsyncMPClient._call_utility_async, core_engines`` and, with data parallelism,
 ``DPLBAsyncMPClient.engine_inflight`` (v1/engine/core_client.py).
 """
@@ -49,9 +49,7 @@ class RerankingLLM(PreparingLLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.metrics = RerankMetrics(get_prometheus_registry())
-        parallel = self.vllm_config.parallel_config
-        is_local = parallel.nnodes == 1 and parallel.distributed_executor_backend != "ray"
-        self.inbox = Inbox(is_local=is_local)
+        self.inbox = Inbox(is_local=_is_one_machine(self.vllm_config.parallel_config))
         self._cleanups: set[asyncio.Task[None]] = set()
         self._candidates_on_rank: Counter[int] = Counter()
         self._running_prompts: set[PromptRun] = set()
@@ -120,9 +118,8 @@ class RerankingLLM(PreparingLLM):
         """Stop the engine; first let the prompts end that are being reranked, within the timeout.
 
         HTTP requests have ended by then (``edge/stopping.py``); responses in the background have
-        not. An engine core that is shutting down lets them end, but answers no more calls of the
-        workers (``EngineCoreProc._reject_utility_in_shutdown``, v1/engine/core.py), by which their
-        scores come. Call it in a thread while prompts run: they need the event loop.
+        not, and of these the losers are still to be dropped and the winner to be chosen. Call it in
+        a thread while prompts run: they need the event loop.
 
         Args:
             timeout: Seconds for the prompts and the engine together; None waits for no prompt.
@@ -208,20 +205,17 @@ class RerankingLLM(PreparingLLM):
         self._cleanups.add(task)
         task.add_done_callback(self._cleanups.discard)
 
-    async def call_workers(self, method: str, *args: Any, rank: int | None = None) -> list[Any]:
-        """Call a method of every worker of one data-parallel rank, or of all; return all answers.
+    async def call_workers(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every worker of all data-parallel ranks; return all answers.
 
         Raises:
             EngineDeadError: The engine died meanwhile; vLLM leaves such a call unanswered.
         """
         core = self.engine_core
-        engines = core.core_engines
-        if rank is not None and len(engines) > 1:
-            engines = [engines[rank]]
         call = asyncio.gather(
             *(
                 core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
-                for engine in engines
+                for engine in core.core_engines
             )
         )
         while not call.done():
@@ -254,6 +248,16 @@ class RerankingLLM(PreparingLLM):
             range(len(engines)),
             key=lambda rank: inflight[engines[rank]] + self._candidates_on_rank[rank],
         )
+
+
+def _is_one_machine(parallel: Any) -> bool:
+    """Whether all workers of all ranks run here, by vLLM's ``ParallelConfig``."""
+    return bool(
+        parallel.nnodes == 1
+        and parallel.distributed_executor_backend in (None, "mp", "uni")
+        and parallel.data_parallel_backend == "mp"
+        and parallel.data_parallel_size_local == parallel.data_parallel_size
+    )
 
 
 def _describe(run: PromptRun) -> dict[str, Any]:

@@ -153,8 +153,10 @@ class ScoreClient:
     async def _wait(
         self, candidate: CandidateRun, scores: Scores, is_enough: Callable[[Scores], bool]
     ) -> None:
-        deadline_s = time.monotonic() + _PATIENCE_S
+        ended_s: float | None = None
         while not is_enough(scores):
+            if ended_s is None and candidate.has_ended:  # until then the engine may make it wait
+                ended_s = time.monotonic()
             scores.changed.clear()
             try:
                 await asyncio.wait_for(scores.changed.wait(), _CHECK_ENGINE_S)
@@ -162,14 +164,14 @@ class ScoreClient:
                 self._engine.inbox.check()
                 if self._engine.errored:
                     raise self._engine.dead_error from None
-                if time.monotonic() > deadline_s:
+                if ended_s is not None and time.monotonic() - ended_s > _PATIENCE_S:
                     raise self._unknown(candidate) from None
 
     def _unknown(self, candidate: CandidateRun) -> ScoringError:
         index = self._candidates.index(candidate)
         return ScoringError(
             f"the engine sent no score of candidate {index} of {len(self._candidates)} within "
-            f"{_PATIENCE_S:.0f} s"
+            f"{_PATIENCE_S:.0f} s of its end"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the engine gives of one candidate, kept as it comes: of losers nothing is ever decoded.
+"""What the engine gives of one candidate, kept as it comes: of losers no delta is ever made.
 
 Relies on vLLM 0.32.0: ``OutputProcessor.process_outputs`` (v1/engine/output_processor.py) hands
 every ``EngineCoreOutput`` of a request to its ``RequestState.logprobs_processor``, a
