@@ -27,7 +27,11 @@ _ENVIRONMENT = {
 EXPECTED: Mapping[str, tuple[str, ...]] = {
     "vllm.triton_utils.importing": ("Triton is installed",),
     "vllm.platforms.cpu": ("Triton is not installed", "Reset SSM cache type"),
-    "vllm.config.vllm": ("Enforce eager set", "Inductor compilation was disabled"),
+    "vllm.config.vllm": (
+        "Enforce eager set",
+        "Inductor compilation was disabled",
+        "Model Runner V2 requires Triton",
+    ),
     "vllm.config.model": ("Default vLLM sampling parameters have been overridden",),
     # One a weight, where a checkpoint in float32 is run in a narrower dtype.
     "vllm.model_executor.models.utils": ("Attempted to load weight %s with dtype",),
