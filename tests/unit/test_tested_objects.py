@@ -396,3 +396,32 @@ def test_a_class_of_setup_may_have_slots_and_defaults() -> None:
 def test_an_answer_that_returns_an_object_for_a_value_has_failed() -> None:
     assert judge("def f(x): yield 9", "assert f(3) == [9]") == (0.0, FAILED)
     assert judge("def f(x): return 9.0", "assert type(f(3)) is int") == (0.0, FAILED)
+
+
+HALF = "def half(a): return np.array(a) / 2"
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "import numpy as np",
+        "import math, numpy.linalg, numpy as np",
+        "from numpy import array\nimport numpy as np",
+        "import numpy as np\ndef half(a: np.ndarray) -> np.ndarray: return np.array(a) / 2",
+    ],
+)
+def test_setup_may_import_numpy(setup: str) -> None:
+    """It is the tests' own: the answer's process has none."""
+    test = "assert np.allclose(f(3), 9)"
+    assert judge("def f(x): return 9", test, ["f"], setup) == (1.0, None)
+    assert judge("def f(x): return 8", test, ["f"], setup) == (0.0, FAILED)
+    for use in ("np.array(9)", "np.pi * 2", "half(9)", "__import__('numpy')"):
+        assert judge(f"def f(x): return {use}", test, ["f"], setup + "\n" + HALF) == (
+            0.0,
+            UNSUPPORTED,
+        )
+
+
+def test_a_setup_that_the_answer_cannot_have_is_not_silent() -> None:
+    setup = "import numpy as np\nN = np.arange(3).sum()"
+    assert judge("def f(x): return 9", "assert f(3) == 9", ["f"], setup) == (0.0, UNSUPPORTED)

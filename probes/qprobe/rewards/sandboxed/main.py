@@ -19,6 +19,7 @@ import types
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from .absent import Absent, take_imports_out
 from .confinement import Refusal, confine
 from .exchange import ROOT, Peer
 from .extraction import extract_code
@@ -163,12 +164,17 @@ def _hold_answer(reader: int, writer: int, limits: _Limits) -> NoReturn:
         peer.send(["refused", str(error)])
         leave()
     peer.send(["ready"])
-    setup, answer, names, head = peer.receive()
+    setup, answer, names, head, absent = peer.receive()
+    namespace.update({name: Absent() for name in absent})
     sys.stdout = output = _Output()
     peer.take_output = output.take
     peer.tested_names = frozenset(names)
     try:
-        _run_setup(setup, peer, namespace)
+        try:
+            _run_setup(setup, peer, namespace)
+        except Exception:
+            peer.send(["no setup"])  # though the judge could run it
+            raise
         source = extract_code(answer, names=names, head=head)
         code = None
         with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
@@ -217,11 +223,12 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
     try:
         with open(program, encoding="utf-8") as file:
             asked = json.load(file)
-        peer.send([asked[name] for name in ("setup", "answer", "names", "head")])
+        setup, absent = take_imports_out(asked["setup"])
+        peer.send([setup, *(asked[name] for name in ("answer", "names", "head")), absent])
         _run_setup(asked["setup"], peer, namespace)
         found, *_ = peer.receive()
         if found != "code":
-            tell(_NO_CODE if found == "no code" else _SYNTAX)
+            tell({"no code": _NO_CODE, "syntax": _SYNTAX}.get(found, _UNSUPPORTED))
         namespace.update({name: importlib.import_module(name) for name in asked["modules"]})
         _take_names(peer, namespace, asked["names"], asked["may_replace"])
         if any("asyncio" in each for each in (asked["setup"], *asked["tests"])):
