@@ -123,6 +123,30 @@ def reward_of(completion: str, answer: object) -> float:
         ("Question: what is it?\n42", 42),
         ("<think>\\boxed{3}?</think>It is 42.", 42),
         ("It may be 7.</think>42", 42),
+        # Stated, whatever number comes later.
+        ("The answer is 12. I am 95% confident.", 12),
+        ("**Final Answer**: 12 (see step 3)", 12),
+        ("**Final Answer:** 12\n\nStep 3 gives it.", 12),
+        ("<answer>12</answer> 5", 12),
+        ("<answer>x = 12 apples</answer> of 5", 12),
+        ("<answer>7</answer> no: <answer>12</answer> 5", 12),
+        ("The answer is $12$.\n\n1. step\n2. step", 12),
+        ("Answer: 12\n\nNote: this took 3 steps.", 12),
+        ("Answer:\n12\n\nNote: this took 3 steps.", 12),
+        ("The answer is $12,500.75. That took 3 steps.", 12500.75),
+        ("The answer is 3 + 4 = 7 apples, in 2 bags.", 7),
+        ("The answer is 3 + 4 = 7.", 7),
+        ("The answer is 3 apples + 4 apples = 7 apples.", 7),
+        ("The answer is 3 + 4, or 7 in 2 bags.", 7),
+        ("The answer is 12 since n = 3.", 12),
+        ("The answer is 12 (3 * 4 = 12, in 2 steps).", 12),
+        ("The answer is x = 7, as 3 is not.", 7),
+        (r"The answer is \(\frac{1}{2}\), of 3.", 0.5),
+        ("The answer is 5. No, the answer is 12. In 3 steps.", 12),
+        ("So the answer should be approximately 12. In 3 steps.", 12),
+        ("Answer:\n1. Count 3\n2. Add 4\nIt makes 7.", 7),
+        ("The answer is what 3 and 4 make: 7.", 7),
+        ("The answer isn't 3 but 7.", 7),
         # Golds as data sets have them.
         ("It is 72.", GSM8K),
         ("#### 1,200", "x\n#### 1,200"),
@@ -172,6 +196,13 @@ def test_right_answers(completion: str, answer: object) -> None:
         ("2^x", 2),
         (r"\frac{1}{0}", 0),
         ("9^9^9^9", 9),
+        ("The answer is 12. I am 95% confident.", 95),
+        ("<answer>12</answer> 5", 5),
+        ("12345679", 12345678),
+        ("12345678", "12345679"),
+        ("<think>It is 42", 42),
+        ("<thinking>It is 42", 42),
+        ("[THINK]It is 42[/THINK]I do not know.", 42),
         (r"\boxed{9^{9^{9^9}}}", 9),
         ("(-8)^0.5", 8),
         ("", 0),
@@ -195,7 +226,7 @@ def test_golds_without_one_number_are_refused(answer: str) -> None:
         "\\frac{", "\\sqrt{", "\\boxed{", "(", "{", "1/", "1^", "9,", "#### ", "1 ", "\n", "*", "-",
         "\\boxed{1}", "1 1/2 ", "\\text{", "Q", "9\\,", "\\frac{1+", "^{", "2\\sqrt", "Question 1",
         "#### 1. a\n",
-        "\nquestion" + " " * 10_000,
+        "\nquestion" + " " * 10_000, "<answer>", "answer is ", "answer is 1 ", "answer" + " " * 99,
     ],
 )  # fmt: skip
 def test_reading_takes_linear_time(unit: str) -> None:
@@ -225,10 +256,27 @@ def test_a_pattern_is_not_matched_in_the_models_own_next_question(
     assert RegexReward()(row, completion) == want
 
 
+@pytest.mark.parametrize(
+    ("completion", "pattern", "want"),
+    [
+        ("<think>B?</think>It is C.", "[B]", 0.0),
+        ("<think>B?</think>It is C.", "[C]", 1.0),
+        ("<think>It is B", "B", 0.0),
+        ("[THINK]B[/THINK]C", "B", 0.0),
+        ("<think>B?</think>It is C.", r"^<think>.*</think>", 1.0),
+    ],
+)
+def test_a_pattern_is_matched_in_reasoning_only_if_it_names_it(
+    completion: str, pattern: str, want: float
+) -> None:
+    assert RegexReward()({"pattern": pattern}, completion) == want
+
+
 STYLES = (
     "{}", "${}$", r"\boxed{{{}}}", r"\boxed{{x = {}\text{{ cm}}^2}}", "It is **{}**.", "#### {}",
     r"#### {} apples", "{} m/s^2", r"\[ x = {} \]", "So 7 - 5 gives {}, as asked.",
-    "{}\n\nQ: 1 + 1?\nA: 2", "<think>Is it 8?</think>\n{}", r"\({}\,\mathrm{{kg}}\)",
+    "{}\n\nQ: 1 + 1?\nA: 2", "<think>Is it 8?</think>\n{}", "The answer is {}. I am 95% sure.",
+    r"\({}\,\mathrm{{kg}}\)",
 )  # fmt: skip
 SEPARATORS = (
     "", ",", "{,}", "\\,", "\\;", "\N{THIN SPACE}", "\N{NO-BREAK SPACE}",

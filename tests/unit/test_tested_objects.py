@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from qprobe.errors import RowError
 from qprobe.rewards.code import TestsReward
 from qprobe.rewards.judged import Judged
 from qprobe.rewards.sandbox import FAILED, UNSUPPORTED, Limits
@@ -425,3 +426,55 @@ def test_setup_may_import_numpy(setup: str) -> None:
 def test_a_setup_that_the_answer_cannot_have_is_not_silent() -> None:
     setup = "import numpy as np\nN = np.arange(3).sum()"
     assert judge("def f(x): return 9", "assert f(3) == 9", ["f"], setup) == (0.0, UNSUPPORTED)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "def test_a(): assert f(1) == 9",
+        "async def test_a(): assert f(1) == 9",
+        "def check(candidate): assert candidate(1) == 9",
+        "import unittest\nclass T(unittest.TestCase):\n def test_a(self): assert f(1) == 9",
+        "if __name__ == '__main__':\n assert f(1) == 9",
+        "import unittest\nif __name__ == '__main__':\n unittest.main()",
+        "f(1) == 9",
+        "f(1) == 9 and f(2) == 8",
+        "not f(1) == 9",
+        "# nothing",
+        "f",
+        "'assert f(1) == 9'",
+        "want = 9",
+        "pass",
+    ],
+)
+def test_tests_that_check_nothing_are_refused(test: str) -> None:
+    row = {"tests": ["import math", test], "entry_point": "f"}
+    with pytest.raises(RowError, match=r"tests: check nothing .* put an assert"):
+        TestsReward(LIMITS).check(row)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "def check(candidate): assert candidate(1) == 9\ncheck(f)",
+        "import asyncio\nasync def check(): assert f(1) == 9\nasyncio.run(check())",
+        "for x in [1]: assert f(x) == 9",
+        "result = f(1)\nif result != 9: raise ValueError",
+        "import numpy\nnumpy.testing.assert_allclose(f(1), 9)",
+        "try: f(1)\nexcept ValueError: pass\nelse: assert False",
+        "[check(x) for x in (1, 2)]",
+        "import unittest\nunittest.TestCase().assertEqual(f(1), 9)",
+    ],
+)
+def test_tests_that_may_fail_are_taken(test: str) -> None:
+    TestsReward(LIMITS).check({"tests": [test], "entry_point": ["f", "check"]})
+
+
+@pytest.mark.parametrize("call", ["unittest.main()", "unittest.main(exit=False)"])
+def test_unittest_main_is_refused_by_its_name(call: str) -> None:
+    test = (
+        "import unittest\nclass T(unittest.TestCase):\n"
+        f" def test_a(self): self.assertEqual(f(1), 9)\n{call}"
+    )
+    with pytest.raises(RowError, match=r"tests: call unittest\.main"):
+        TestsReward(LIMITS).check({"tests": [test], "entry_point": "f"})

@@ -10,11 +10,14 @@ from typing import Any
 from qprobe.errors import RewardError, RowError
 from qprobe.rewards.ending import find_next_questions, read_gold, read_quantity
 from qprobe.rewards.quantity import Quantity
+from qprobe.rewards.sandboxed.blocks import after_reasoning
 
 __all__ = ["NumericReward", "RegexReward", "read_number"]
 
 Json = dict[str, Any]
 
+# A pattern that asks for the form of an answer, its reasoning part included.
+_NAMES_REASONING = re.compile("think|thought|reasoning", re.IGNORECASE)
 # One search can take exponential time and holds the interpreter's lock all along, so that no thread
 # could stop it: it runs in a process that the kernel kills.
 _SEARCH_CPU_S = 1
@@ -39,10 +42,11 @@ else:
 
 
 class NumericReward:
-    r"""1 if the number that an answer ends in is the row's ``answer``, to a millionth of it.
+    r"""1 if the number that an answer ends in is the row's ``answer``.
 
     ``qprobe.rewards.ending`` says which number that is, ``qprobe.rewards.quantity`` how it may be
-    written. Units do not count; a percent sign may be left out, and 50 % is also 0.5.
+    written and when two are equal. Units do not count; a percent sign may be left out, and 50 % is
+    also 0.5.
     """
 
     name = "numeric"
@@ -93,8 +97,9 @@ class RegexReward:
     """1 if the row's ``pattern`` is found in an answer, by ``re.search``.
 
     With a string ``answer`` in the row, 1 if group 1 of the pattern's last match equals it, white
-    space around it aside; matches do not count in a further question that the model asks itself. A
-    search that takes more than 1 s of CPU time has found nothing.
+    space around it aside; matches do not count in a further question that the model asks itself.
+    Nor does a reasoning part, unless the pattern names its tag, as ``<think>`` does. A search that
+    takes more than 1 s of CPU time has found nothing.
     """
 
     name = "regex"
@@ -129,8 +134,11 @@ class RegexReward:
             RewardError: The search could not be run.
         """
         self.check(fields)
-        questions = find_next_questions(completion)
-        asked = json.dumps([fields["pattern"], completion, fields.get("answer"), questions])
+        text = completion
+        if not _NAMES_REASONING.search(fields["pattern"]):
+            text = after_reasoning(completion)
+        questions = find_next_questions(text)
+        asked = json.dumps([fields["pattern"], text, fields.get("answer"), questions])
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-S", "-c", _SEARCH],

@@ -10,6 +10,7 @@ from qprobe.rewards.judged import Judged
 from qprobe.rewards.sandbox import PASSED, Limits, Program, run_program
 from qprobe.rewards.tested import (
     SOLUTIONS,
+    check_tests,
     find_head,
     find_modules,
     find_names,
@@ -53,8 +54,8 @@ class TestsReward:
         """Check ``tests``, ``setup``, ``entry_point`` and ``join``.
 
         Raises:
-            RowError: One of them is not of its type, or not Python, or the tests use a name that is
-                declared nowhere.
+            RowError: One of them is not of its type, or not Python, or the tests check nothing or
+                use a name that is declared nowhere.
         """
         _read_program(fields)
 
@@ -98,6 +99,7 @@ def _read_program(fields: Json) -> Program:
         raise RowError("tests", f"must be a non-empty list of Python statements, got {tests!r:.80}")
     for index, test in enumerate(tests):
         _check_source(f"tests[{index}]", test)
+    check_tests(tests)
     setup = fields.get("setup")
     if setup is not None:
         _check_source("setup", setup)

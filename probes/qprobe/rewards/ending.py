@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from qprobe.rewards.notation import tidy
 from qprobe.rewards.quantity import Quantity, evaluate, find_quantities
+from qprobe.rewards.sandboxed.blocks import after_reasoning
 
 __all__ = ["find_next_questions", "read_gold", "read_quantity"]
 
@@ -15,13 +16,23 @@ _NEXT_QUESTION = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _DIGIT = re.compile(r"\d", re.ASCII)
-_END_OF_REASONING = "</think>"
 _BRACE = re.compile(r"(\\(?:boxed|fbox)\s{0,3}\{)|\\[{}]|([{}])")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _HASHES = re.compile(r"####(?!#)([^\n]*)")
 # Headings look like GSM8K's last line: "#### 1. Count the apples". Where there are several.
 _HEADING = re.compile(r"\s*\d{1,2}\s*[.):]\s+[A-Za-z*]")
 _ANSWER = re.compile(r"\s*(?:the |my |final |so )*answer\b(?: is)?\s*[:=]?", re.IGNORECASE)
+# Where an answer is stated in running text, and what may stand before its number.
+_STATED = re.compile(
+    r"\banswer[\s*_]{0,8}(?:\b(?:is|was|equals|would be|should be)\b|[:=])[\s*_:]{0,8}"
+    r"(?:(?:equal to|about|approximately|exactly|simply|just|thus|therefore)\b[\s,:]{0,4}){0,2}",
+    re.IGNORECASE,
+)
+_TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.DOTALL)
+_END_OF_SENTENCE = re.compile(r"\.(?=\s|$)")
+_END_OF_CLAUSE = re.compile(r"[;(]|,(?!\d)")
+_CALCULATION = re.compile(r"[^(,;:]*[-+*/]\s*[\d\\][^(,;:]*")
+_MAX_STATEMENT = 200
 _STARTS = re.compile(r"\s*(?:[A-Za-z]\s*=)?\s*[-+]?\s*(?:\.?\d|\\(?:frac|sqrt|pi))")
 _WORDS = re.compile(
     r"\\(?:text|textbf|textit|mbox|mathrm|mathbf|mathit|operatorname)\s?\{([^{}]*)\}"
@@ -35,10 +46,11 @@ def read_quantity(completion: str) -> Quantity | None:
     r"""Return the number that a completion ends in.
 
     It is that of the last ``\boxed{}`` with a number, else of the first ``####`` line that is an
-    answer, else the last of the whole text. A reasoning part does not count, nor does what follows
-    when the model goes on with a question of its own. A box with several numbers is none.
+    answer, else what stands in the last ``<answer>``, else what follows the last "the answer is"
+    or "Answer:", else the last of the whole text. A reasoning part does not count, nor does what
+    follows when the model goes on with a question of its own. A box with several numbers is none.
     """
-    text = completion.rpartition(_END_OF_REASONING)[2]
+    text = after_reasoning(completion)
     first = _DIGIT.search(text)
     if first is not None and (next_question := _NEXT_QUESTION.search(text, first.end())):
         text = text[: next_question.start()]
@@ -50,7 +62,37 @@ def read_quantity(completion: str) -> Quantity | None:
     for line in lines:
         if not (len(lines) > 1 and _HEADING.match(line)) and (marked := _read_line(tidy(line))):
             return marked
-    return next(iter(reversed(list(find_quantities(tidy(text))))), None)
+    for inner in reversed(_TAGGED.findall(text)):
+        if _DIGIT.search(inner):
+            text = inner
+            break
+    text = tidy(text)
+    return _read_stated(text) or _find_last(text)
+
+
+def _find_last(text: str) -> Quantity | None:
+    return next(iter(reversed(list(find_quantities(text)))), None)
+
+
+def _read_stated(text: str) -> Quantity | None:
+    """Return the number right behind the last "answer is"; None if there is none."""
+    for stated in reversed(list(_STATED.finditer(text))):
+        rest = text[stated.end() : stated.end() + _MAX_STATEMENT]
+        is_list = "\n" in stated[0] and _HEADING.match(rest)
+        if _STARTS.match(rest) and not is_list:
+            sentence = _END_OF_SENTENCE.split(rest.partition("\n")[0])[0]
+            return _read_sentence(sentence)
+    return None
+
+
+def _read_sentence(sentence: str) -> Quantity | None:
+    """Return the number that a sentence begins with, or of the calculation that it begins with."""
+    first, equals, others = sentence.partition("=")
+    while equals and (_CALCULATION.fullmatch(first) or len(first.strip()) == 1):
+        sentence = others
+        first, equals, others = sentence.partition("=")
+    clause = _END_OF_CLAUSE.split(sentence)[0]
+    return evaluate(clause) or next(find_quantities(sentence), None)
 
 
 def read_gold(text: str) -> Quantity | None:

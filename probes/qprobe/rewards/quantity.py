@@ -8,6 +8,7 @@ from dataclasses import dataclass
 __all__ = ["Quantity", "evaluate", "find_quantities"]
 
 _RELATIVE_TOLERANCE = 1e-6
+_MAX_EXACT = 2.0**53  # of a float that is an integer
 # Nobody nests deeper; a model that does has written no number.
 _MAX_DEPTH = 20
 _FLAGS = re.ASCII | re.IGNORECASE
@@ -55,12 +56,21 @@ class Quantity:
     scale: float = 1.0
 
     def equals(self, other: "Quantity") -> bool:
-        """Whether both say the same, to a millionth; one may lack the sign: 50 % is 50, and .5."""
+        """Whether both say the same; one may lack the sign: 50 % is 50, and .5.
+
+        Integers must be equal, other numbers to a millionth.
+        """
         mine, others = [self.value], [other.value]
         if self.scale != other.scale:
             mine.append(self.value * self.scale)
             others.append(other.value * other.scale)
-        return any(math.isclose(a, b, rel_tol=_RELATIVE_TOLERANCE) for a in mine for b in others)
+        return any(_are_same(a, b) for a in mine for b in others)
+
+
+def _are_same(a: float, b: float) -> bool:
+    if a.is_integer() and b.is_integer() and abs(a) < _MAX_EXACT:
+        return a == b
+    return math.isclose(a, b, rel_tol=_RELATIVE_TOLERANCE)
 
 
 def evaluate(text: str) -> Quantity | None:

@@ -11,12 +11,12 @@ likes with a test that executes what it returned (``eval(f(2))``), asks an objec
 own (``f(2).startswith("a")``), or compares with a class of ``setup`` that equals many things, by an
 attribute of its instances: such tests must not be written.
 What an honest answer cannot do: start threads or processes, read input or files, write files, or
-import anything but the standard library; ``setup`` and the tests may import numpy, too. What a test cannot do
-with an object of the answer's own: compare it with a plain value (it is compared with another of
-the answer's), take a plain value for what comes of counting with one (``f(2) - 1``), inherit from
-its class, ask ``type`` of it, replace something in its module (``mock.patch``), or give it an
-object of a class that ``setup`` does not define. So answers to such tests score 0, for the reason
-``unsupported by the sandbox``. Values cross by copy:
+import anything but the standard library; ``setup`` and the tests may import numpy, too.
+What a test cannot do with an object of the answer's own: compare it with a plain value (it is
+compared with another of the answer's), take a plain value for what comes of counting with one
+(``f(2) - 1``), inherit from its class, ask ``type`` of it, replace something in its module
+(``mock.patch``), or give it an object of a class that ``setup`` does not define. So answers to such
+tests score 0, for the reason ``unsupported by the sandbox``. Values cross by copy:
 ``f(a) is a`` is known where ``a`` is an argument, but not whether two parts of a value are one
 object, and what is inside a tuple is not changed in place.
 """

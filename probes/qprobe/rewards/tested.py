@@ -15,6 +15,7 @@ from qprobe.rewards.sandboxed.statements import bound_names, parse
 __all__ = [
     "SOLUTIONS",
     "Head",
+    "check_tests",
     "find_head",
     "find_modules",
     "find_names",
@@ -30,6 +31,9 @@ SOLUTIONS = ("solution", "code", "canonical_solution")
 _BEGINS_CODE = re.compile(r"^(?:(?:async +)?def|class|import|from|@\w)", re.MULTILINE)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
 _MAX_BEGINNINGS = 50
+_DEFINES = (
+    ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Pass,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,50 @@ def find_names(
             f"answer's, name it in 'entry_point', a name or a list of them",
         )
     return tuple(sorted(free | set(entry_points)))
+
+
+def check_tests(tests: Sequence[str]) -> None:
+    """Check that tests run something that may fail: else every answer would score 1.
+
+    Raises:
+        RowError: They do nothing but define, import and compare, or call ``unittest.main``.
+    """
+    statements = [each for test in tests for each in ast.parse(test).body]
+    for statement in statements:
+        is_run = not (isinstance(statement, _DEFINES) or _is_main_guard(statement))
+        if is_run and any(map(_is_unittest_main, ast.walk(statement))):
+            raise RowError("tests", "call unittest.main(), which ends the process: use assert")
+    if not any(map(_may_fail, statements)):
+        raise RowError(
+            "tests",
+            "check nothing when they are run: put an assert, or a call of what they define, such "
+            "as check(f), at the margin; pytest, unittest and __main__ are not run",
+        )
+
+
+def _is_unittest_main(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "unittest.main"
+
+
+def _may_fail(statement: ast.stmt) -> bool:
+    if isinstance(statement, _DEFINES) or _is_main_guard(statement):
+        return False
+    if isinstance(statement, ast.Expr):
+        return _calls(statement.value)
+    if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        return statement.value is not None and _calls(statement.value)
+    return True
+
+
+def _calls(value: ast.AST) -> bool:
+    """Return whether an expression calls something, other than to compare what comes of it."""
+    if isinstance(value, ast.Compare):
+        return False
+    return isinstance(value, ast.Call) or any(map(_calls, ast.iter_child_nodes(value)))
+
+
+def _is_main_guard(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test)
 
 
 def read_entry_points(value: object) -> list[str]:

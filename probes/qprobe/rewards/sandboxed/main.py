@@ -164,7 +164,7 @@ def _hold_answer(reader: int, writer: int, limits: _Limits) -> NoReturn:
         peer.send(["refused", str(error)])
         leave()
     peer.send(["ready"])
-    setup, answer, names, head, absent = peer.receive()
+    setup, absent, answer, names, head = peer.receive()
     namespace.update({name: Absent() for name in absent})
     sys.stdout = output = _Output()
     peer.take_output = output.take
@@ -223,8 +223,9 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
     try:
         with open(program, encoding="utf-8") as file:
             asked = json.load(file)
-        setup, absent = take_imports_out(asked["setup"])
-        peer.send([setup, *(asked[name] for name in ("answer", "names", "head")), absent])
+        peer.send(
+            [*take_imports_out(asked["setup"]), asked["answer"], asked["names"], asked["head"]]
+        )
         _run_setup(asked["setup"], peer, namespace)
         found, *_ = peer.receive()
         if found != "code":
