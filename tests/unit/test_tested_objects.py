@@ -209,6 +209,32 @@ UNCARRIED = {
         "from unittest import mock\nwith mock.patch('builtins.print') as p: f(3)\n"
         "p.assert_called_once()",
     ),
+    "a docstring": ("def f(x):\n 'Doc.'\n return x", "assert f.__doc__ == 'Doc.'"),
+    "annotations": ("def f(x: int): return x", "assert f.__annotations__ == {'x': int}"),
+    "a signature": (
+        "def f(x, y=1): return x",
+        "import inspect\nassert str(inspect.signature(f)) == '(x, y=1)'",
+    ),
+    "a signature, by its name": (
+        "def f(x, y=1): return x",
+        "from inspect import signature as s\nassert list(s(f).parameters) == ['x', 'y']",
+    ),
+    "a generator": (
+        "def f(x): yield x",
+        "import inspect\nassert inspect.isgenerator(f(1))",
+    ),
+    "a type of generators": (
+        "def f(x): yield x",
+        "import types\nassert isinstance(f(1), types.GeneratorType)",
+    ),
+    "a dataclass": (
+        "import dataclasses\n@dataclasses.dataclass\nclass A:\n x: int\ndef f(x): return A(x)",
+        "import dataclasses\nassert dataclasses.asdict(f(1)) == {'x': 1}",
+    ),
+    "a temporary file": (
+        "def f(x): return x",
+        "import tempfile\nwith open(tempfile.mktemp(), 'w') as file: file.write(f('x'))",
+    ),
     "too much": ("def f(x): return 'a' * (20 << 20)", "assert len(f(3)) == 20 << 20"),
 }
 

@@ -23,6 +23,17 @@ __all__ = ["TestsReward"]
 
 Json = dict[str, Any]
 _MAX_KEPT = 1024
+# What tests name when they ask for more than values: of the answer's functions and objects only
+# what they return and do crosses, what the tests replace is not replaced there, files are none.
+_LOOKS_INSIDE = (
+    "mock", "patch", "monkeypatch",
+    "inspect", "signature", "getsource", "getdoc", "getfullargspec", "get_annotations",
+    "isgenerator", "isgeneratorfunction", "iscoroutinefunction", "iscoroutine", "isfunction",
+    "GeneratorType", "FunctionType", "get_type_hints", "dis", "__doc__", "__annotations__",
+    "__code__", "__defaults__", "__kwdefaults__", "__wrapped__", "__mro__", "__bases__",
+    "asdict", "astuple", "is_dataclass", "dataclasses", "tempfile",
+    "TemporaryFile", "NamedTemporaryFile", "TemporaryDirectory", "mkstemp", "mkdtemp", "mktemp",
+)  # fmt: skip
 
 
 class TestsReward:
@@ -121,7 +132,7 @@ def _read_program(fields: Json) -> Program:
         may_replace=entry_points,
         needs_numpy=need_numpy(sources),
         asks_type=mention(tests, ["type", "__class__"]),
-        patches=mention(tests, ["mock", "patch", "monkeypatch"]),
+        looks_inside=mention(tests, _LOOKS_INSIDE),
     )
 
 

@@ -14,9 +14,10 @@ What an honest answer cannot do: start threads or processes, read input or files
 import anything but the standard library; ``setup`` and the tests may import numpy, too.
 What a test cannot do with an object of the answer's own: compare it with a plain value (it is
 compared with another of the answer's), take a plain value for what comes of counting with one
-(``f(2) - 1``), inherit from its class, ask ``type`` of it, replace something in its module
-(``mock.patch``), or give it an object of a class that ``setup`` does not define. So answers to such
-tests score 0, for the reason ``unsupported by the sandbox``. Values cross by copy:
+(``f(2) - 1``), inherit from its class, ask ``type`` of it, look into it or into a function
+(``inspect``, ``__doc__``, ``dataclasses``), replace something in its module (``mock.patch``), or
+give it an object of a class that ``setup`` does not define. So answers to such tests score 0, for
+the reason ``unsupported by the sandbox``. Values cross by copy:
 ``f(a) is a`` is known where ``a`` is an argument, but not whether two parts of a value are one
 object, and what is inside a tuple is not changed in place.
 """
@@ -102,7 +103,8 @@ class Program:
         head: The beginning of a function that the answer may go on from, or "".
         needs_numpy: Whether ``setup`` or the tests import numpy; the answer may not.
         asks_type: Whether the tests ask for types. That is right of plain values only.
-        patches: Whether the tests replace what the answer uses, of which it knows nothing.
+        looks_inside: Whether the tests look for what does not cross, such as a signature, replace
+            what the answer uses, or use files.
     """
 
     answer: str
@@ -114,7 +116,7 @@ class Program:
     head: str = ""
     needs_numpy: bool = False
     asks_type: bool = False
-    patches: bool = False
+    looks_inside: bool = False
 
 
 def run_program(program: Program, limits: Limits) -> str:

@@ -240,7 +240,7 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
                 exec(compile(test, "<test>", "exec"), namespace)
         finally:
             uncarried = asked["asks_type"] and peer.num_objects > named
-            peer.is_unsupported |= uncarried or asked["patches"]
+            peer.is_unsupported |= uncarried or asked["looks_inside"]
     except BaseException as error:  # noqa: BLE001 SystemExit is no pass either
         peer.is_unsupported |= is_of_sandbox(error)
         fail()
