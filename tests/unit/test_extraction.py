@@ -127,6 +127,15 @@ def run(answer: str, call: str, *, names: tuple[str, ...] = ("f",), head: str = 
     return eval(call, namespace)
 
 
+@pytest.mark.parametrize(
+    "after",
+    ["return", "match f(1):\n    case 2:\n        g = 1", 'TEXT = """\n' + "a b\n" * 60 + '"""'],
+)
+def test_code_alone_is_taken_as_a_whole(after: str) -> None:
+    """What is no sentence stays, wrong or long as it may be."""
+    assert same(extract_code(f"{CODE}\n{after}", names=["f"]), f"{CODE}\n{after}")
+
+
 PIECES = {
     "a helper before": "```python\ndef half(x):\n    return x / 2\n```\nThen\n"
     "```python\ndef f(x):\n    return half(x) + 1\n```",

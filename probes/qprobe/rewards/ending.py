@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from qprobe.rewards.notation import tidy
-from qprobe.rewards.quantity import Quantity, evaluate, find_quantities
+from qprobe.rewards.quantity import Quantity, evaluate, find_lone, find_quantities
 from qprobe.rewards.sandboxed.blocks import after_reasoning
 
 __all__ = ["find_next_questions", "read_gold", "read_quantity"]
@@ -131,8 +131,9 @@ def _read_box(content: str) -> Quantity | None:
         return whole
     text = tidy(_drop_words(content))
     last = text if _SEVERAL.search(tidy(content)) else text.rpartition("=")[2]
-    found = list(find_quantities(last)) or list(find_quantities(text))
-    return found[0] if len(found) == 1 and "\\pm" not in text else None
+    if not any(find_quantities(last)):  # 5 = x
+        last = text.partition("=")[0]
+    return find_lone(last)
 
 
 def _read_whole(content: str) -> Quantity | None:

@@ -15,6 +15,7 @@ def tidy(text: str) -> str:
     text = text.translate(_CHARACTERS).replace("\\!", "")
     text = _THOUSANDS.sub(lambda found: _BETWEEN.sub("", found[0]), text)
     text = text.replace("{,}", ".")  # what is left of them is decimal
+    text = _SCALED.sub(lambda found: found[1] + _SCALES[found[2].lower()], text)
     for pattern, replacement in _SAME:
         text = pattern.sub(replacement, text)
     return text
@@ -65,6 +66,11 @@ _BETWEEN = re.compile(
 )
 _THOUSANDS = re.compile(rf"(?<![\w.,])\d{{1,3}}(?:(?:{_BETWEEN.pattern})\d{{3}})+(?!\d)", re.ASCII)
 _CURRENCY = r"\\?[$\u20ac\u00a3\u00a5]"
+_SCALES = {"k": "e3", "m": "e6", "b": "e9"}
+# $5K; but $5k$ is LaTeX.
+_SCALED = re.compile(
+    rf"({_CURRENCY}\s?\d[\d,]{{0,20}}(?:\.\d{{1,9}})?)([kKMB])(?![\w$])(?!\s?[-+*/=^<>])"
+)
 _SAME = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (

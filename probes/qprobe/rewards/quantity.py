@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Quantity", "evaluate", "find_quantities"]
+__all__ = ["Quantity", "evaluate", "find_lone", "find_quantities"]
 
 _RELATIVE_TOLERANCE = 1e-6
 _MAX_EXACT = 2.0**53  # of a float that is an integer
@@ -40,6 +40,25 @@ _OPENING = re.compile(r"\s*([({])\s*")
 # A fraction or a root of something unknown: the numbers in it are not its own.
 _UNREAD = re.compile(r"[-+]?\\(?:frac|sqrt)(?:\s*\{(?:[^{}]|\{[^{}]*\})*\}){1,2}", _FLAGS)
 _SECOND_OF_TIME = re.compile(r":\d", _FLAGS)
+# Terms of a sum with a variable: 2x - 7 has no number of its own.
+_NEAR = 20
+_TERM_BEFORE = re.compile(r"(?<![A-Za-z])[A-Za-z]\s?(?:\^\s?\{?\w\}?)?\s?[-+]\s?\Z")
+_TERM_AFTER = re.compile(r"[A-Za-z](?:\^\s?\{?\w\}?)?\s?[-+]\s?[\d(]")
+# What may stand beside the number of a box: words, and letters that are units, not variables.
+_WORD = r"[^\W\d_]{2,}"
+_SYMBOL = r"(?:[mgshdlLJNWVAKCFT]|\u03a9)(?![^\W\d_])"
+_JOINED = (
+    r"(?:[kcm\u03bcn]?m|[km]?g|m?[lL]|mph|min|hrs?|h|s|ft|in|lbs?|oz|kWh?|[kM]?Hz|[ap]m|st|nd|rd"
+    r"|th)"
+)
+_BEFORE = re.compile(
+    rf"(?:[\s{{\"'~]|\([A-E]\)|(?:{_WORD})[\s:,.]|\\(?:math)?(?:bf|rm|it)(?![a-z]))*"
+)
+_AFTER = re.compile(
+    rf"(?:{_JOINED}(?![^\W\d_]))?(?:[\s{{}}\"'~.,;:/]|-(?={_WORD})"
+    rf"|(?<![^\W_])(?:{_WORD}|{_SYMBOL})|\((?:{_WORD}|\s)*\)"
+    rf"|(?<=[^\W\d_])\s?(?:\^\s?(?:\{{-?\d\}}|-?\d)|\d(?!\d))|(?<=[^\W\d_])\*(?={_SYMBOL}))*"
+)
 _CLOSING = {"(": re.compile(r"\s*\)"), "{": re.compile(r"\s*\}")}
 
 
@@ -87,6 +106,24 @@ def evaluate(text: str) -> Quantity | None:
 
 def find_quantities(text: str) -> Iterator[Quantity]:
     """Yield the numbers of a tidied text, in order. Time is linear, whatever a model writes."""
+    for quantity, start, end in _find_spans(text):
+        if not (
+            _TERM_BEFORE.search(text, max(0, start - _NEAR), start) or _TERM_AFTER.match(text, end)
+        ):
+            yield quantity
+
+
+def find_lone(text: str) -> Quantity | None:
+    """Return the number of a tidied text that is one with nothing beside it but words and units."""
+    spans = list(_find_spans(text))
+    if len(spans) != 1:
+        return None
+    quantity, start, end = spans[0]
+    is_alone = _BEFORE.fullmatch(text[:start]) and _AFTER.fullmatch(text[end:])
+    return quantity if is_alone else None
+
+
+def _find_spans(text: str) -> Iterator[tuple[Quantity, int, int]]:
     at = 0
     while (found := _NEXT.search(text, at)) is not None:
         at = found.end()
@@ -101,7 +138,8 @@ def find_quantities(text: str) -> Iterator[Quantity]:
             continue
         at = reader.at
         if not _SECOND_OF_TIME.match(text, at):
-            yield Quantity(value, reader.read_scale())
+            quantity = Quantity(value, reader.read_scale())
+            yield quantity, found.start(), reader.at
 
 
 class _NoNumberError(Exception):

@@ -39,9 +39,8 @@ def extract_code(answer: str, *, names: Collection[str] = (), head: str = "") ->
     """
     text = after_reasoning(answer)
     tree = parse(text)
-    # One word, or "Note: recursion", is Python, too.
-    is_code = tree is not None and all(unit.is_code for unit in split_units(text))
-    if tree is not None and is_code and define(tree, names, by_def=False):
+    is_whole = tree is not None and define(tree, names, by_def=False)
+    if is_whole and not any(unit.may_be_words for unit in split_units(text)):
         return text
     if head and _begins_as_body(text):
         continued = _continue(head, text)

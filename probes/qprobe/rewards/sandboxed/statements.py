@@ -50,6 +50,14 @@ class Unit:
         return all(_is_code(each) for each in self.tree.body)
 
     @property
+    def may_be_words(self) -> bool:
+        """Whether it is Python by chance only: "Done", or "Note: recursion"."""
+        statements = self.tree.body if self.tree is not None else []
+        return any(
+            isinstance(each, ast.Expr | ast.AnnAssign) and not _is_code(each) for each in statements
+        )
+
+    @property
     def looks_defined(self) -> bool:
         """Whether it begins as a function or a class does."""
         return any(_DEFINITION.match(line) for line in self.text.split("\n", 20)[:20])
