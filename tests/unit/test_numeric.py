@@ -48,6 +48,13 @@ def reward_of(completion: str, answer: object) -> float:
         (r"\boxed{5 \text{ hours (per day)}}", 5),
         (r"\boxed{5 (apples)}", 5),
         (r"\boxed{5 = x}", 5),
+        (r"\boxed{[5]}", 5),
+        (r"\boxed{1011_2}", r"\boxed{1011_2}"),
+        (r"\boxed{20_{16}}", 20),
+        (r"\boxed{\color{red}5}", 5),
+        (r"\boxed{5 \, \Omega}", 5),
+        (r"\boxed{5\,\mu m}", 5),
+        ("vitamin C - 12 pills", 12),
         (r"\boxed{(C) 5}", 5),
         (r"\boxed{\text{(C)}\ 5}", 5),
         (r"\boxed{5.0\ \mathrm{m/s^2}}", 5),
@@ -265,6 +272,7 @@ def test_golds_without_one_number_are_refused(answer: str) -> None:
         "\\boxed{1}", "1 1/2 ", "\\text{", "Q", "9\\,", "\\frac{1+", "^{", "2\\sqrt", "Question 1",
         "#### 1. a\n",
         "a" * 50 + " ", "x + 1 ", " a" * 30, "^2", "$1,", "$", "km/", "(a ",
+        " (" + "ab" * 1_000, "ab" * 1_000 + ": ",
         "\nquestion" + " " * 10_000, "<answer>", "answer is ", "answer is 1 ", "answer" + " " * 99,
     ],
 )  # fmt: skip
@@ -272,6 +280,7 @@ def test_reading_takes_linear_time(unit: str) -> None:
     """Whatever a model writes, 50 kB of it: quadratic time would be minutes."""
     start_s = time.monotonic()
     reward_of("7" + unit * (50_000 // len(unit)), 1)
+    reward_of("\\boxed{7" + unit * (50_000 // len(unit)) + "}", 1)
     reward_of("\\boxed{" + unit * (50_000 // len(unit)) + "}", 1)
     assert time.monotonic() - start_s < 5
 

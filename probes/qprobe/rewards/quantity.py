@@ -42,7 +42,7 @@ _UNREAD = re.compile(r"[-+]?\\(?:frac|sqrt)(?:\s*\{(?:[^{}]|\{[^{}]*\})*\}){1,2}
 _SECOND_OF_TIME = re.compile(r":\d", _FLAGS)
 # Terms of a sum with a variable: 2x - 7 has no number of its own.
 _NEAR = 20
-_TERM_BEFORE = re.compile(r"(?<![A-Za-z])[A-Za-z]\s?(?:\^\s?\{?\w\}?)?\s?[-+]\s?\Z")
+_TERM_BEFORE = re.compile(r"(?<![A-Za-z])[a-z]\s?(?:\^\s?\{?\w\}?)?\s?[-+]\s?\Z")
 _TERM_AFTER = re.compile(r"[A-Za-z](?:\^\s?\{?\w\}?)?\s?[-+]\s?[\d(]")
 # What may stand beside the number of a box: words, and letters that are units, not variables.
 _WORD = r"[^\W\d_]{2,}"
@@ -52,11 +52,11 @@ _JOINED = (
     r"|th)"
 )
 _BEFORE = re.compile(
-    rf"(?:[\s{{\"'~]|\([A-E]\)|(?:{_WORD})[\s:,.]|\\(?:math)?(?:bf|rm|it)(?![a-z]))*"
+    rf"(?:[\s{{\"'~\[]|\([A-E]\)|\\color\s?\{{\w+\}}|(?:{_WORD})[\s:,.]|\\(?:math)?(?:bf|rm|it)(?![a-z]))*"
 )
 _AFTER = re.compile(
-    rf"(?:{_JOINED}(?![^\W\d_]))?(?:[\s{{}}\"'~.,;:/]|-(?={_WORD})"
-    rf"|(?<![^\W_])(?:{_WORD}|{_SYMBOL})|\((?:{_WORD}|\s)*\)"
+    rf"(?:_\s?(?:\{{\d+\}}|\d+)|{_JOINED}(?![^\W\d_]))?(?:[\s{{}}\"'~.,;:/\]]|\\(?:Omega|mu)(?![a-zA-Z])|-(?={_WORD})"
+    rf"|(?<![^\W_])(?:{_WORD}|{_SYMBOL})|\((?:[^\W\d_]|\s)*\)"
     rf"|(?<=[^\W\d_])\s?(?:\^\s?(?:\{{-?\d\}}|-?\d)|\d(?!\d))|(?<=[^\W\d_])\*(?={_SYMBOL}))*"
 )
 _CLOSING = {"(": re.compile(r"\s*\)"), "{": re.compile(r"\s*\}")}
