@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from qprobe.data.layouts import LAYOUTS
 from qprobe.errors import RowError
 from qprobe.rewards.code import TestsReward
 from qprobe.rewards.judged import Judged
@@ -447,6 +448,18 @@ def test_setup_may_import_numpy(setup: str) -> None:
             0.0,
             UNSUPPORTED,
         )
+
+
+def test_the_imports_of_mbpp_may_be_of_numpy() -> None:
+    row = LAYOUTS["mbpp"](
+        {
+            "prompt": "Return nine.",
+            "code": "def f(x): return 9",
+            "test_list": ["assert np.allclose(f(3), 9)"],
+            "test_imports": ["import numpy as np"],
+        }
+    )
+    assert TestsReward(LIMITS).judge_solution(row) == (1.0, None)
 
 
 def test_a_setup_that_the_answer_cannot_have_is_not_silent() -> None:
