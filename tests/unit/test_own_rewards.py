@@ -42,7 +42,8 @@ def ask(*completions: str) -> list[Asked]:
     ("signature", "size"),
     [
         ("row, completion", 1),
-        ("prompt, response", 1),
+        ("fields, text", 1),
+        ("*, completion, row", 1),
         ("row, completion, strict=True", 1),
         ("*args", 1),
         ("prompts, completions, **columns", 32),
@@ -57,7 +58,23 @@ def test_the_signature_tells_the_form(source: Path, signature: str, size: int) -
     assert reward.batch_size == size
 
 
-@pytest.mark.parametrize("signature", ["", "row", "row, completion, answer", "*, row, completion"])
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "",
+        "row",
+        "row, completion, answer",
+        "prompt, completion",
+        "prompt, response",
+        "completion, fields",
+        "completion, row, /",
+        "text, row",
+        "prompts, completions, /",
+        "columns, /, completions",
+        "*completions",
+        "prompt, completions",
+    ],
+)
 def test_other_signatures_are_refused_before_a_row_is_there(source: Path, signature: str) -> None:
     with pytest.raises(RewardError) as refused:
         make(source, f"def f({signature}): pass")
@@ -67,6 +84,38 @@ def test_other_signatures_are_refused_before_a_row_is_there(source: Path, signat
     )
     with pytest.raises(RewardError, match="must not be async"):
         make(source, "async def f(row, completion): return 1.0")
+    with pytest.raises(RewardError, match="must not be async"):
+        make(source, "class F:\n    async def __call__(self, row, completion): ...\nf = F()\n")
+
+
+@pytest.mark.parametrize(
+    "signature",
+    ["completion, row", "*, completion, row", "row, completion", "text=1, *, row, completion"],
+)
+def test_parameters_that_are_named_so_may_stand_in_any_order(source: Path, signature: str) -> None:
+    reward = make(source, f"def f({signature}): return row['answer'] == completion")
+    assert reward(RAW, "2") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\nimport sys\nsys.exit(3)\n", "raised SystemExit: 3 at {file}:3"),
+        (
+            "import json\njson.loads('')\n",
+            "raised JSONDecodeError: Expecting value: line 1 column 1 (char 0) at {file}:2",
+        ),
+        (
+            "import no_such_module_x\n",
+            "raised ModuleNotFoundError: No module named 'no_such_module_x' at {file}:1",
+        ),
+        ("x = \n", "raised SyntaxError: invalid syntax (mine.py, line 1)"),
+    ],
+)
+def test_what_an_import_raises_is_told_with_the_line(source: Path, text: str, said: str) -> None:
+    with pytest.raises(RewardError) as caught:
+        make(source, text)
+    assert str(caught.value).endswith(f"importing {str(source)!r} {said.format(file=source)}")
 
 
 def test_the_size_of_batches_is_chosen_where_there_are_any(source: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from qprobe.data.provenance import prompt_of
 from qprobe.errors import RewardError, RowError
 
-__all__ = ["FunctionReward"]
+__all__ = ["FunctionReward", "find_source"]
 
 Json = dict[str, Any]
 
@@ -27,7 +27,11 @@ _BATCH_SIZE = 32
 _MAX_SHOWN = 300
 _FORMS = "(row, completion) or, as in TRL, (prompts, completions, **columns)"
 _NO_COLUMNS = ("prompt", "messages", "completions")
+# Names that say of a parameter, by its place, that it is meant for something else.
+_NEVER_FIRST = ("prompt", "completion", "answer", "response")
+_NEVER_SECOND = {"row", "prompt"}
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _MAIN_THREAD = (
     "; rewards run in threads, so it cannot do what needs the main thread: leave its own limit of "
     "time out (math_verify's by parsing_timeout=None and timeout_seconds=None) and set "
@@ -39,7 +43,8 @@ class FunctionReward:
     """Calls a function of the user's own.
 
     Nothing is known of what it needs of a row, and it is run as it is, in no sandbox. One of the
-    first form is called from several threads. A parameter ``completions`` tells one of the second;
+    first form is called from several threads: by name if its parameters are named so, in any order,
+    and else by their places. A parameter ``completions`` tells one of the second;
     of what TRL hands over it gets what it names, all columns if it takes ``**``. As in TRL, prompt
     and completion of a chat are lists of messages.
 
@@ -64,9 +69,9 @@ class FunctionReward:
             )
         try:
             module = _import(source)
-        except Exception as error:  # the user's module may raise anything
+        except (Exception, SystemExit) as error:  # the user's module may raise anything
             raise RewardError(
-                f"reward {self.name!r}: importing {source!r} raised {type(error).__name__}: {error}"
+                f"reward {self.name!r}: importing {source!r} {_tell(error)}"
             ) from error
         found = getattr(module, function, None)
         if not callable(found):
@@ -76,6 +81,7 @@ class FunctionReward:
             )
         self._file = getattr(module, "__file__", None)
         self._function: Callable[..., object] = found
+        self._by_name = False
         self._columns = self._read_signature()
         if self._columns is None and batch_size is not None:
             raise RewardError(
@@ -87,16 +93,17 @@ class FunctionReward:
     def _read_signature(self) -> "_Columns | None":
         """Return which columns a function of TRL's form takes, None for one of the other."""
         function = self._function
-        if inspect.iscoroutinefunction(function):
+        # An object is called by its class's own method.
+        if any(inspect.iscoroutinefunction(each) for each in (function, type(function).__call__)):
             raise RewardError(f"reward {self.name!r} must not be async")
         try:
             signature = inspect.signature(function)
         except (TypeError, ValueError):  # some builtins have none
             return None
-        if "completions" in signature.parameters:
-            return _Columns(signature)
         try:
-            signature.bind({}, "")
+            if "completions" in signature.parameters:
+                return _Columns(signature)
+            self._by_name = _takes_names(signature)
         except TypeError as error:
             raise RewardError(
                 f"reward {self.name!r} must take {_FORMS}, it takes {signature}"
@@ -124,7 +131,7 @@ class FunctionReward:
                 message has the exception's own text and the line of the user's file.
         """
         if self._columns is None:
-            return [self._to_number(self._call(fields, text)) for fields, text in batch]
+            return [self._to_number(self._call_for_one(*each)) for each in batch]
         values = _plain(self._call(**self._columns.make(batch)))
         if not isinstance(values, list | tuple) or len(values) != len(batch):
             raise RewardError(
@@ -133,19 +140,18 @@ class FunctionReward:
             )
         return [self._to_number(each) for each in values]
 
+    def _call_for_one(self, fields: Json, text: str) -> object:
+        if self._by_name:
+            return self._call(row=fields, completion=text)
+        return self._call(fields, text)
+
     def _call(self, *positional: object, **named: object) -> object:
         try:
             return self._function(*positional, **named)
         except (Exception, SystemExit) as error:  # the user's function may raise anything
-            frames = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in frames if frame.filename == self._file]
-            last = (own or frames)[-1]
             hint = _MAIN_THREAD if "main thread" in str(error) else ""
-            said = f": {_shorten(str(error))}" if str(error) else ""
-            raise RewardError(
-                f"reward {self.name!r} raised {type(error).__name__}{said} at {last.filename}:"
-                f"{last.lineno}{hint}"
-            ) from error
+            told = _tell(error, self._file)
+            raise RewardError(f"reward {self.name!r} {told}{hint}") from error
 
     def _to_number(self, value: object) -> float:
         value = _plain(value)
@@ -160,11 +166,33 @@ class FunctionReward:
         return number
 
 
+def _takes_names(signature: inspect.Signature) -> bool:
+    """Whether a function of the first form has its parameters' names, so that no order matters.
+
+    Raises:
+        TypeError: It does not take two, or a name tells that they are others.
+    """
+    parameters = signature.parameters
+    by_name = all(
+        name in parameters and parameters[name].kind in _NAMED for name in ("row", "completion")
+    )
+    if by_name:
+        signature.bind(row={}, completion="")
+        return True
+    signature.bind({}, "")
+    first, *others = parameters
+    if first in _NEVER_FIRST or _NEVER_SECOND.intersection(others[:1]):
+        raise TypeError("its parameters are in another order, or others")
+    return False
+
+
 class _Columns:
     """What a function of TRL's form gets: prompts, completions and the columns that it takes."""
 
     def __init__(self, signature: inspect.Signature) -> None:
         parameters = signature.parameters.values()
+        if signature.parameters["completions"].kind not in _NAMED:
+            raise TypeError("it does not take completions by name")
         self._all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
         # Of ``*args`` nothing is known, and it gets nothing.
         named = [each for each in parameters if each.kind not in _VARIADIC]
@@ -175,6 +203,10 @@ class _Columns:
             if each.default is inspect.Parameter.empty
             and each.name not in ("prompts", "completions")
         ]
+        for each in named:
+            is_needed = each.default is inspect.Parameter.empty
+            if is_needed and (each.kind not in _NAMED or each.name in _NO_COLUMNS[:2]):
+                raise TypeError(f"nothing is there for {each.name}")
 
     def check(self, fields: Json) -> None:
         for name in self._needed:
@@ -207,6 +239,33 @@ def _show(value: object) -> str:
 def _shorten(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _tell(error: BaseException, file: str | None = None) -> str:
+    """Return what was raised, and at which line of the user's file; None: the first that ran."""
+    machinery = (__file__, importlib.__file__)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in machinery and not frame.filename.startswith("<frozen importlib")
+    ]
+    file = file or (frames[0].filename if frames else None)
+    own = [frame for frame in frames if frame.filename == file]
+    where = "".join(f" at {each.filename}:{each.lineno}" for each in (own or frames)[-1:])
+    said = f": {_shorten(str(error))}" if str(error) else ""
+    return f"raised {type(error).__name__}{said}{where}"
+
+
+def find_source(source: str) -> Path | None:
+    """Return the file of a module, named as in ``FunctionReward``; None if it has none."""
+    if source.endswith(".py"):
+        return Path(source)
+    _look_in(Path.cwd())
+    try:
+        spec = importlib.util.find_spec(source)
+    except (ImportError, ValueError):  # no such package, or a module without a spec
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin and spec.has_location else None
 
 
 def _import(source: str) -> ModuleType:
