@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -32,6 +33,26 @@ def test_a_changed_reward_is_another_reward(tmp_path: Path) -> None:
     before = manifest.name_reward(f"python:{file}:score")
     file.write_text("def score(fields, completion): return 0")
     assert manifest.name_reward(f"python:{file}:score") != before
+
+
+def test_a_changed_module_is_another_reward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    package = tmp_path / "own_rewards"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    file = package / "short.py"
+    file.write_text("def score(row, completion): return 1")
+    spec = "python:own_rewards.short:score"
+    before = manifest.name_reward(spec)
+    file.write_text("def score(row, completion): return 0")
+    assert manifest.name_reward(spec) != before
+    # What has no file of its own is named as ever.
+    assert manifest.name_reward("python:builtins:len") == {"reward": "python:builtins:len"}
+    for name in ("own_rewards", "own_rewards.short"):
+        sys.modules.pop(name, None)
 
 
 def test_a_service_gets_the_authorization_of_the_environment(

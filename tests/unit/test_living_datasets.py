@@ -141,11 +141,15 @@ def test_a_dataset_rewarded_anew_and_two_merged_are_trained_on_and_read_back(
 
 
 def test_rewards_go_on_where_they_were_stopped(
-    tmp_path: Path, reward: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reward: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As after a kill in the second of three shards: the same files, and nothing twice."""
     whole, broken = write(tmp_path / "whole"), write(tmp_path / "broken")
     run(monkeypatch, "reward", whole, "--reward", reward)
+    assert "nothing done" not in capsys.readouterr().out
+    run(monkeypatch, "reward", whole, "--reward", reward)
+    said = "already rewarded, nothing done: 'longer' is there for all samples\n"
+    assert capsys.readouterr().out.startswith(said)
     run(monkeypatch, "reward", broken, "--reward", reward)
     place = broken / "rewards" / "longer"
     (place / "complete.json").unlink()
@@ -295,6 +299,8 @@ def test_merged_datasets_are_one_after_the_other(tmp_path: Path) -> None:
     ("field", "value", "said"),
     [
         ("model", "org/other", "model: is 'org/model' in .*a' and 'org/other' in .*b'"),
+        ("model", "other/model", "model: is 'org/model' in .*a' and 'other/model' in .*b'"),
+        ("revision", "abc", "revision: is None in .*a' and 'abc' in .*b'"),
         ("hidden_size", 5, "hidden_size: is 3 in .*a' and 5 in .*b'"),
         ("num_layers", 7, "num_layers: is 6"),
         ("adapter", {"name": "mine"}, "adapter: is None in"),
@@ -313,6 +319,8 @@ def test_folders_that_do_not_agree_say_in_what(
 def test_a_folders_name_is_the_hubs_and_none_counts_twice(tmp_path: Path) -> None:
     a, b = write(tmp_path / "a"), write(tmp_path / "b", first=100, model="model")
     merge_datasets([Dataset.load(a), Dataset.load(b)], ["a", "b"])
+    main = write(tmp_path / "main", first=50, revision="main")
+    merge_datasets([Dataset.load(a), Dataset.load(main)], ["a", "main"])
     with pytest.raises(DatasetError, match="'a2' holds what 'a' does"):
         merge_datasets([Dataset.load(a), Dataset.load(a)], ["a", "a2"])
 

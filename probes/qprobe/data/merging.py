@@ -19,7 +19,15 @@ __all__ = ["drop_few", "merge_datasets"]
 Json = dict[str, Any]
 # What makes the embeddings of one dataset comparable with those of another. Not the number format:
 # parts that were collected on different machines differ in it, as they do from the server.
-_MUST_AGREE = ("hidden_size", "num_layers", "model", "model_files", "adapter", "quantization")
+_MUST_AGREE = (
+    "hidden_size",
+    "num_layers",
+    "model",
+    "model_files",
+    "revision",
+    "adapter",
+    "quantization",
+)
 
 
 def merge_datasets(datasets: Sequence[Dataset], names: Sequence[str]) -> Dataset:
@@ -80,12 +88,7 @@ def drop_few(dataset: Dataset, min_samples: int) -> Dataset:
 def _check_agreement(first: Dataset, other: Dataset, first_name: str, other_name: str) -> None:
     for field in _MUST_AGREE:
         here, there = first.manifest.get(field), other.manifest.get(field)
-        same = here == there
-        if field == "model":  # a folder's name, or the hub's ORG/NAME of the same
-            same = Path(str(here)).name == Path(str(there)).name
-        if field == "model_files":  # only known of a folder
-            same = same or None in (here, there)
-        if not same:
+        if not _is_same(field, first.manifest, other.manifest):
             raise DatasetError(
                 field, f"is {here!r} in {first_name!r} and {there!r} in {other_name!r}"
             )
@@ -98,6 +101,19 @@ def _check_agreement(first: Dataset, other: Dataset, first_name: str, other_name
             raise DatasetError(
                 "readings", f"{', '.join(extra)} are in {having!r} and not in {lacking!r}"
             )
+
+
+def _is_same(field: str, first: Json, other: Json) -> bool:
+    here, there = first.get(field), other.get(field)
+    if field == "model" and not all("/" in str(each) for each in (here, there)):
+        # A folder's name, and perhaps the hub's ORG/NAME of the same.
+        return Path(str(here)).name == Path(str(there)).name
+    if field == "model_files":  # only known of a folder
+        return here == there or None in (here, there)
+    if field == "revision":  # only of the hub, where this is the default
+        is_folder = any(each.get("model_files") is not None for each in (first, other))
+        return is_folder or (here or "main") == (there or "main")
+    return bool(here == there)
 
 
 def _merge_manifests(manifests: Sequence[Json], *, num_prompts: int) -> Json:

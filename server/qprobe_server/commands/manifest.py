@@ -11,6 +11,7 @@ import httpx
 
 from qprobe.data.prompts import PromptRow
 from qprobe.data.sample import FORMAT_VERSION
+from qprobe.rewards.custom import find_source
 from qprobe_server.commands.prompt_source import SOURCE_FLAGS, describe_source
 from qprobe_server.commands.reward_service import is_url
 from qprobe_server.errors import StartupError
@@ -180,15 +181,16 @@ def _name_model(model: str) -> Json:
 
 
 def name_reward(reward: str | None) -> Json:
-    """Return what is recorded of a reward: its name, and the hash of its file if it is one."""
+    """Return what is recorded of a reward: its name, and the hash of its file if it has one."""
     if is_url(reward):
         url = httpx.URL(str(reward))
         # Neither a password nor what stands behind the question mark: both may be secret.
         return {"reward": str(url.copy_with(userinfo=b"", query=None, fragment=None))}
-    source = (reward or "").removeprefix("python:").rpartition(":")[0]
-    if source.endswith(".py"):
-        return {"reward": reward, "reward_source": _hash(Path(source))}
-    return {"reward": reward}
+    kind, _, where = (reward or "").partition(":")
+    source = find_source(where.rpartition(":")[0]) if kind == "python" else None
+    if source is None:
+        return {"reward": reward}
+    return {"reward": reward, "reward_source": _hash(source)}
 
 
 def _hash(*paths: Path) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
     _check_rows(rows, stored.prompts, reward)
     with NamedRewardWriter(args.data, stored, name, name_reward(args.reward)) as writer:
         missing = writer.missing()
+        if not missing:
+            sys.stdout.write(f"already rewarded, nothing done: {name!r} is there for all samples\n")
         total = sum(map(len, stored.shards.values()))
         done = total - sum(len(stored.shards[shard]) for shard in missing)
         with (
