@@ -180,6 +180,20 @@ def test_a_data_set_in_a_folder(
         read_prompts(folder, columns=Columns(splits=("dev",)))
     with pytest.raises(PromptFileError, match="3: split: must be 'train' or 'test'"):
         read_prompts(folder, columns=Columns({"prompt": "query"}))
+    # One split alone, whatever its name, is both for training and for the test.
+    for split in ("train", "validation"):
+        read = read_prompts(folder, columns=Columns({"prompt": "query"}, splits=(split,)))
+        assert [row.fields for row in read] == [
+            {"prompt": f"{split} 0", "final": 1.5},
+            {"prompt": f"{split} 1", "final": None},
+        ]
+    # Another column's splits are not the data set's.
+    splits = {"splits": ("train 0", "test 1"), "test_splits": ("test 1",)}
+    read = read_prompts(folder, columns=Columns({"prompt": "query"}, split="query", **splits))
+    assert [(row.prompt, row.fields["split"]) for row in read] == [
+        ("train 0", "train"),
+        ("test 1", "test"),
+    ]
     for name in ("validation", "test"):
         (folder / "data" / f"{name}-00000-of-00001.parquet").unlink()
     read = read_prompts(folder, columns=Columns({"prompt": "query"}))
@@ -187,6 +201,10 @@ def test_a_data_set_in_a_folder(
         {"prompt": "train 0", "final": 1.5},
         {"prompt": "train 1", "final": None},
     ]
+    # So it is if its only split is named; --test-splits may name it too.
+    assert read == read_prompts(folder, columns=Columns({"prompt": "query"}, splits=("train",)))
+    columns = Columns({"prompt": "query"}, test_splits=("train",))
+    assert {row.fields["split"] for row in read_prompts(folder, columns=columns)} == {"test"}
 
 
 def test_a_data_set_that_was_saved(tmp_path: Path) -> None:
@@ -197,6 +215,10 @@ def test_a_data_set_that_was_saved(tmp_path: Path) -> None:
     for name, want in (("one", [None, None]), ("two", ["train", "train", "test", "test"])):
         assert source(str(tmp_path / name)) == tmp_path / name
         assert [row.fields.get("split") for row in read_prompts(tmp_path / name)] == want
+        read = read_prompts(tmp_path / name, columns=Columns(splits=("train",)))
+        assert [row.fields for row in read] == [{"prompt": "a"}, {"prompt": "b"}]
+        with pytest.raises(PromptFileError, match="subset: is of a data set"):
+            read_prompts(tmp_path / name, subset="main")
 
 
 @pytest.mark.parametrize("address", ["", "name", "org/", "org/name@", "org//x"])

@@ -348,6 +348,31 @@ def test_columns_and_splits(tmp_path: Path) -> None:
     ]
 
 
+def test_one_split_alone_is_for_training_and_for_the_test(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{each}", "split": part} for each, part in enumerate(["a", "b", "a"])]
+    read = read_prompts(write(tmp_path / "p.jsonl", *rows), columns=Columns(splits=("a",)))
+    assert [row.fields for row in read] == [{"prompt": "p0"}, {"prompt": "p2"}]
+    with pytest.raises(PromptFileError, match=r"1: split: .*got 'a'; --splits names .*--test-sp"):
+        read_prompts(tmp_path / "p.jsonl")
+
+
+def test_completions_of_two_splits_stay_apart(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "completion": text, "label": True, "split": split}
+        for text, split in (("a", "train"), ("b", "test"), ("c", "train"))
+    ]
+    read = read_prompts(write(tmp_path / "p.jsonl", *rows), needs_completions=True)
+    assert [(row.fields["split"], completions(row)) for row in read] == [
+        ("train", [("a", 1.0), ("c", 1.0)]),
+        ("test", [("b", 1.0)]),
+    ]
+
+
+def test_a_file_has_no_subsets(tmp_path: Path) -> None:
+    with pytest.raises(PromptFileError, match="subset: is of a data set"):
+        read_prompts(write(tmp_path / "p.jsonl", {"prompt": "p"}), subset="main")
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -19,7 +19,8 @@ class Columns:
     Attributes:
         names: The file's columns by our names: ``{"prompt": "question"}``.
         split: The column that says of which split a row is.
-        splits: The splits that are read; all of them if empty.
+        splits: The splits that are read; all of them if empty. Of one alone the rows keep no
+            ``split``: they are for training and for the test.
         test_splits: The splits that judge a probe, all others being for training; if empty, the
             column must say ``train`` or ``test`` itself.
     """
@@ -51,6 +52,8 @@ class Columns:
             made[ours] = row[theirs]
         if self.test_splits:
             made["split"] = "test" if self._split_of(row) in self.test_splits else "train"
+        elif len(self.splits) == 1:
+            made.pop("split", None)
         elif self.split != "split":
             made["split"] = self._split_of(row)
         if made.get("split", "") is None:

@@ -95,7 +95,7 @@ def read_prompts(
     if has_split([each.fields for each in rows]):
         for each in rows:
             with _located(source, each.line):
-                check_split(each.fields)
+                _check_split(each.fields)
     return rows
 
 
@@ -109,7 +109,12 @@ def _find_rows(
     """Return a source's rows as rows of ours, not yet checked."""
     found: list[Numbered] = []
     splits: set[str] = set()
-    for line, given in read_objects(source, subset=subset, splits=columns.splits):
+    # Under another name the splits are those of a column, not of the data set.
+    splits_read = columns.splits if columns.split == "split" else ()
+    needs_split = bool(columns.splits or columns.test_splits)
+    for line, given in read_objects(
+        source, subset=subset, splits=splits_read, needs_split=needs_split
+    ):
         with _located(source, line):
             if columns.takes(given):
                 splits.add(str(given.get(columns.split)))
@@ -138,6 +143,14 @@ def _open(row: Json, layout: Layout, needs_completions: bool) -> Sequence[Json]:
         return list(walk_tree(row))
     made = LAYOUTS[layout](row)
     return [read_single(made) if needs_completions else made]
+
+
+def _check_split(row: Json) -> None:
+    try:
+        check_split(row)
+    except RowError as error:
+        hint = "--splits names the splits to read, and --test-splits those that are for the test"
+        raise RowError(error.field, f"{error.message}; {hint}") from error
 
 
 def _check_rewards(row: PromptRow) -> None:

@@ -13,6 +13,8 @@ __all__ = ["gather", "read_single"]
 Json = dict[str, Any]
 Numbered = tuple[int, Json]
 
+# Completions that agree in these are rivals.
+_ASKED = ("messages", "prompt", "step", "split")
 # Columns of a log that hold numbers and are no rewards.
 _NO_REWARDS = {"step", "epoch", "advantage"}
 
@@ -45,8 +47,8 @@ def read_single(row: Json) -> Json:
 def gather(rows: Sequence[Numbered]) -> list[Numbered]:
     """Return rows with those of one ``completion`` joined where they ask the same in the same step.
 
-    Completions of one step come from the same weights. Of their other columns those stay that are
-    the same for all of them.
+    Those of two splits stay apart. Completions of one step come from the same weights. Of their
+    other columns those stay that are the same for all of them.
 
     Args:
         rows: As ``read_single`` returns them.
@@ -64,7 +66,7 @@ def gather(rows: Sequence[Numbered]) -> list[Numbered]:
             continue
         one = {"text": row["completion"], "reward": row.get(reward)}
         rest = {name: value for name, value in row.items() if name not in ("completion", reward)}
-        asked = json.dumps([rest.get(name) for name in ("messages", "prompt", "step")])
+        asked = json.dumps([rest.get(name) for name in _ASKED])
         if asked not in places:
             places[asked] = len(made)
             made.append((number, rest | {"completions": [one]}))

@@ -8,13 +8,13 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from qprobe.data.fields import show
 from qprobe.errors import PromptFileError
@@ -22,6 +22,7 @@ from qprobe.errors import PromptFileError
 __all__ = ["HUB", "Source", "read_objects"]
 
 Json = dict[str, Any]
+Splits = Mapping[str, Iterable[Any]]
 # A path, or the address of a data set, which begins with HUB.
 Source = Path | str
 HUB = "hf://datasets/"
@@ -35,7 +36,11 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_objects(
-    source: Source, *, subset: str | None = None, splits: Sequence[str] = ()
+    source: Source,
+    *,
+    subset: str | None = None,
+    splits: Sequence[str] = (),
+    needs_split: bool = False,
 ) -> Iterator[tuple[int, Json]]:
     """Yield the rows of a source with their numbers: of the line, or of the row, from 1.
 
@@ -46,9 +51,10 @@ def read_objects(
         subset: Of a data set that has several.
         splits: Those of a data set that are read; all of them if there are none named. Where it
             has several, each row gets the field ``split``.
+        needs_split: Whether it gets that also where there is one.
 
     Raises:
-        PromptFileError: It cannot be read, or a row is no object.
+        PromptFileError: It cannot be read, has no subsets and one is named, or a row is no object.
     """
     if isinstance(source, str):
         address = _ADDRESS.fullmatch(source)
@@ -56,13 +62,24 @@ def read_objects(
             message = f"must be {HUB}ORG/NAME[@REVISION][/FILE], got {source!r}"
             raise PromptFileError(source, None, "file", message)
         if address["file"]:
+            _check_no_subset(source, subset)
             yield from _read_file(_download(source, address))
-        else:
-            yield from _read_data_set(source, address["name"], address["revision"], subset, splits)
+            return
+        place, revision = address["name"], address["revision"]
     elif source.is_dir():
-        yield from _read_data_set(source, str(source), None, subset, splits)
+        place, revision = str(source), None
     else:
+        _check_no_subset(source, subset)
         yield from _read_file(source)
+        return
+    loaded = _load_data_set(source, place, revision, subset)
+    yield from _read_splits(source, loaded, splits, needs_split=needs_split)
+
+
+def _check_no_subset(source: Source, subset: str | None) -> None:
+    if subset is not None:
+        message = f"is of a data set that has several, and this has none, got {subset!r}"
+        raise PromptFileError(source, None, "subset", message)
 
 
 def _read_file(path: Path) -> Iterator[tuple[int, Json]]:
@@ -96,19 +113,29 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Json]]:
         raise PromptFileError(path, None, "file", f"cannot be read: {error}") from error
 
 
-def _read_data_set(
-    source: Source, place: str, revision: str | None, subset: str | None, splits: Sequence[str]
-) -> Iterator[tuple[int, Json]]:
+def _load_data_set(source: Source, place: str, revision: str | None, subset: str | None) -> Splits:
+    """Return a data set's splits by their names."""
     datasets = _import("datasets", source)
+    is_saved, has_splits = ((Path(place) / each).is_file() for each in (_SAVED, _SAVED_SPLITS))
+    if is_saved or has_splits:
+        _check_no_subset(source, subset)
     try:
-        if (Path(place) / _SAVED).is_file():
-            loaded = {"train": datasets.load_from_disk(place)}
-        elif (Path(place) / _SAVED_SPLITS).is_file():
-            loaded = datasets.load_from_disk(place)
-        else:
-            loaded = datasets.load_dataset(place, subset, revision=revision)
+        if is_saved:
+            return {"train": datasets.load_from_disk(place)}
+        if has_splits:
+            return cast("Splits", datasets.load_from_disk(place))
+        return cast("Splits", datasets.load_dataset(place, subset, revision=revision))
     except Exception as error:  # of the network, of the hub, of a file: whatever is beneath it
         raise _unreadable(source, error) from error
+
+
+def _read_splits(
+    source: Source,
+    loaded: Splits,
+    splits: Sequence[str],
+    *,
+    needs_split: bool,
+) -> Iterator[tuple[int, Json]]:
     for name in splits:
         if name not in loaded:
             there = ", ".join(loaded)
@@ -117,7 +144,7 @@ def _read_data_set(
     for name in splits or loaded:
         for row in loaded[name]:
             number += 1
-            named = {"split": name} if len(loaded) > 1 else {}
+            named = {"split": name} if needs_split or len(loaded) > 1 else {}
             yield number, named | _plain(source, number, row)
 
 
