@@ -22,7 +22,7 @@ MORE = {"role": "user", "content": "And red at night?"}
 TEXTS = ("Air scatters blue light more.", "It is painted.")
 TURNS = "\n\nHuman: Why is the sky blue?\n\nAssistant: Hm.\n\nHuman: Well?\n\nAssistant:"
 ASKED = [ASK, {"role": "assistant", "content": "Hm."}, {"role": "user", "content": "Well?"}]
-TREE = {
+TREE: Json = {
     "message_id": "a", "parent_id": None, "text": "Why?", "role": "prompter", "lang": "en",
     "replies": [
         {"message_id": "b", "parent_id": "a", "text": "Third.", "role": "assistant", "rank": 2},
@@ -194,6 +194,38 @@ def test_conversations_of_openassistant(tmp_path: Path) -> None:
         assert read.prompt == [{"role": "user", "content": "Why?"}]
         assert completions(read) == RANKED
         assert read.fields["lang"] == "en"
+
+
+def test_roots_without_a_parent_need_not_say_so(tmp_path: Path) -> None:
+    rows = [
+        {name: value for name, value in row.items() if value is not None} for row in flatten(TREE)
+    ]
+    (read,) = read_prompts(write(tmp_path / "flat.jsonl", *rows), needs_completions=True)
+    assert completions(read) == RANKED
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rank", "0"),
+        ("rank", True),
+        ("replies", ["x"]),
+        ("replies", "x"),
+        ("role", ["assistant"]),
+        ("text", 5),
+        ("parent_id", ["a"]),
+        ("message_id", 5),
+    ],
+)
+def test_what_is_no_message_of_a_tree_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    replies = [{**TREE["replies"][0], field: value}, *TREE["replies"][1:]]
+    tree = {**TREE, "replies": replies}
+    path = write(tmp_path / "tree.jsonl", {"message_tree_id": "a", "prompt": tree})
+    if field in ("parent_id", "message_id"):  # a tree says who is whose reply by itself
+        path = write(tmp_path / "flat.jsonl", *flatten(tree))
+    with pytest.raises(PromptFileError) as caught:
+        read_prompts(path, needs_completions=True)
+    assert caught.value.field == field
 
 
 def test_unpaired_completions_are_joined_by_prompt(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ _KEPT = ("message_id", "lang", "split")
 
 def is_flat(row: Json) -> bool:
     """Whether a row is one message of many, whose parents are in other rows."""
-    return {"message_id", "parent_id", "text", "role"} <= row.keys()
+    is_whole = any(row.get(name) is not None for name in ("prompt", "messages"))
+    return {"message_id", "text", "role"} <= row.keys() and not is_whole
 
 
 def is_tree(row: Json) -> bool:
@@ -34,17 +35,19 @@ def walk_flat(rows: Sequence[Numbered]) -> list[Numbered]:
     Raises:
         RowError: A message is not valid.
     """
-    names = [read_text("message_id", row["message_id"]) for _, row in rows]
+    names = [read_text("message_id", row.get("message_id")) for _, row in rows]
     nodes = {name: {**row, "replies": []} for name, (_, row) in zip(names, rows, strict=True)}
     numbers = {name: number for name, (number, _) in zip(names, rows, strict=True)}
     roots: list[Json] = []
     for node in nodes.values():
-        parent = nodes.get(node["parent_id"])
+        # JSON without nulls has no such field in a root.
+        name = node.get("parent_id")
+        parent = None if name is None else nodes.get(read_text("parent_id", name))
         (roots if parent is None else parent["replies"]).append(node)
     return [
         (numbers[row["message_id"]], row)
         for root in roots
-        if root["parent_id"] is None
+        if root.get("parent_id") is None
         for row in _walk(root)
     ]
 
@@ -63,10 +66,10 @@ def _walk(root: Json) -> Iterator[Json]:
         if node.get("deleted"):
             continue
         role, text = node.get("role"), read_text("text", node.get("text"))
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise RowError("role", f"must be 'prompter' or 'assistant', got {show(role)}")
         here = [*path, {"role": _ROLES[role], "content": text}]
-        replies = [each for each in node.get("replies") or [] if not each.get("deleted")]
+        replies = [each for each in _read_replies(node) if not each.get("deleted")]
         waiting += [(each, here) for each in reversed(replies)]
         completions = _rank(replies) if role == "prompter" else []
         if completions:
@@ -74,8 +77,19 @@ def _walk(root: Json) -> Iterator[Json]:
             yield kept | {"messages": here, "completions": completions}
 
 
+def _read_replies(node: Json) -> list[Json]:
+    replies = node.get("replies") or []
+    if not isinstance(replies, list) or not all(isinstance(each, dict) for each in replies):
+        raise RowError("replies", f"must be a list of messages, got {show(replies)}")
+    return replies
+
+
 def _rank(replies: Sequence[Json]) -> list[Json]:
     """Return replies with rewards from 1 for the best to 0 for the last, if two were ranked."""
+    for each in replies:
+        rank = each.get("rank")
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float)):
+            raise RowError("rank", f"must be a number or null, got {show(rank)}")
     ranked = sorted(
         (each for each in replies if each.get("rank") is not None), key=lambda each: each["rank"]
     )
