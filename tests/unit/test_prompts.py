@@ -112,7 +112,9 @@ def test_preferences(file: Path, row: Json, prompt: object) -> None:
         ({"prompt": "p", "completions": [{"text": 1}]}, "completions[0].text"),
         ({"prompt": "p", "completions": [{"text": "", "rewrd": 1}]}, "completions[0].rewrd"),
         ({"prompt": "p", "completions": [{"text": "", "reward": "1"}]}, "completions[0].reward"),
-        ({"prompt": "p", "completions": [{"text": "", "reward": True}]}, "completions[0].reward"),
+        ({"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}, "labels"),
+        ({"prompt": "p", "system": "Be brief."}, "system"),
+        ({"messages": [{"role": "user", "content": "p"}], "system": "Be brief."}, "system"),
         (
             {"prompt": "p", "completions": [{"text": "", "reward": 10**400}]},
             "completions[0].reward",
@@ -277,6 +279,23 @@ def test_published_rows_work_with_the_reward_tests(
     again = read_prompts(write(file, read.fields), check=reward.check)
     assert again == [read]
     assert read.fields["task_id"] == row["task_id"]
+
+
+def test_what_is_null_in_mbpp_is_not_there(file: Path) -> None:
+    row = {**SUM, "prompt": SUM.get("prompt") or SUM["text"], "text": None}
+    (read,) = read_prompts(write(file, row), layout="mbpp")
+    assert row["prompt"] in str(read.prompt)
+
+
+def test_a_systems_message_that_the_chat_has_may_be_said_again(file: Path) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "p"}]
+    rows: list[Json] = [
+        {"messages": chat, "system": "Be brief."},
+        {"prompt": chat, "system": "Be brief."},
+        {"prompt": "p", "system": None, "question": None, "labels": [1], "completions": ["a", "b"]},
+        {"prompt": "p", "completions": ["a", "b"], "labels": ["easy", "short"]},
+    ]
+    assert [each.prompt for each in read_prompts(write(file, *rows))] == [chat, chat, "p", "p"]
 
 
 def test_only_the_first_test_of_mbpp_is_shown(file: Path) -> None:

@@ -267,6 +267,20 @@ def test_logs_of_grpo(tmp_path: Path, suffix: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["reward", "correct"])
+def test_true_and_false_are_rewards(tmp_path: Path, name: str) -> None:
+    rows = [{**row, name: place % 2 == 0} for place, row in enumerate(LOG)]
+    read = read_prompts(write(tmp_path / "l.parquet", *rows), needs_completions=True)
+    assert [completions(each) for each in read] == [
+        [("1a", 1.0), ("1b", 0.0)],
+        [("2a", 1.0), ("2b", 0.0)],
+    ]
+    # Where there are numbers, they are meant.
+    rows = [{"cut": True, **row, "accuracy": 0.5} for row in LOG]
+    read = read_prompts(write(tmp_path / "m.parquet", *rows), needs_completions=True)
+    assert completions(read[0]) == [("1a", 0.5), ("1b", 0.5)]
+
+
 def test_of_several_rewards_of_a_log_one_is_named(tmp_path: Path) -> None:
     rows = [{**row, "accuracy": 1.0, "format": None if row["step"] == 1 else 0.5} for row in LOG]
     path = write(tmp_path / "l.parquet", *rows)

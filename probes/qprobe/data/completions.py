@@ -37,7 +37,7 @@ def read_completions(value: object) -> tuple[GivenCompletion, ...]:
 
 
 def read_reward(field: str, value: object) -> float | None:
-    """Return a reward, None if there is none.
+    """Return a reward, None if there is none; true is 1, false 0.
 
     Raises:
         RowError: It is neither null nor a finite number.
@@ -45,7 +45,7 @@ def read_reward(field: str, value: object) -> float | None:
     if value is None:
         return None
     number = math.nan
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float):
         try:
             number = float(value)
         except OverflowError:  # an integer beyond every float

@@ -19,9 +19,26 @@ Layout = Literal["rows", "mbpp", "mbpp-raw", "humaneval", "humaneval-raw"]
 
 def _from_rows(row: Json) -> Json:
     """Turn a row into one of ours by the columns that it has; most are ours already."""
-    if all(row.get(name) is None for name in ("prompt", "messages")) and "question" in row:
-        row = _from_question(row)
+    is_asked = any(row.get(name) is not None for name in ("prompt", "messages"))
+    if not is_asked and row.get("question") is not None:
+        return unfold(_from_question(row))
+    _check_system(row)
     return unfold(row)
+
+
+def _check_system(row: Json) -> None:
+    """Refuse a system's message that no chat of the row has: without it, it asks something else."""
+    system = row.get("system")
+    chats = [row.get(name) for name in ("messages", "prompt", "chosen")]
+    firsts = [chat[0] for chat in chats if isinstance(chat, list) and chat]
+    if not isinstance(system, str) or not system:
+        return
+    if {"role": "system", "content": system} not in firsts:
+        raise RowError(
+            "system",
+            "is read beside 'question' alone: make it the first of 'messages', or give the column "
+            f"another name by --columns NAME=system, got {show(system)}",
+        )
 
 
 def _from_question(row: Json) -> Json:
@@ -55,7 +72,8 @@ def _from_mbpp_raw(row: Json) -> Json:
 
 def _read_mbpp(row: Json) -> tuple[str, str, Json]:
     """Return the task, its first test, and the row's fields without the prompt."""
-    task = read_text(*(("text", row["text"]) if "text" in row else ("prompt", row.get("prompt"))))
+    name = "prompt" if row.get("text") is None else "text"
+    task = read_text(name, row.get(name))
     tests = row.get("test_list")
     if not isinstance(tests, list) or not tests:
         raise RowError("test_list", f"must be a non-empty list, got {show(tests)}")

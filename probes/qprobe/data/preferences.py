@@ -32,7 +32,7 @@ def unfold(row: Json) -> Json:
     Raises:
         RowError: A field of a row that is of one of them is not valid.
     """
-    if {"history", "human_ref_A", "human_ref_B", "labels"} <= row.keys():
+    if all(row.get(n) is not None for n in ("history", "human_ref_A", "human_ref_B", "labels")):
         return _unfold_shp(row)
     if not all(row.get(side) is not None for side in _SIDES):
         return row

@@ -145,6 +145,19 @@ def _open(row: Json, layout: Layout, needs_completions: bool) -> Sequence[Json]:
     return [read_single(made) if needs_completions else made]
 
 
+def _check_no_steps(given: Json) -> None:
+    texts, labels = given["completions"], given.get("labels")
+    if not isinstance(labels, list) or len(labels) != len(texts):
+        return
+    if all(isinstance(each, str) for each in texts) and all(each in (0, 1) for each in labels):
+        raise RowError(
+            "labels",
+            "makes the completions steps of one answer, as TRL's stepwise supervision has them, "
+            "and here they are answers of which one is chosen; of such, "
+            '"completions": [{"text": ..., "reward": ...}] says what each is worth',
+        )
+
+
 def _check_split(row: Json) -> None:
     try:
         check_split(row)
@@ -186,6 +199,7 @@ def read_row(fields: Json) -> PromptRow:
         prompt, completions = read_pair(given, prompt)
     elif "completions" in given:
         completions = read_completions(given["completions"])
+        _check_no_steps(given)
     if prompt is None:
         raise RowError("prompt", "is missing, and so is messages")
     return PromptRow(prompt=prompt, fields=fields, completions=completions)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 from qprobe.data.chats import read_chat, read_reply
@@ -80,20 +81,17 @@ def gather(rows: Sequence[Numbered]) -> list[Numbered]:
 
 
 def _find_reward(rows: Sequence[Json]) -> str:
-    """Return the column that holds the rewards: ``reward``, or the only one of numbers in a log."""
+    """Return the column that holds the rewards: ``reward``, or the only one of a log that may.
+
+    That is one of numbers, or where there are none, of true and false.
+    """
     if not rows or "step" not in rows[0] or any("reward" in row for row in rows):
         return "reward"
-    found = [
-        name
-        for name in rows[0]
-        if name not in _NO_REWARDS and all(_is_number(row.get(name)) for row in rows)
-    ]
-    found = [name for name in found if any(row[name] is not None for row in rows)]
+    columns = {name: {type(row.get(name)) for row in rows} - {NoneType} for name in rows[0]}
+    columns = {name: types for name, types in columns.items() if name not in _NO_REWARDS and types}
+    numbers = [name for name, types in columns.items() if types <= {int, float}]
+    found = numbers or [name for name, types in columns.items() if types == {bool}]
     if len(found) > 1:
         names = ", ".join(found)
         raise RowError("reward", f"may be any of {names}: name one by --columns reward=NAME")
     return found[0] if found else "reward"
-
-
-def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
