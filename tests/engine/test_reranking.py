@@ -61,11 +61,14 @@ async def test_the_candidates_are_those_of_vllm_for_n(
 
 
 async def test_the_same_seed_gives_the_same_answer(ask: Any, prompt: list[int]) -> None:
+    """The candidates come to the engine one by one, so that its batches may round another way."""
     first, second, other = [
         await ask(prompt, k=8, seed=seed, beta=0.5, temperature=1.2) for seed in (3, 3, 4)
     ]
     assert first.answers[0].text == second.answers[0].text
-    assert first.result == second.result
+    for name, value in first.result.items():
+        is_real = name in ("scores", "weights", "kl", "beta")
+        assert second.result[name] == (pytest.approx(value, abs=1e-4) if is_real else value)
     assert first.result["scores"] != other.result["scores"]
 
 
