@@ -172,8 +172,8 @@ def _hold_answer(reader: int, writer: int, limits: _Limits) -> NoReturn:
     try:
         try:
             _run_setup(setup, peer, namespace)
-        except Exception:
-            peer.send(["no setup"])  # though the judge could run it
+        except Exception:  # whatever the row's own code raises here, though not with the judge
+            peer.send(["no setup"])
             raise
         source = extract_code(answer, names=names, head=head)
         code = None
@@ -193,7 +193,7 @@ def _run_answer(peer: Peer, source: str, code: types.CodeType, namespace: dict[s
         allow_loops()
     try:
         exec(code, namespace)
-    except Exception as error:
+    except Exception as error:  # the answer may raise anything
         if is_of_sandbox(error):  # the judge will ask, and hear of it
             peer.send(["error", *peer.failures.encode(error), ""])
         raise

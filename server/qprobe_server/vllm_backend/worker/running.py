@@ -27,7 +27,6 @@ class Candidate:
         slots: Shape (rows,): where the scores of each row are.
         ends: Shape (rows,): the offset at which a head is done; beyond all others.
         is_open: Shape (rows,): False for a head that is done.
-        prompt_end: Position of the last prompt token, or -1 where vLLM's own count says it.
     """
 
     address: str
@@ -36,7 +35,6 @@ class Candidate:
     slots: Ints
     ends: Ints
     is_open: NDArray[np.bool_]
-    prompt_end: int = -1
 
     @classmethod
     def begin(
@@ -71,7 +69,6 @@ class RowTable:
     Attributes:
         numbers: The candidates' numbers, by request id.
         candidates: By number.
-        prompt_ends: Shape (candidates,).
         slots, columns: Shape (rows,): where the scores of a row go, and its probe among ``probes``.
         probes: Shape (p,): the probes of all rows, once each.
     """
@@ -81,7 +78,6 @@ class RowTable:
     ) -> None:
         self.candidates: Sequence[Candidate] = list(candidates.values())
         self.numbers = dict(zip(candidates, range(len(candidates)), strict=True))
-        self.prompt_ends = np.array([each.prompt_end for each in self.candidates], np.int64)
         is_open = [each.is_open for each in self.candidates]
         self._counts = np.array([int(each.sum()) for each in is_open], np.int64)
         self._firsts = np.cumsum(self._counts) - self._counts

@@ -106,7 +106,7 @@ class Scorer:
         if self._table is None:
             self._table = RowTable(self._running, self.weights.sort)
         table = self._table
-        tokens = select_tokens(step, table.numbers, table.prompt_ends)
+        tokens = select_tokens(step, table.numbers)
         of_tokens, rows = table.pair(tokens.owners)
         if not rows.size:
             return
