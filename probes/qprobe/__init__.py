@@ -10,10 +10,12 @@ from qprobe.errors import ProbeFileError, QProbeError, ScoreError
 
 if TYPE_CHECKING:
     from qprobe.data.dataset import Dataset
-    from qprobe.data.reading import Reading
     from qprobe.probe.file import load_probe, parse_probe, save_probe
-    from qprobe.probe.network import Pooling, Probe, ProbeInfo
+    from qprobe.probe.probe import Probe, ProbeInfo
+    from qprobe.probe.reading import Reading
     from qprobe.probe.resampling import Draw, beta_for_kl, softmax_resample
+    from qprobe.probe.terms import Terms
+    from qprobe.probe.values import Pooling
     from qprobe.reports.evaluate import evaluate
     from qprobe.training.fit import TrainingSettings
     from qprobe.training.recipe import train
@@ -28,6 +30,7 @@ __all__ = [
     "QProbeError",
     "Reading",
     "ScoreError",
+    "Terms",
     "TrainingSettings",
     "beta_for_kl",
     "evaluate",
@@ -42,9 +45,11 @@ __all__ = [
 # only wants to say what is wrong with it.
 _HOMES = {
     "data.dataset": ("Dataset",),
-    "data.reading": ("Reading",),
+    "probe.reading": ("Reading",),
     "probe.file": ("load_probe", "parse_probe", "save_probe"),
-    "probe.network": ("Pooling", "Probe", "ProbeInfo"),
+    "probe.probe": ("Probe", "ProbeInfo"),
+    "probe.terms": ("Terms",),
+    "probe.values": ("Pooling",),
     "probe.resampling": ("Draw", "beta_for_kl", "softmax_resample"),
     "reports.evaluate": ("evaluate",),
     "training.fit": ("TrainingSettings",),

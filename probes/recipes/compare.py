@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qprobe.data.dataset import Dataset
-from qprobe.data.reading import Reading
 from qprobe.data.split import has_split, split_prompts
 from qprobe.errors import QProbeError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expected_rewards
-from qprobe.probe.network import OBJECTIVES
+from qprobe.probe.reading import Reading
+from qprobe.probe.values import OBJECTIVES
 from qprobe.training.fit import TrainingSettings, fit_probe
 
 __all__ = ["held_out_rewards", "main"]

@@ -33,6 +33,7 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 
+from qprobe import Terms
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.default_model import prepare_default_model
@@ -52,12 +53,13 @@ FIELDS = {"temperature": 0.8, "max_tokens": NUM_TOKENS, "ignore_eos": True}
 
 def make_copies(probe: LoadedProbe, count: int) -> list[LoadedProbe]:
     """Return a probe under many names, by turns for its own layer and for the final one."""
-    final = replace(probe.probe.info, layer="final")
+    (state,) = probe.probe.terms.states
+    final = Terms.linear(replace(state.reading, layer="final"), state.weight)
     made = []
     for number in range(count):
         each = replace(probe, name=f"probe-{number}")
         if number % 2:
-            copy = type(probe.probe)(final, probe.probe.layers)
+            copy = type(probe.probe)(replace(probe.probe.info, checkpoints=(), schedule=()), final)
             each = replace(each, probe=copy)
         made.append(each)
     return made
@@ -108,7 +110,7 @@ async def run(rounds: int) -> dict[str, Any]:
         max_model_len=2048,
         dtype=choose_dtype(),
         worker_cls=find_worker_cls("ScoringWorker"),
-        additional_config={ADDITIONAL_CONFIG: {"layers": [loaded.probe.info.layer]}},
+        additional_config={ADDITIONAL_CONFIG: {"layers": loaded.probe.terms.layers}},
     )
     engine = RerankingLLM.from_vllm_config(args.create_engine_config())
     try:

@@ -15,8 +15,8 @@ import httpx
 import psutil
 import torch
 
-from qprobe import Probe, ProbeInfo, save_probe
-from qprobe.probe.network import Layer
+from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
+from qprobe.probe.values import Layer
 
 __all__ = ["CHECKPOINTS", "Server", "engine_settings", "running", "write_probes"]
 
@@ -111,9 +111,9 @@ def write_probes(folder: Path, *, hidden_size: int, num_layers: int) -> dict[str
     """
     generator = torch.Generator().manual_seed(0)
 
-    def draw() -> tuple[torch.Tensor, torch.Tensor]:
-        weight = torch.randn(1, hidden_size, generator=generator) / hidden_size**0.5
-        return weight, torch.zeros(1)
+    def draw(layer: Layer, window: int | None = None) -> Terms:
+        weight = torch.randn(hidden_size, generator=generator) / hidden_size**0.5
+        return Terms.linear(Reading(layer, "mean", window), weight)
 
     first, second = max(1, num_layers // 2), max(1, 2 * num_layers // 3)
     layers: dict[str, Layer] = {"one": second, "two": second, "three": first, "four": "final"}
@@ -124,13 +124,12 @@ def write_probes(folder: Path, *, hidden_size: int, num_layers: int) -> dict[str
             base_model="bench",
             hidden_size=hidden_size,
             num_layers=num_layers,
-            layer=layer,
-            pooling="mean",
             objective="ce",
             k=16,
             beta=0.1,
             checkpoints=CHECKPOINTS,
         )
         paths[name] = folder / f"{name}.safetensors"
-        save_probe(Probe(info, [draw()], {each: draw() for each in CHECKPOINTS}), paths[name])
+        heads = {each: draw(layer, each) for each in CHECKPOINTS}
+        save_probe(Probe(info, draw(layer), heads), paths[name])
     return paths

@@ -29,7 +29,7 @@ from typing import Any
 import httpx
 import torch
 
-from qprobe import Probe, ProbeInfo, save_probe
+from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
 
 BEAT_S = 0.002
 NOTED_S = 0.02
@@ -100,13 +100,12 @@ def write_probe(path: Path, model: Path) -> None:
         base_model=model.name,
         hidden_size=config["hidden_size"],
         num_layers=config["num_hidden_layers"],
-        layer="final",
-        pooling="mean",
         objective="ce",
         k=2,
         beta=0.1,
     )
-    save_probe(Probe(info, [(torch.ones(1, info.hidden_size), torch.zeros(1))]), path)
+    terms = Terms.linear(Reading("final", "mean"), torch.ones(info.hidden_size))
+    save_probe(Probe(info, terms), path)
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -28,7 +28,7 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 
-from qprobe import Probe, ProbeInfo
+from qprobe import Probe, ProbeInfo, Reading, Terms
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
@@ -46,13 +46,12 @@ def make_probe(hidden_size: int, num_layers: int) -> LoadedProbe:
         base_model="any",
         hidden_size=hidden_size,
         num_layers=num_layers,
-        layer="final",
-        pooling="mean",
         objective="ce",
         k=4,
         beta=0.1,
     )
-    return LoadedProbe("one", "1", 0, Probe(info, [(torch.ones(1, hidden_size), torch.zeros(1))]))
+    terms = Terms.linear(Reading("final", "mean"), torch.ones(hidden_size))
+    return LoadedProbe("one", "1", 0, Probe(info, terms))
 
 
 async def stream(

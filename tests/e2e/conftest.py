@@ -17,7 +17,8 @@ import httpx
 import pytest
 import torch
 
-from qprobe import Probe, ProbeInfo, load_probe, save_probe
+from qprobe import Probe, ProbeInfo, Reading, Terms, load_probe, save_probe
+from qprobe.probe.values import Layer, Pooling
 from qprobe_server.default_model import SERVED_NAME
 
 START_TIMEOUT_S = 300
@@ -130,22 +131,20 @@ SHIPPED = Path(str(resources.files("qprobe") / "shipped"))
 def make_probe(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> MakeProbe:
     """Return a function that writes a random probe for the small model."""
 
-    def make(name: str, **fields: object) -> Path:
+    def make(name: str, *, layer: Layer = 4, pooling: Pooling = "mean", **fields: object) -> Path:
         info: dict[str, object] = {
             "base_model": small_model.name,
             "hidden_size": 576,
             "num_layers": 6,
-            "layer": 4,
-            "pooling": "mean",
             "objective": "ce",
             "k": 4,
             "beta": 0.1,
         }
         made = ProbeInfo(**{**info, **fields})  # type: ignore[arg-type]  # checked when it is made
         torch.manual_seed(len(name))
-        weight = torch.randn(1, made.hidden_size) / made.hidden_size**0.5
+        weight = torch.randn(made.hidden_size) / made.hidden_size**0.5
         path = tmp_path_factory.mktemp("probes") / f"{name}.safetensors"
-        save_probe(Probe(made, [(weight, torch.zeros(1))]), path)
+        save_probe(Probe(made, Terms.linear(Reading(layer, pooling), weight)), path)
         return path
 
     return make
@@ -157,8 +156,10 @@ def shipped(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path
     folder = tmp_path_factory.mktemp("shipped")
     for path in SHIPPED.iterdir():
         probe = load_probe(path)
-        info = replace(probe.info, base_model=small_model.name, num_layers=6, layer=4)
-        save_probe(Probe(info, probe.layers, probe.heads), folder / path.name)
+        info = replace(probe.info, base_model=small_model.name, num_layers=6)
+        terms, *heads = map(_at_layer_4, [probe.terms, *probe.heads.values()])
+        made = Probe(info, terms, dict(zip(probe.heads, heads, strict=True)))
+        save_probe(made, folder / path.name)
     return folder
 
 
@@ -199,3 +200,8 @@ def server(
     log = tmp_path_factory.mktemp("server") / "log"
     with running(log, *flags, VLLM_CPU_KVCACHE_SPACE="1") as started:
         yield started
+
+
+def _at_layer_4(terms: Terms) -> Terms:
+    (state,) = terms.states
+    return Terms.linear(replace(state.reading, layer=4), state.weight, terms.bias)

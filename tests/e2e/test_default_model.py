@@ -19,7 +19,7 @@ import openai
 import pytest
 import torch
 
-from qprobe import Probe, ProbeInfo, load_probe, save_probe
+from qprobe import Probe, ProbeInfo, Reading, Terms, load_probe, save_probe
 from qprobe_server.default_model import MODEL_NAME
 
 ROOT = Path(__file__).parents[2]
@@ -148,13 +148,11 @@ def test_compatcanary_finds_nothing(default: Any, tmp_path: Path, probe: str | N
         base_model=MODEL_NAME,
         hidden_size=576,
         num_layers=30,
-        layer="final",
-        pooling="last",
         objective="ce",
         k=4,
         beta=0.1,
     )
-    save_probe(Probe(info, [(torch.zeros(1, 576), torch.zeros(1))]), path)
+    save_probe(Probe(info, Terms.linear(Reading("final", "last"), torch.zeros(576))), path)
     admin = {"authorization": f"Bearer {default.admin_key}"}
     put = default.client().put("/v1/probes/even", content=path.read_bytes(), headers=admin)
     assert put.status_code in (200, 201), put.text

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from qprobe import Probe, ProbeInfo, save_probe
+from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
 
 BASE = "smollm2-135m"
 CHAT = "/v1/chat/completions"
@@ -33,15 +33,13 @@ def make_shifted(tmp_path: Path, small_model: Path) -> MakeShifted:
             base_model=small_model.name,
             hidden_size=576,
             num_layers=6,
-            layer=layer,  # type: ignore[arg-type]  # checked when it is made
-            pooling="mean",
             objective="ce",
             k=2,
             beta=0.1,
         )
         path = tmp_path / "made.safetensors"
-        weight = torch.full((1, 576), 1e-3)
-        save_probe(Probe(info, [(weight, torch.tensor([bias]))]), path)
+        reading = Reading(layer, "mean")  # type: ignore[arg-type]  # checked when it is made
+        save_probe(Probe(info, Terms.linear(reading, torch.full((576,), 1e-3), bias)), path)
         return path.read_bytes()
 
     return make

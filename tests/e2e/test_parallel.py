@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 
-from qprobe import Probe, ProbeInfo, save_probe
+from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
 
 pytestmark = pytest.mark.heavy
 
@@ -47,12 +47,13 @@ Json = dict[str, Any]
 Start = Callable[..., AbstractContextManager[Any]]
 
 
-def write_probe(path: Path, *, bias: float = 0.0, **fields: Any) -> Path:
+def write_probe(path: Path, reading: Reading, *, bias: float = 0.0) -> Path:
     """Write a random probe for the wide model; one of mean pooling has a head at 8 tokens."""
     torch.manual_seed(len(path.stem))
     heads = {}
-    if fields["pooling"] == "mean":
-        heads[8] = (torch.randn(1, HIDDEN) / HIDDEN**0.5, torch.zeros(1))
+    if reading.pooling == "mean":
+        beginning = Reading(reading.layer, "mean", 8)
+        heads[8] = Terms.linear(beginning, torch.randn(HIDDEN) / HIDDEN**0.5)
     info = ProbeInfo(
         base_model="wide",
         hidden_size=HIDDEN,
@@ -61,10 +62,9 @@ def write_probe(path: Path, *, bias: float = 0.0, **fields: Any) -> Path:
         k=K,
         beta=0.5,
         checkpoints=tuple(heads),
-        **fields,
     )
-    weight = torch.randn(1, HIDDEN) / HIDDEN**0.5
-    save_probe(Probe(info, [(weight, torch.tensor([bias]))], heads), path)
+    terms = Terms.linear(reading, torch.randn(HIDDEN) / HIDDEN**0.5, bias)
+    save_probe(Probe(info, terms, heads), path)
     return path
 
 
@@ -98,8 +98,8 @@ def serve_wide(
 ) -> Callable[..., AbstractContextManager[Any]]:
     """Return a function that serves the wide model with an inner and a final probe."""
     folder = tmp_path_factory.mktemp("parallel")
-    inner = write_probe(folder / "inner.safetensors", layer=2, pooling="mean")
-    end = write_probe(folder / "end.safetensors", layer="final", pooling="last")
+    inner = write_probe(folder / "inner.safetensors", Reading(2, "mean"))
+    end = write_probe(folder / "end.safetensors", Reading("final", "last"))
 
     def serve(*flags: str, path: str = "", **variables: str) -> AbstractContextManager[Any]:
         return start_server(
@@ -187,7 +187,7 @@ def check_lifecycle(server: Any, folder: Path, ranks: tuple[Mapping[str, str], .
     """Upload a probe, replace it by its opposite and delete it; every rank follows at once."""
     admin = {"authorization": f"Bearer {server.admin_key}"}
     for sign, status in ((1, 201), (-1, 200)):
-        path = write_probe(folder / "new.safetensors", bias=sign * SHIFT, layer=2, pooling="mean")
+        path = write_probe(folder / "new.safetensors", Reading(2, "mean"), bias=sign * SHIFT)
         reply = server.client().put("/v1/probes/new", content=path.read_bytes(), headers=admin)
         assert reply.status_code == status, reply.text
         for headers in ranks:

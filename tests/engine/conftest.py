@@ -25,9 +25,9 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from qprobe import Probe, ProbeInfo
-from qprobe.probe.network import Layer, Pooling
+from qprobe import Probe, ProbeInfo, Reading, Terms
 from qprobe.probe.schedule import Step
+from qprobe.probe.values import Layer, Pooling
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
@@ -80,30 +80,28 @@ def make_probes() -> list[LoadedProbe]:
         pooling: Pooling,
         window: int | None,
         direction: int,
-        heads: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None,
+        heads: dict[int, Terms] | None = None,
     ) -> None:
         info = ProbeInfo(
             base_model="any",
             hidden_size=HIDDEN,
             num_layers=NUM_LAYERS,
-            layer=layer,
-            pooling=pooling,
-            window=window,
             objective="ce",
             k=4,
             beta=0.1,
             checkpoints=tuple(heads or ()),
         )
-        weights = (torch.randn(1, HIDDEN) / HIDDEN**0.5, torch.randn(1))
+        weight, bias = torch.randn(HIDDEN) / HIDDEN**0.5, float(torch.randn(()))
+        terms = Terms.linear(Reading(layer, pooling, window), weight, bias)
         name = f"{layer}-{pooling}-{window}-{direction}"
-        probes.append(LoadedProbe(name, f"version of {name}", 0, Probe(info, [weights], heads)))
+        probes.append(LoadedProbe(name, f"version of {name}", 0, Probe(info, terms, heads)))
 
     for layer, pooling, window in READINGS:
         for direction in range(DIRECTIONS):
             add(layer, pooling, window, direction)
     add(4, "mean", 4, 0)
     add(4, "mean", 16, 0)
-    heads = {tokens: probes[index].probe.layers[0] for tokens, index in HEADS.items()}
+    heads = {tokens: probes[index].probe.terms for tokens, index in HEADS.items()}
     add(4, "mean", None, DIRECTIONS, heads)
     return probes
 

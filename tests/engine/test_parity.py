@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 from vllm.outputs import CompletionOutput
 
+from qprobe import Probe
 from qprobe_server.library.registry import LoadedProbe
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
@@ -23,6 +25,12 @@ HIDDEN = 576
 
 # Relative error allowed in an embedding, by the engine's dtype; measured: docs/measurements.md.
 EMBEDDING_ERRORS = {"float32": 1e-4, "bfloat16": 0.02}
+
+
+def dot(probe: Probe, embedding: Tensor) -> float:
+    """Return w . phi + b in plain numpy."""
+    (term,) = probe.terms.states
+    return float(np.dot(embedding.float().numpy(), term.weight) + probe.terms.bias)
 
 
 class Reference:
@@ -40,9 +48,9 @@ class Reference:
         self, prompt_ids: Sequence[int], kept_ids: Sequence[int], probe: LoadedProbe
     ) -> tuple[Tensor, Tensor]:
         """Return the embedding that a probe scores, and what it were one position too early."""
-        info = probe.probe.info
+        (reading,) = probe.probe.terms.readings
         cache, states = self._read_prompt(tuple(prompt_ids))
-        place = -1 if info.layer == "final" else info.layer
+        place = -1 if reading.layer == "final" else int(reading.layer)
         layer = states[place]  # (2 + tokens kept, hidden), the prompt's last two first
         if kept_ids:
             found = self._model(
@@ -52,9 +60,9 @@ class Reference:
             )
             layer = torch.cat([layer, found.hidden_states[place][0]])
         first, end = 2, 2 + len(kept_ids)
-        if info.window is not None:
-            end = min(end, first + info.window)
-        if info.pooling == "last" or not kept_ids:
+        if reading.window is not None:
+            end = min(end, first + reading.window)
+        if reading.pooling == "last" or not kept_ids:
             first = end - 1
         return layer[first:end].mean(0), layer[first - 1 : end - 1].mean(0)
 
@@ -99,8 +107,9 @@ class Comparison:
 
     def add(self, probe_index: int, score: float, right: Tensor, early: Tensor) -> None:
         probe = self._probes[probe_index].probe
-        scale = HIDDEN**0.5 / float(probe.layers[0][0].norm() * right.norm())
-        errors = [(score - float(probe.score(each))) * scale for each in (right, early)]
+        (term,) = probe.terms.states
+        scale = HIDDEN**0.5 / float(np.linalg.norm(term.weight) * right.norm())
+        errors = [(score - dot(probe, each)) * scale for each in (right, early)]
         self._rows.setdefault(probe_index // DIRECTIONS, []).append((errors[0], errors[1]))
 
     def check(self) -> None:
@@ -263,10 +272,9 @@ async def test_rank_correlation_within_prompts(
     theirs: list[float] = []
     for answer in answers:
         expected = [
-            float(
-                probes[probe].probe.score(
-                    reference.embed(answer.prompt_ids, output.token_ids[:-1], probes[probe])[0]
-                )
+            dot(
+                probes[probe].probe,
+                reference.embed(answer.prompt_ids, output.token_ids[:-1], probes[probe])[0],
             )
             for output in answer.candidates
         ]

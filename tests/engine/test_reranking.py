@@ -203,7 +203,15 @@ async def test_a_probe_can_be_loaded_while_others_are_used(
     running = asyncio.create_task(ask(prompt, k=4, seed=9, max_tokens=60))
 
     def place(loaded: LoadedProbe, index: int) -> tuple[ServedProbe, Probe]:
-        served = ServedProbe(loaded.name, loaded.version, 0, loaded.probe.info, index, {})
+        served = ServedProbe(
+            loaded.name,
+            loaded.version,
+            0,
+            loaded.probe.info,
+            index,
+            loaded.probe.terms.readings[0],
+            {},
+        )
         return served, loaded.probe
 
     first = 100  # beyond all that are there

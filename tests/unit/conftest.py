@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
-import torch
 
-from qprobe import Probe, ProbeInfo, save_probe
+from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
+from qprobe.probe.values import Layer, Pooling
 from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_probe
 
 MakeProbe = Callable[..., Path]
@@ -19,23 +20,30 @@ MakeProbe = Callable[..., Path]
 def make_probe(tmp_path: Path) -> MakeProbe:
     """Return a function that writes a probe's file; keywords override fields of its header."""
 
-    def make(name: str, *, num_layers_of_probe: int = 1, **fields: Any) -> Path:
+    def make(
+        name: str,
+        *,
+        layer: Layer = 3,
+        pooling: Pooling = "mean",
+        window: int | None = None,
+        **fields: Any,
+    ) -> Path:
         info: dict[str, Any] = {
             "base_model": "org/model",
             "hidden_size": 4,
             "num_layers": 6,
-            "layer": 3,
-            "pooling": "mean",
             "objective": "ce",
             "k": 16,
             "beta": 0.1,
         }
         made = ProbeInfo(**{**info, **fields})
-        inner = [(torch.ones(made.hidden_size, made.hidden_size), torch.ones(made.hidden_size))]
-        last = (torch.ones(1, made.hidden_size), torch.zeros(1))
+
+        def ones(reading: Reading) -> Terms:
+            return Terms.linear(reading, np.ones(made.hidden_size))
+
         path = tmp_path / f"{name}.safetensors"
-        heads = dict.fromkeys(made.checkpoints, last)
-        save_probe(Probe(made, [*inner * (num_layers_of_probe - 1), last], heads), path)
+        heads = {each: ones(Reading(layer, "mean", each)) for each in made.checkpoints}
+        save_probe(Probe(made, ones(Reading(layer, pooling, window)), heads), path)
         return path
 
     return make

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qprobe import ProbeInfo
+from qprobe import ProbeInfo, Reading
 from qprobe.probe.schedule import Step
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.settings import Settings
@@ -22,15 +22,15 @@ def make_probe(name: str, *, k: int = 16, heads: bool = False) -> ServedProbe:
         base_model="any",
         hidden_size=8,
         num_layers=2,
-        layer="final",
-        pooling="mean",
         objective="ce",
         k=k,
         beta=0.1,
         checkpoints=tuple(step.tokens for step in steps),
         schedule=steps,
     )
-    return ServedProbe(name, "version", 0, info, 0, {step.tokens: 1 for step in steps})
+    return ServedProbe(
+        name, "version", 0, info, 0, Reading("final", "mean"), {step.tokens: 1 for step in steps}
+    )
 
 
 def describe(listening: Listening = HERE, *probes: ServedProbe, **settings: Any) -> str:

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
-from qprobe import Probe, ProbeFileError, ProbeInfo
+from qprobe import Probe, ProbeFileError
 from qprobe.files import TORN_PREFIX
 from qprobe_server.edge import routes
 from qprobe_server.edge.middleware import AppState
@@ -43,9 +43,9 @@ class Workers:
         self.probes.update((served.index, probe) for served, probe in probes)
 
 
-def check(info: ProbeInfo) -> None:
-    if info.layer == 5:
-        raise ProbeFileError("layer", "is 5, which this server does not expose")
+def check(probe: Probe) -> None:
+    if probe.terms.layers == [5]:
+        raise ProbeFileError("terms", "read layer 5, which this server does not expose")
 
 
 class Server:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qprobe.errors import TrainingError
-from qprobe.probe.network import OBJECTIVES
+from qprobe.probe.values import OBJECTIVES
 from qprobe.training.objectives import (
     bt,
     ce,

@@ -33,8 +33,8 @@ MODEL = ModelFacts(
 
 def test_layers_are_those_of_the_probes(make_probe: MakeProbe) -> None:
     layers = (3, "final", 1, 3)
-    infos = [load_probe(make_probe(f"p{i}", layer=layer)).info for i, layer in enumerate(layers)]
-    assert find_inner_layers(infos) == (1, 3)
+    probes = [load_probe(make_probe(f"p{i}", layer=layer)) for i, layer in enumerate(layers)]
+    assert find_inner_layers(probes) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -112,34 +112,34 @@ def test_ten_thousand_names_make_a_short_message(make_probe: MakeProbe) -> None:
     [
         ({"hidden_size": 8}, "hidden_size", "is 4, that of 'org/model' is 8"),
         ({"num_layers": 7}, "num_layers", "is 6, that of 'org/model' is 7"),
-        ({"has_inner_layers": False}, "layer", "is 3.*ModelForCausalLM gives the 'final'"),
+        ({"has_inner_layers": False}, "terms", "read layer 3.*ModelForCausalLM gives the 'final'"),
         ({"name": "org/other"}, "base_model", "is 'org/model'.*--allow-model-mismatch"),
     ],
 )
 def test_probes_that_do_not_fit(
     make_probe: MakeProbe, change: dict[str, Any], field: str, message: str
 ) -> None:
-    info = load_probe(make_probe("good")).info
+    probe = load_probe(make_probe("good"))
     with pytest.raises(ProbeFileError, match=message) as refused:
-        check_fit(info, replace(MODEL, **change), allow_model_mismatch=False)
+        check_fit(probe, replace(MODEL, **change), allow_model_mismatch=False)
     assert refused.value.field == field
     assert "\n" not in str(refused.value)
 
 
 def test_probes_that_fit_pass(make_probe: MakeProbe) -> None:
-    info = load_probe(make_probe("end", layer="final")).info
+    probe = load_probe(make_probe("end", layer="final"))
     for model in (MODEL, replace(MODEL, has_inner_layers=False)):
-        check_fit(info, model, allow_model_mismatch=False)
-    check_fit(info, replace(MODEL, name="/models/model"), allow_model_mismatch=False)
-    check_fit(info, replace(MODEL, name="other"), allow_model_mismatch=True)
+        check_fit(probe, model, allow_model_mismatch=False)
+    check_fit(probe, replace(MODEL, name="/models/model"), allow_model_mismatch=False)
+    check_fit(probe, replace(MODEL, name="other"), allow_model_mismatch=True)
 
 
 def test_layers_that_are_not_exposed(make_probe: MakeProbe) -> None:
-    info = load_probe(make_probe("good")).info
-    check_exposed(info, (1, 3))
-    check_exposed(replace(info, layer="final"), ())
+    probe = load_probe(make_probe("good"))
+    check_exposed(probe, (1, 3))
+    check_exposed(load_probe(make_probe("end", layer="final")), ())
     with pytest.raises(ProbeFileError, match="--probe-layers 1,3,5,final"):
-        check_exposed(info, (1, 5))
+        check_exposed(probe, (1, 5))
     check_layers((1, 5), MODEL)
     check_layers((), replace(MODEL, has_inner_layers=False))
     with pytest.raises(StartupError, match=r"--probe-layers: must be from 1 to 5.*got 6"):
@@ -166,10 +166,10 @@ def test_bad_settings_name_the_flag(change: dict[str, Any], message: str) -> Non
 
 
 def test_a_set_k_overrules_what_a_probe_recommends(make_probe: MakeProbe) -> None:
-    info = load_probe(make_probe("good")).info
-    Settings(k=8, max_k=8).check_probe(info)
+    probe = load_probe(make_probe("good"))
+    Settings(k=8, max_k=8).check_probe(probe.info)
     with pytest.raises(ProbeFileError, match="recommends k=16, more than --max-k 8"):
-        Settings(max_k=8).check_probe(info)
+        Settings(max_k=8).check_probe(probe.info)
 
 
 def test_the_admin_key_is_not_shown() -> None:

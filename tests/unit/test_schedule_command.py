@@ -107,11 +107,10 @@ def test_the_probe_is_the_same_but_for_what_was_chosen(
     before, after = load_probe(probe), load_probe(output)
     assert (after.info.k, after.info.beta) == (5, 0.2)
     assert after.info.training == before.info.training
-    for mine, other in (
-        *zip(after.layers[0], before.layers[0], strict=True),
-        *(pair for m in (4, 8) for pair in zip(after.heads[m], before.heads[m], strict=True)),
-    ):
-        assert torch.equal(mine, other)
+    for mine, other in zip(after.sums, before.sums, strict=True):
+        assert mine.readings == other.readings
+        assert np.array_equal(mine.states[0].weight, other.states[0].weight)
+        assert mine.bias == other.bias
     found = json.loads((report / "schedule.json").read_text())
     assert format_schedule(after.info.schedule) == found["chosen"]["schedule"] != ""
     assert found["num_prompts"] == {"choice": 18, "unseen": 6}
@@ -156,11 +155,11 @@ def test_eval_measures_the_schedule_on_the_same_unseen_prompts(
 
 def test_no_score_to_choose_on_was_trained_on_its_own_prompt(data: Path, probe: Path) -> None:
     """Other rewards of a prompt change the scores of others, and never its own."""
-    dataset, info = Dataset.load(data), load_probe(probe).info
+    dataset, trained = Dataset.load(data), load_probe(probe)
     settings = TrainingSettings(objective="mse", num_folds=2, weight_decays=(1.0,))
 
     def fit() -> Any:
-        return cross_fit(dataset, info, settings, progress=lambda: None)
+        return cross_fit(dataset, trained, settings, progress=lambda: None)
 
     before, mine = fit(), dataset.groups == 3
     dataset.rewards[mine] = 5 * np.arange(N)
@@ -207,7 +206,7 @@ def test_a_part_of_what_the_probe_was_trained_on_is_refused(
     monkeypatch.setitem(info.training, "train_prompts", 20)
     changed = probe.with_name("changed.safetensors")
     loaded = load_probe(probe)
-    save_probe(Probe(info, loaded.layers, loaded.heads), changed)
+    save_probe(Probe(info, loaded.terms, loaded.heads), changed)
     with pytest.raises(SystemExit, match="folder: has 18 of the 20 prompts"):
         choose(monkeypatch, data, changed)
 

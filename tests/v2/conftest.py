@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -27,9 +28,9 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 
-from qprobe import Probe, ProbeInfo
-from qprobe.probe.network import Layer, Pooling
+from qprobe import Probe, ProbeInfo, Reading, Terms
 from qprobe.probe.schedule import Step
+from qprobe.probe.values import Layer, Pooling
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
@@ -84,26 +85,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def probes() -> list[LoadedProbe]:
     """Return a random probe of each reading; the last one has a head."""
     torch.manual_seed(1)
+    random = Random(1)
     made = []
     for number, (layer, pooling, window) in enumerate(READINGS):
         heads = {}
         if number == len(READINGS) - 1:
-            heads = {CHECKPOINT: (torch.randn(1, HIDDEN), torch.randn(1))}
+            beginning = Reading(layer, "mean", CHECKPOINT)
+            heads = {CHECKPOINT: Terms.linear(beginning, torch.randn(HIDDEN), random.gauss())}
         info = ProbeInfo(
             base_model="any",
             hidden_size=HIDDEN,
             num_layers=NUM_LAYERS,
-            layer=layer,
-            pooling=pooling,
-            window=window,
             objective="ce",
             k=4,
             beta=1.0,
             checkpoints=tuple(heads),
         )
-        weights = (torch.randn(1, HIDDEN), torch.randn(1))
+        terms = Terms.linear(Reading(layer, pooling, window), torch.randn(HIDDEN), random.gauss())
         name = f"probe-{number}"
-        made.append(LoadedProbe(name, f"version of {name}", 0, Probe(info, [weights], heads)))
+        made.append(LoadedProbe(name, f"version of {name}", 0, Probe(info, terms, heads)))
     return made
 
 

@@ -4,6 +4,7 @@ That it is right on this runner; tests/engine has the same on V1 in full.
 """
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,23 @@ class Reference:
     @torch.inference_mode()
     def score(self, prompt: list[int], answer: list[int], probe: Probe) -> float:
         """Score an answer that was cut by max_tokens: its last token was never read."""
-        info = probe.info
+        (term,) = probe.terms.states
+        reading = term.reading
         found = self._model(torch.tensor([prompt + answer]), output_hidden_states=True)
-        states = found.hidden_states[-1 if info.layer == "final" else info.layer][0]
+        states = found.hidden_states[-1 if reading.layer == "final" else int(reading.layer)][0]
         kept = states[len(prompt) : len(prompt) + len(answer) - 1]
-        if info.window is not None:
-            kept = kept[: info.window]
-        return float(probe.score(kept[-1] if info.pooling == "last" else kept.mean(0)))
+        if reading.window is not None:
+            kept = kept[: reading.window]
+        read = kept[-1] if reading.pooling == "last" else kept.mean(0)
+        return float(read.numpy() @ term.weight) + probe.terms.bias
 
     @torch.inference_mode()
     def score_head(self, prompt: list[int], answer: list[int], probe: Probe) -> float:
         """Score the first CHECKPOINT tokens by a probe's head."""
-        weight, bias = probe.heads[CHECKPOINT]
+        head = probe.heads[CHECKPOINT]
         found = self._model(torch.tensor([prompt + answer]), output_hidden_states=True)
         kept = found.hidden_states[-1][0, len(prompt) : len(prompt) + CHECKPOINT]
-        return float(kept.mean(0) @ weight[0] + bias)
+        return float(kept.mean(0).numpy() @ head.states[0].weight) + head.bias
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +155,9 @@ async def test_a_replaced_probe_and_requests_that_leave(
     for each in leaving:
         each.cancel()
     await asyncio.gather(*leaving, return_exceptions=True)
-    weight, bias = probes[0].probe.layers[0]
-    await engine.load_probes([(served[0], Probe(probes[0].probe.info, [(weight, bias + 1000)]))])
+    probe = probes[0].probe
+    shifted = Probe(probe.info, replace(probe.terms, bias=probe.terms.bias + 1000))
+    await engine.load_probes([(served[0], shifted)])
     _, result = await ask(prompt, probe=0, k=2, max_tokens=2, seed=1)
     await engine.load_probes([(served[0], probes[0].probe)])
     _, before = await ask(prompt, probe=0, k=2, max_tokens=2, seed=1)

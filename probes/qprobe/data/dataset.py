@@ -14,9 +14,11 @@ from torch import Tensor
 from qprobe.data.folder import read_folder
 from qprobe.data.named_rewards import apply_rewards
 from qprobe.data.provenance import identify_prompts
-from qprobe.data.reading import Reading
 from qprobe.data.sample import GREEDY, Sample
 from qprobe.errors import DatasetError, EvaluationError
+from qprobe.probe.pooling import LOGPROB_NUMBERS, read_numbers
+from qprobe.probe.reading import Reading
+from qprobe.probe.values import NUMBERS
 
 __all__ = ["GREEDY", "Dataset", "Reading", "Sample"]
 
@@ -160,6 +162,36 @@ class Dataset:
                 raise DatasetError(
                     "reading", f"{str(reading)!r} is not in the dataset, which has {stored}"
                 )
+
+    def numbers(
+        self, names: Sequence[str] = NUMBERS, *, tokens: int | None = None
+    ) -> NDArray[np.float64]:
+        """Return numbers of all samples: (samples, names), as a server reads them.
+
+        Args:
+            names: Of ``NUMBERS``.
+            tokens: Of the first so many tokens of each, and not of the whole.
+
+        Raises:
+            DatasetError: Log-probabilities are asked for that the dataset does not have.
+        """
+        rows = []
+        for each in self.samples:
+            length = len(each.token_ids)
+            cut = each.finish_reason == "length"
+            if tokens is not None:
+                length, cut = min(length, tokens), cut or length > tokens
+            logprob = each.sum_logprobs(tokens)
+            if logprob is None and not LOGPROB_NUMBERS.isdisjoint(names):
+                of = "" if tokens is None else f" after {tokens} tokens"
+                raise DatasetError(
+                    "logprob",
+                    f"is not known{of} of sample {each.index} of {self.places[each.prompt]}: leave "
+                    f"{' and '.join(sorted(LOGPROB_NUMBERS))} out",
+                )
+            found = read_numbers(logprob=logprob or 0.0, length=length, cut=cut)
+            rows.append([found[name] for name in names])
+        return np.array(rows, dtype=np.float64).reshape(len(self.samples), len(names))
 
     def features(self, reading: Reading) -> Tensor:
         """Return an embedding of all samples: (samples, hidden), float32. Reads it from disk.

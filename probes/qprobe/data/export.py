@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # pyarrow is of an extra; a dataset needs torch, and takes se
     import pyarrow as pa
 
     from qprobe.data.dataset import Dataset
-    from qprobe.data.reading import Reading
+    from qprobe.probe.reading import Reading
 
 __all__ = ["export_table"]
 

@@ -26,9 +26,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from qprobe.data.reading import Reading
 from qprobe.data.sample import FORMAT_VERSION, Sample
 from qprobe.errors import DatasetError
+from qprobe.probe.reading import Reading
 
 __all__ = [
     "Stored",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from qprobe.data.dataset import Dataset
-from qprobe.data.reading import Reading
 from qprobe.errors import DatasetError
+from qprobe.probe.reading import Reading
 
 __all__ = ["drop_few", "merge_datasets"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from qprobe.data.dataset import Dataset
 from qprobe.data.provenance import SEEN_BY_SCHEDULE, identify_prompts, read_seen
 from qprobe.errors import DatasetError
-from qprobe.probe.network import ProbeInfo
+from qprobe.probe.probe import ProbeInfo
 
 __all__ = ["check_same_adapter", "check_same_model", "list_notes", "list_unseen"]
 

@@ -1,1 +1,4 @@
-"""A probe: its network, its file, the resampling rule, and when candidates are dropped."""
+"""A probe: what its score is made of, its file, the resampling rule, when candidates are dropped.
+
+Needs numpy and safetensors, and no torch.
+"""

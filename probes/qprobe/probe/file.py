@@ -1,28 +1,43 @@
-"""A probe's file: safetensors with one JSON header. Nothing is ever unpickled."""
+"""A probe's file: safetensors with one JSON header. Nothing is ever unpickled, torch not needed.
+
+In format 3 the header lists the terms of the score, of the heads and of the confidence, each with
+what it reads; its weights are the tensors named after its place: ``terms.0.weight``,
+``heads.16.terms.1.gate``, ``confidence.bias``.
+"""
 
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from qprobe.errors import ProbeFileError
 from qprobe.files import write_file
+from qprobe.probe.confidence import Confidence, read_calibration
 from qprobe.probe.foreign import name_content, name_tensors
-from qprobe.probe.network import Probe, ProbeInfo
-from qprobe.probe.schedule import Step
+from qprobe.probe.former import read_former
+from qprobe.probe.header import check_fields, read_lists
+from qprobe.probe.probe import Endpoint, Probe, ProbeInfo
+from qprobe.probe.reading import Reading
+from qprobe.probe.tensors import Floats, Tensors
+from qprobe.probe.terms import GateTerm, StateTerm, Terms
 
 __all__ = ["load_probe", "parse_probe", "save_probe"]
 
-# Version 1 had no checkpoints and no schedule.
-FORMAT_VERSION = 2
-_NEW_FIELDS = {"checkpoints", "schedule"}
+Json = dict[str, Any]
+
+FORMAT_VERSION = 3
 _HEADER_KEY = "qprobe"
-_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_OWN_FIELDS = {"terms", "heads", "confidence"}
+_TERM_FIELDS = {
+    "state": {"layer", "pooling", "window"},
+    "gate": {"layer", "segments"},
+    "numbers": {"names"},
+}
 
 
 def save_probe(probe: Probe, path: Path | str) -> None:
@@ -31,16 +46,53 @@ def save_probe(probe: Probe, path: Path | str) -> None:
     Raises:
         OSError: The folder does not exist or cannot be written.
     """
-    tensors = {}
-    for index, (weight, bias) in enumerate(probe.layers):
-        tensors[f"{index}.weight"] = weight.contiguous()
-        tensors[f"{index}.bias"] = bias.contiguous()
-    for tokens, (weight, bias) in probe.heads.items():
-        tensors[f"checkpoint.{tokens}.weight"] = weight.contiguous()
-        tensors[f"checkpoint.{tokens}.bias"] = bias.contiguous()
-    header = {"format_version": FORMAT_VERSION, **asdict(probe.info)}
+    tensors: dict[str, Floats] = {}
+    header = {
+        "format_version": FORMAT_VERSION,
+        **asdict(probe.info),
+        "terms": _put(tensors, "", probe.terms),
+        "heads": {
+            str(tokens): _put(tensors, f"heads.{tokens}.", head)
+            for tokens, head in probe.heads.items()
+        },
+        "confidence": None,
+    }
+    if probe.confidence is not None:
+        own = probe.confidence.terms
+        header["confidence"] = {
+            "calibration": probe.confidence.calibration.to_json(),
+            "terms": None if own is None else _put(tensors, "confidence.", own),
+        }
     data = save(tensors, metadata={_HEADER_KEY: json.dumps(header, sort_keys=True)})
     write_file(Path(path), data)
+
+
+def _put(tensors: dict[str, Floats], prefix: str, terms: Terms) -> list[Json]:
+    """Add the weights of terms to tensors; return what the header says of them."""
+    described: list[Json] = []
+
+    def add(what: Json, **weights: ArrayLike) -> None:
+        for name, values in weights.items():
+            array = np.ascontiguousarray(values, dtype=np.float32)
+            tensors[f"{prefix}terms.{len(described)}.{name}"] = array
+        described.append(what)
+
+    for state in terms.states:
+        add({"kind": "state", **asdict(state.reading)}, weight=state.weight)
+    for gate in terms.gates:
+        add(
+            {"kind": "gate", "layer": gate.layer, "segments": list(gate.segments)},
+            gate=gate.gate,
+            value=gate.value,
+            biases=[gate.gate_bias, gate.value_bias],
+        )
+    if terms.numbers:
+        add(
+            {"kind": "numbers", "names": list(terms.numbers)},
+            weight=list(terms.numbers.values()),
+        )
+    tensors[f"{prefix}bias"] = np.array([terms.bias], dtype=np.float32)
+    return described
 
 
 def load_probe(path: Path | str) -> Probe:
@@ -72,9 +124,8 @@ def parse_probe(data: bytes) -> Probe:
         ProbeFileError: The data is torn or not a probe, or a field is not valid.
     """
     try:
-        tensors = load(data)
+        found = dict(deserialize(data))  # type: ignore[no-untyped-call]  # it has no types
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        # The last four: dtypes that torch does not have, and shapes that it does not take.
         kind = name_content(data)
         said = str(error) if kind is None else f"it is {kind}"
         raise ProbeFileError("file", f"is not a readable probe: {said}") from error
@@ -83,67 +134,114 @@ def parse_probe(data: bytes) -> Probe:
     length = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     if _HEADER_KEY not in metadata:
-        raise ProbeFileError("file", f"has no probe's header: {name_tensors(tensors)}")
-    info = _read_header(metadata[_HEADER_KEY])
-    heads = {each: _pop_layer(tensors, f"checkpoint.{each}") for each in info.checkpoints}
-    layers: list[tuple[Tensor, Tensor]] = []
-    while f"{len(layers)}.weight" in tensors:
-        layers.append(_pop_layer(tensors, str(len(layers))))
-    for name in sorted(tensors):
-        raise ProbeFileError(f"tensors.{name}", "is not a tensor of a probe")
-    return Probe(info, layers, heads)
+        raise ProbeFileError("file", f"has no probe's header: {name_tensors(found)}")
+    header = _read_header(metadata[_HEADER_KEY])
+    tensors = Tensors(found)
+    version = header.pop("format_version", None)
+    if isinstance(version, bool) or version not in (1, 2, FORMAT_VERSION):
+        raise ProbeFileError("format_version", f"must be 1 to {FORMAT_VERSION}, got {version!r}")
+    probe = read_former(header, tensors, version) if version < 3 else _read(header, tensors)
+    tensors.check_empty()
+    try:
+        # As a server lists it: no NaN in free fields, no half of a surrogate pair.
+        json.dumps(asdict(probe.info), ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise ProbeFileError("header", f"cannot be written as JSON: {error}") from error
+    return probe
 
 
-def _read_header(text: str) -> ProbeInfo:
+def _read_header(text: str) -> Json:
     try:
         header: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ProbeFileError("header", f"is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ProbeFileError("header", f"must be a JSON object, got {type(header).__name__}")
-    version = header.pop("format_version", None)
-    if version not in (1, FORMAT_VERSION) or isinstance(version, bool):
-        raise ProbeFileError("format_version", f"must be 1 or {FORMAT_VERSION}, got {version!r}")
-    known = {each.name for each in fields(ProbeInfo)}
-    if version == 1:
-        known -= _NEW_FIELDS
-    for name in sorted(header.keys() - known):
-        raise ProbeFileError(name, "is not a field of a probe's header")
-    for name in sorted(known - header.keys()):
-        raise ProbeFileError(name, "is missing from the probe's header")
-    info = ProbeInfo(**(header if version == 1 else _read_lists(header)))
-    try:
-        # As a server lists it: no NaN in free fields, no half of a surrogate pair.
-        json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:
-        raise ProbeFileError("header", f"cannot be written as JSON: {error}") from error
-    return info
+    return header
 
 
-def _read_lists(header: dict[str, Any]) -> dict[str, Any]:
-    """Return a header with its lists as ``ProbeInfo`` takes them; it checks what they hold."""
-    for name in _NEW_FIELDS:
-        if not isinstance(header[name], list):
-            raise ProbeFileError(name, f"must be a list, got {header[name]!r}")
-    steps = []
-    for index, step in enumerate(header["schedule"]):
-        if not isinstance(step, dict) or step.keys() != {"tokens", "keep"}:
+def _read(header: Json, tensors: Tensors) -> Probe:
+    check_fields("", header, {each.name for each in fields(ProbeInfo)} | _OWN_FIELDS)
+    own = {name: header.pop(name) for name in _OWN_FIELDS}
+    info = ProbeInfo(**read_lists(header) | {"endpoint": _read_endpoint(header["endpoint"])})
+    if not isinstance(own["heads"], dict) or sorted(own["heads"]) != sorted(
+        map(str, info.checkpoints)
+    ):
+        raise ProbeFileError("heads", f"must be an object, one head a checkpoint {own['heads']!r}")
+    heads = {
+        each: _take(tensors, f"heads.{each}.", own["heads"][str(each)]) for each in info.checkpoints
+    }
+    terms = _take(tensors, "", own["terms"])
+    return Probe(info, terms, heads, _read_confidence(own["confidence"], tensors))
+
+
+def _read_confidence(value: object, tensors: Tensors) -> Confidence | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ProbeFileError("confidence", f"must be an object or null, got {value!r}")
+    check_fields("confidence.", value, {"calibration", "terms"})
+    terms = value["terms"]
+    return Confidence(
+        read_calibration(value["calibration"]),
+        None if terms is None else _take(tensors, "confidence.", terms),
+    )
+
+
+def _read_endpoint(value: object) -> Endpoint | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ProbeFileError("endpoint", f"must be an object or null, got {value!r}")
+    check_fields("endpoint.", value, {"template", "normalize"})
+    return Endpoint(**value)
+
+
+def _take(tensors: Tensors, prefix: str, described: object) -> Terms:
+    """Return the terms that a header describes, with their weights, which are gone from tensors."""
+    place = f"{prefix}terms"
+    if not isinstance(described, list):
+        raise ProbeFileError(place, f"must be a list, got {described!r}")
+    states: list[StateTerm] = []
+    gates: list[GateTerm] = []
+    numbers: dict[str, float] = {}
+    for index, each in enumerate(described):
+        at = f"{place}.{index}"
+        kind = each.get("kind") if isinstance(each, dict) else None
+        if not isinstance(kind, str) or kind not in _TERM_FIELDS:
             raise ProbeFileError(
-                f"schedule.{index}", f"must be an object of tokens and keep, got {step!r}"
+                f"{at}.kind", f"must be one of {', '.join(_TERM_FIELDS)}, got {kind!r}"
             )
-        steps.append(Step(**step))
-    return {**header, "checkpoints": tuple(header["checkpoints"]), "schedule": tuple(steps)}
+        given = {name: value for name, value in each.items() if name != "kind"}
+        check_fields(f"{at}.", given, _TERM_FIELDS[kind])
+        if kind == "state":
+            states.append(StateTerm(Reading(**given), tensors.take(f"{at}.weight")))
+        elif kind == "gate":
+            gates.append(_take_gate(tensors, at, given))
+        else:
+            numbers |= _take_numbers(tensors, at, given["names"])
+    (bias,) = tensors.take(f"{prefix}bias", size=1).tolist()
+    return Terms(tuple(states), tuple(gates), numbers, bias)
 
 
-def _pop_layer(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    found = []
-    for part in ("weight", "bias"):
-        if f"{name}.{part}" not in tensors:
-            raise ProbeFileError(f"tensors.{name}.{part}", "is missing")
-        tensor = tensors.pop(f"{name}.{part}")
-        if tensor.dtype not in _FLOAT_DTYPES:
-            raise ProbeFileError(
-                f"tensors.{name}.{part}", f"must be of a float dtype, got {tensor.dtype}"
-            )
-        found.append(tensor)
-    return found[0], found[1]
+def _take_gate(tensors: Tensors, place: str, given: Json) -> GateTerm:
+    if not isinstance(given["segments"], list):
+        raise ProbeFileError(f"{place}.segments", f"must be a list, got {given['segments']!r}")
+    gate_bias, value_bias = tensors.take(f"{place}.biases", size=2).tolist()
+    return GateTerm(
+        given["layer"],
+        tuple(given["segments"]),
+        tensors.take(f"{place}.gate"),
+        tensors.take(f"{place}.value"),
+        gate_bias,
+        value_bias,
+    )
+
+
+def _take_numbers(tensors: Tensors, place: str, names: object) -> dict[str, float]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ProbeFileError(f"{place}.names", f"must be a list of names, got {names!r}")
+    if len(set(names)) < len(names):
+        raise ProbeFileError(f"{place}.names", f"must be different, got {names!r}")
+    weight = tensors.take(f"{place}.weight", size=len(names))
+    return dict(zip(names, weight.tolist(), strict=True))

@@ -3,11 +3,15 @@
 import math
 from typing import Literal
 
-__all__ = ["OBJECTIVES", "Layer", "Pooling", "is_beta"]
+__all__ = ["NUMBERS", "OBJECTIVES", "Layer", "Pooling", "Source", "is_beta"]
 
 Layer = int | Literal["final"]
-Pooling = Literal["last", "mean"]
+# ``embedding``: the vector of an embeddings endpoint, and no layer of a model that we run.
+Source = Layer | Literal["embedding"]
+Pooling = Literal["last", "mean", "max"]
 OBJECTIVES = ("mse", "ce", "pg", "ppo", "bt", "dpo")
+# What a probe may read of a completion beside states; ``qprobe.probe.pooling`` defines them.
+NUMBERS = ("mean_logprob", "total_logprob", "length", "log_length", "cut")
 
 
 def is_beta(value: object) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 
 from qprobe.data.dataset import Dataset
 from qprobe.data.provenance import SEEN_BY_SCHEDULE, note_seen
-from qprobe.data.reading import Reading
 from qprobe.data.split import has_split, split_prompts
 from qprobe.errors import DatasetError, ProbeFileError
 from qprobe.evaluation.held_out import (
@@ -18,7 +17,8 @@ from qprobe.evaluation.held_out import (
     list_notes,
     list_unseen,
 )
-from qprobe.probe.network import Probe, ProbeInfo
+from qprobe.evaluation.scoring import list_readings
+from qprobe.probe.probe import Probe, ProbeInfo
 from qprobe.rejection.choice import choose_schedule
 from qprobe.rejection.measures import measure_schedule
 from qprobe.rejection.scores import cross_fit, score_samples
@@ -84,7 +84,9 @@ def recommend_schedule(
         raise ProbeFileError("checkpoints", "are none: train the probe with --checkpoints")
     check_same_model(info, dataset)
     check_same_adapter(info, dataset)
-    dataset.require([Reading.of(info), *Reading.of_heads(info).values()])
+    dataset.require(list_readings(probe.terms))
+    for tokens, head in probe.heads.items():
+        dataset.require(list_readings(head, tokens=tokens))
     k = dataset.settle_k(info.k if k is None else k, default=info.k)
     beta = info.beta if beta is None else beta
     sides = _score(probe, info, dataset, progress)
@@ -98,7 +100,7 @@ def recommend_schedule(
         "notes": list_notes(info, dataset),
         "settings": {
             "model": info.base_model,
-            "reading": str(Reading.of(info)),
+            "terms": probe.terms.describe(),
             "checkpoints": ", ".join(map(str, info.checkpoints)),
             "objective": info.objective,
             "dataset": dataset.digest,
@@ -109,7 +111,7 @@ def recommend_schedule(
     made = replace(
         info, k=k, beta=beta, schedule=choice.chosen.schedule, training={**training, **noted}
     )
-    return Probe(made, probe.layers, probe.heads), metrics
+    return Probe(made, probe.terms, probe.heads, probe.confidence), metrics
 
 
 def _score(
@@ -137,7 +139,7 @@ def _score(
         )
     settings = read_settings(info)
     return _Sides(
-        chosen_on=cross_fit(dataset.subset(known), info, settings, progress=progress),
+        chosen_on=cross_fit(dataset.subset(known), probe, settings, progress=progress),
         unseen=score_samples(probe, dataset.subset(unseen)),
         held_out="those of its training, each scored by heads trained anew without it, in "
         f"{settings.num_folds} folds",

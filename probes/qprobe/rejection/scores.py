@@ -5,15 +5,15 @@ rank any other.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qprobe.data.dataset import Dataset
-from qprobe.data.reading import Reading
 from qprobe.errors import EvaluationError
-from qprobe.probe.network import Probe, ProbeInfo
+from qprobe.evaluation.scoring import score
+from qprobe.probe.probe import Probe
+from qprobe.probe.reading import Reading
 from qprobe.rejection.simulation import ScoredSamples
 from qprobe.training.fit import TrainingSettings, fit_probe
 
@@ -28,20 +28,13 @@ def score_samples(probe: Probe, dataset: Dataset) -> ScoredSamples:
     Raises:
         DatasetError: The probe's reading, or that of a checkpoint, is not stored.
     """
-    final, heads = Reading.of(probe.info), Reading.of_heads(probe.info)
-    return _make_samples(
-        dataset,
-        probe.score(dataset.features(final)).double().numpy(),
-        {
-            tokens: probe.score_head(tokens, dataset.features(reading)).double().numpy()
-            for tokens, reading in heads.items()
-        },
-    )
+    heads = {tokens: score(head, dataset, tokens=tokens) for tokens, head in probe.heads.items()}
+    return _make_samples(dataset, score(probe.terms, dataset), heads)
 
 
 def cross_fit(
     dataset: Dataset,
-    info: ProbeInfo,
+    probe: Probe,
     settings: TrainingSettings,
     *,
     progress: Callable[[], object],
@@ -52,8 +45,8 @@ def cross_fit(
 
     Args:
         dataset: The prompts that the probe was trained on.
-        info: The probe's; says which readings.
-        settings: What the probe was trained with; heads are linear whatever it says.
+        probe: Says which readings; of one term each.
+        settings: What the probe was trained with.
         progress: Called after each reading.
 
     Raises:
@@ -73,7 +66,7 @@ def cross_fit(
     folds[order] = np.arange(len(order)) % num_folds
     sample_folds = folds[questions]
 
-    def score(reading: Reading, settings: TrainingSettings) -> Floats:
+    def fit_and_score(reading: Reading) -> Floats:
         features, scores = dataset.features(reading), np.empty(len(dataset.groups))
         for fold in range(num_folds):
             known = np.flatnonzero(sample_folds != fold)
@@ -89,12 +82,11 @@ def cross_fit(
         progress()
         return scores
 
-    final, heads = Reading.of(info), Reading.of_heads(info)
-    linear = replace(settings, hidden=())
+    (final,) = probe.terms.readings
     return _make_samples(
         dataset,
-        score(final, settings),
-        {tokens: score(reading, linear) for tokens, reading in heads.items()},
+        fit_and_score(final),
+        {tokens: fit_and_score(head.readings[0]) for tokens, head in probe.heads.items()},
     )
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from qprobe.data.dataset import Dataset
 from qprobe.data.provenance import SEEN, SEEN_BY_SCHEDULE
-from qprobe.data.reading import Reading
 from qprobe.errors import DatasetError
 from qprobe.evaluation.held_out import check_same_model, list_notes, list_unseen
 from qprobe.evaluation.metrics import measure
-from qprobe.probe.network import Probe, ProbeInfo
+from qprobe.evaluation.scoring import score
+from qprobe.probe.probe import Probe
 from qprobe.rejection.measures import judge_schedule
 from qprobe.rejection.scores import score_samples
 from qprobe.rewards.answers import read_number
@@ -60,9 +60,8 @@ def evaluate(
     if wanted is None and k < info.k:
         notes.append(f"k is {k}, the fewest samples of a prompt; the probe recommends {info.k}")
     beta = info.beta if beta is None else beta
-    reading = Reading.of(info)
     metrics = measure(
-        probe.score(held_out.features(reading)).double().numpy(),
+        score(probe.terms, held_out),
         held_out,
         k=k,
         beta=beta,
@@ -79,16 +78,17 @@ def evaluate(
     if curve and len(known) == info.training.get("train_prompts"):
         settings = replace(read_settings(info), beta=beta)
         metrics["learning_curve"] = learning_curve(
-            dataset.subset(known), held_out, reading=reading, settings=settings, k=k
+            dataset.subset(known), held_out, reading=probe.terms.readings[0], settings=settings, k=k
         )
-    return {**metrics, "settings": _describe(info), "notes": notes}
+    return {**metrics, "settings": _describe(probe), "notes": notes}
 
 
-def _describe(info: ProbeInfo) -> Json:
+def _describe(probe: Probe) -> Json:
+    info = probe.info
     hidden = (SEEN, SEEN_BY_SCHEDULE)  # a line of digits for each prompt
     return {
         "model": info.base_model,
-        "reading": str(Reading.of(info)),
+        "terms": probe.terms.describe(),
         "objective": info.objective,
         **{name: value for name, value in info.training.items() if name not in hidden},
     }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qprobe.errors import TrainingError
-from qprobe.probe.network import OBJECTIVES, is_beta
+from qprobe.probe.values import OBJECTIVES, is_beta
 from qprobe.training.folds import make_folds
 from qprobe.training.objectives import make_loss, segment_mean, segment_softmax
 from qprobe.training.optimiser import Layers, fit_path, forward, prepare
@@ -37,7 +37,7 @@ class TrainingSettings:
     """How to train a probe.
 
     Attributes:
-        objective: One of ``qprobe.probe.network.OBJECTIVES``.
+        objective: One of ``qprobe.probe.probe.OBJECTIVES``.
         beta: Temperature at which cross-validation judges, in units of the finished score, >= 0.
             It does not enter the loss: see ``fit_probe``.
         hidden: Widths of the hidden layers, each >= 1; at most 2 of them. None is a linear probe.

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qprobe.data.dataset import Dataset
-from qprobe.data.reading import Reading
 from qprobe.errors import TrainingError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expected_rewards
+from qprobe.probe.reading import Reading
 from qprobe.training.fit import TrainingSettings, fit_probe
 
 __all__ = ["SIZES", "learning_curve"]

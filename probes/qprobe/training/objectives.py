@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from qprobe.errors import TrainingError
-from qprobe.probe.network import OBJECTIVES
+from qprobe.probe.values import OBJECTIVES
 
 __all__ = [
     "Loss",

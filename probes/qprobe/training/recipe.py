@@ -1,19 +1,18 @@
 """The recipe that makes a servable probe of a dataset: split, training, heads and provenance."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
-from torch import Tensor
 
 from qprobe.data.dataset import Dataset
 from qprobe.data.provenance import SEEN, note_seen
-from qprobe.data.reading import Reading
 from qprobe.data.split import split_prompts
 from qprobe.errors import ProbeFileError
 from qprobe.evaluation.expectation import expected_rewards
-from qprobe.probe.network import Probe, ProbeInfo
+from qprobe.probe.probe import Probe, ProbeInfo
+from qprobe.probe.reading import Reading
+from qprobe.probe.terms import Terms
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
 
 __all__ = ["DEFAULT_K", "make_probe", "read_settings", "train"]
@@ -68,8 +67,9 @@ def train(
     readings = {tokens: Reading(reading.layer, "mean", tokens) for tokens in sorted({*checkpoints})}
     known.require([reading, *readings.values()])
     fitted = fit(reading, settings)
-    linear = replace(settings, hidden=())
-    heads = {tokens: fit(of_head, linear).layers[0] for tokens, of_head in readings.items()}
+    heads = {
+        tokens: to_terms(of_head, fit(of_head, settings)) for tokens, of_head in readings.items()
+    }
     return make_probe(
         dataset, reading, settings, fitted, k=k, test=test, licence=licence, heads=heads
     )
@@ -84,7 +84,7 @@ def make_probe(
     k: int,
     test: list[int],
     licence: str | None,
-    heads: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+    heads: Mapping[int, Terms] | None = None,
 ) -> Probe:
     """Return a fitted network as a probe that says where it comes from.
 
@@ -96,7 +96,7 @@ def make_probe(
         k: How many candidates it recommends.
         test: The prompts of the dataset that it was not trained on.
         licence: SPDX expression for the weights.
-        heads: (weight, bias) for each checkpoint.
+        heads: For each checkpoint.
     """
     manifest = dataset.manifest
     trained_on = ~np.isin(dataset.groups, test)  # (samples,)
@@ -127,9 +127,6 @@ def make_probe(
         base_model=manifest["model"],
         hidden_size=manifest["hidden_size"],
         num_layers=manifest["num_layers"],
-        layer=reading.layer,
-        pooling=reading.pooling,
-        window=reading.window,
         objective=settings.objective,
         k=k,
         beta=settings.beta,
@@ -137,7 +134,13 @@ def make_probe(
         licence=licence,
         checkpoints=tuple(heads or ()),
     )
-    return Probe(info, fitted.layers, heads)
+    return Probe(info, to_terms(reading, fitted), heads)
+
+
+def to_terms(reading: Reading, fitted: FittedProbe) -> Terms:
+    """Return a fitted network as the one term that it is."""
+    ((weight, bias),) = fitted.layers
+    return Terms.linear(reading, weight.numpy(), float(bias))
 
 
 def read_settings(info: ProbeInfo) -> TrainingSettings:

@@ -12,12 +12,12 @@ import numpy as np
 from torch import Tensor
 
 from qprobe.data.dataset import Dataset
-from qprobe.data.reading import Reading
 from qprobe.data.split import split_prompts
 from qprobe.errors import EvaluationError, TrainingError
 from qprobe.evaluation.expectation import expected_rewards
 from qprobe.evaluation.metrics import measure
 from qprobe.files import write_files
+from qprobe.probe.reading import Reading
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
 from qprobe.training.recipe import DEFAULT_K
 

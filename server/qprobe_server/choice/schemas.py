@@ -163,8 +163,8 @@ class ProbeCard(BaseModel):
     version: str = Field(description="SHA-256 of the probe's file.")
     created: int
     base_model: str
-    layer: int | Literal["final"]
-    pooling: Literal["last", "mean"]
+    layer: int | Literal["final", "embedding"]
+    pooling: Literal["last", "mean", "max"]
     window: int | None
     objective: str
     k: int

@@ -5,8 +5,8 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from qprobe.data.reading import Reading
 from qprobe.errors import DatasetError
+from qprobe.probe.reading import Reading
 from qprobe.probe.values import Layer
 
 if TYPE_CHECKING:

@@ -4,10 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qprobe import ProbeFileError, ProbeInfo
+from qprobe import Probe, ProbeFileError
 from qprobe_server.errors import StartupError
 
-__all__ = ["ModelFacts", "check_exposed", "check_fit", "check_layers", "find_inner_layers"]
+__all__ = [
+    "ModelFacts",
+    "check_exposed",
+    "check_fit",
+    "check_layers",
+    "find_inner_layers",
+    "list_inner_layers",
+]
 
 
 @dataclass(frozen=True)
@@ -29,17 +36,23 @@ class ModelFacts:
     has_inner_layers: bool
 
 
-def find_inner_layers(probes: Sequence[ProbeInfo]) -> tuple[int, ...]:
+def find_inner_layers(probes: Sequence[Probe]) -> tuple[int, ...]:
     """Return the inner layers that probes read, each once, in rising order."""
-    return tuple(sorted({each.layer for each in probes if each.layer != "final"}))
+    return tuple(sorted({layer for each in probes for layer in list_inner_layers(each)}))
 
 
-def check_fit(info: ProbeInfo, model: ModelFacts, *, allow_model_mismatch: bool) -> None:
+def list_inner_layers(probe: Probe) -> list[int]:
+    """Return the inner layers that a probe reads, rising."""
+    return sorted({layer for each in probe.sums for layer in each.layers if isinstance(layer, int)})
+
+
+def check_fit(probe: Probe, model: ModelFacts, *, allow_model_mismatch: bool) -> None:
     """Check a probe against the model.
 
     Raises:
         ProbeFileError: It does not fit; the field is named.
     """
+    info = probe.info
     if info.hidden_size != model.hidden_size:
         raise ProbeFileError(
             "hidden_size", f"is {info.hidden_size}, that of {model.name!r} is {model.hidden_size}"
@@ -48,10 +61,12 @@ def check_fit(info: ProbeInfo, model: ModelFacts, *, allow_model_mismatch: bool)
         raise ProbeFileError(
             "num_layers", f"is {info.num_layers}, that of {model.name!r} is {model.num_layers}"
         )
-    if info.layer != "final" and not model.has_inner_layers:
+    inner = list_inner_layers(probe)
+    if inner and not model.has_inner_layers:
         raise ProbeFileError(
-            "layer",
-            f"is {info.layer}, and vLLM's class {model.architecture} gives the 'final' layer only",
+            "terms",
+            f"read layer {inner[0]}, and vLLM's class {model.architecture} gives the 'final' layer "
+            "only",
         )
     # The last part of the name, so that a copy of a hub's model in a folder of its name will do.
     if not allow_model_mismatch and Path(info.base_model).name != Path(model.name).name:
@@ -80,16 +95,18 @@ def check_layers(layers: Sequence[int], model: ModelFacts) -> None:
             )
 
 
-def check_exposed(info: ProbeInfo, layers: Sequence[int]) -> None:
-    """Check that a probe reads a layer that the engine gives.
+def check_exposed(probe: Probe, layers: Sequence[int]) -> None:
+    """Check that a probe reads layers that the engine gives.
 
     Raises:
         ProbeFileError: It does not; the message names the flag that would expose it.
     """
-    if info.layer != "final" and info.layer not in layers:
-        needed = ",".join(map(str, sorted({*layers, info.layer})))
+    inner = list_inner_layers(probe)
+    hidden = [each for each in inner if each not in layers]
+    if hidden:
+        needed = ",".join(map(str, sorted({*layers, *inner})))
         raise ProbeFileError(
-            "layer",
-            f"is {info.layer}, which this server does not expose: start it with "
+            "terms",
+            f"read layer {hidden[0]}, which this server does not expose: start it with "
             f"--probe-layers {needed},final",
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from qprobe import ProbeFileError
 from qprobe.probe.values import Layer
 from qprobe_server.errors import StartupError
-from qprobe_server.library.fit import find_inner_layers
+from qprobe_server.library.fit import find_inner_layers, list_inner_layers
 from qprobe_server.library.registry import LoadedProbe, read_probe
 from qprobe_server.library.store import ProbeStore
 
@@ -50,11 +50,11 @@ def choose_layers(asked: Sequence[Layer] | None, probes: Sequence[LoadedProbe]) 
         StartupError: A probe reads one that ``--probe-layers`` leaves out.
     """
     if asked is None:
-        return find_inner_layers([each.probe.info for each in probes])
+        return find_inner_layers([each.probe for each in probes])
     inner = tuple(sorted({layer for layer in asked if layer != "final"}))
     for each in probes:
-        layer = each.probe.info.layer
-        if layer != "final" and layer not in inner:
+        layer = next((one for one in list_inner_layers(each.probe) if one not in inner), None)
+        if layer is not None:
             raise StartupError(
                 f"probe {each.name!r} reads layer {layer}, which --probe-layers leaves out"
             )

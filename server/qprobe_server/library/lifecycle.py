@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from qprobe import Probe, ProbeFileError, ProbeInfo
+from qprobe import Probe, ProbeFileError
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe, read_probe
 from qprobe_server.library.store import ProbeStore
@@ -28,7 +28,7 @@ class ProbeLifecycle:
         registry: ProbeRegistry,
         *,
         load: Callable[[Sequence[tuple[ServedProbe, Probe]]], Awaitable[None]],
-        check: Callable[[ProbeInfo], None],
+        check: Callable[[Probe], None],
         store: ProbeStore | None,
         default_probe: str | None,
     ) -> None:
@@ -59,7 +59,7 @@ class ProbeLifecycle:
         """
         try:
             loaded = read_probe(name, data)
-            self._check(loaded.probe.info)
+            self._check(loaded.probe)
         except ProbeFileError as error:
             raise RequestError(str(error), param=error.field) from error
         # A client that leaves must not leave the disk and the registry apart.

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qprobe import Probe, ProbeFileError, ProbeInfo, parse_probe
+from qprobe import Probe, ProbeFileError, ProbeInfo, Reading, parse_probe
 
 __all__ = [
     "LoadedProbe",
@@ -32,7 +32,7 @@ class LoadedProbe:
         name: As ``check_name`` allows.
         version: SHA-256 of the file, in hexadecimal.
         created: When it was first given to this server, in seconds since 1970.
-        probe: Linear.
+        probe: As read.
     """
 
     name: str
@@ -51,6 +51,7 @@ class ServedProbe:
         created: When it was first given to this server, in seconds since 1970.
         info: Its metadata. The weights are in the workers.
         index: What the workers call it; belongs to this version while anything refers to it.
+        reading: What it reads.
         heads: Likewise what they call its heads, by the checkpoint's number of tokens.
     """
 
@@ -59,6 +60,7 @@ class ServedProbe:
     created: int
     info: ProbeInfo
     index: int
+    reading: Reading
     heads: Mapping[int, int]
 
 
@@ -92,10 +94,9 @@ def read_probe(name: str, data: bytes, *, created: int | None = None) -> LoadedP
     """
     check_name(name)
     probe = parse_probe(data)
-    if not probe.is_linear:
-        raise ProbeFileError(
-            "tensors", f"has {len(probe.layers)} layers; this server scores linear probes"
-        )
+    for each in probe.sums:
+        if len(each.states) != 1 or each.gates or each.numbers:
+            raise ProbeFileError("terms", f"are {each.describe()}; one reading alone is served")
     version = hashlib.sha256(data).hexdigest()
     return LoadedProbe(name, version, int(time.time()) if created is None else created, probe)
 
@@ -131,6 +132,7 @@ class ProbeRegistry:
             loaded.created,
             info,
             index,
+            loaded.probe.terms.readings[0],
             dict(zip(info.checkpoints, heads, strict=True)),
         )
         gone = loaded.name, [index, *heads]

@@ -28,7 +28,7 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
 from vllm.usage.usage_lib import UsageContext
 
-from qprobe import ProbeFileError, ProbeInfo
+from qprobe import Probe, ProbeFileError
 from qprobe_server import quiet
 from qprobe_server.edge import routes
 from qprobe_server.edge.access_log import AccessLogMiddleware, start_access_log
@@ -96,14 +96,14 @@ def run(args: argparse.Namespace) -> None:
     # Not by a flag: with this vLLM wants a fixed backend, which refuses schemas that others take.
     config.structured_outputs_config.disable_any_whitespace |= args.compact_json
 
-    def check(info: ProbeInfo) -> None:
-        check_fit(info, facts, allow_model_mismatch=args.allow_model_mismatch)
-        check_exposed(info, layers)
-        settings.check_probe(info)
+    def check(probe: Probe) -> None:
+        check_fit(probe, facts, allow_model_mismatch=args.allow_model_mismatch)
+        check_exposed(probe, layers)
+        settings.check_probe(probe.info)
 
     for each in probes:
         try:
-            check(each.probe.info)
+            check(each.probe)
         except ProbeFileError as error:
             raise StartupError(f"probe {each.name!r}: {error}") from error
     check_layers(layers, facts)  # what --probe-layers adds to the probes' own
@@ -116,7 +116,7 @@ async def _serve(
     config: Any,
     settings: Settings,
     probes: list[LoadedProbe],
-    check: Callable[[ProbeInfo], None],
+    check: Callable[[Probe], None],
     store: ProbeStore | None,
 ) -> None:
     requests = OpenRequests()

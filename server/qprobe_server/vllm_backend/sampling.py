@@ -27,7 +27,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 
 from qprobe.errors import RowError
-from qprobe.probe.network import Layer
+from qprobe.probe.values import Layer
 from qprobe_server import quiet
 from qprobe_server.choice.candidates import Candidate, count_scored_tokens
 from qprobe_server.errors import StartupError

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+import numpy as np
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
@@ -63,14 +64,18 @@ class RerankingLLM(PreparingLLM):
         """
         rows = []
         for served, probe in probes:
-            info = probe.info
-            rows.append((served.index, info.layer, info.window, probe.layers[0]))
-            for tokens, layer in probe.heads.items():
-                rows.append((served.heads[tokens], info.layer, tokens, layer))
+            rows.append((served.index, probe.terms))
+            rows += [(served.heads[tokens], head) for tokens, head in probe.heads.items()]
         for start in range(0, len(rows), _LOADED_AT_ONCE):
             some = [
-                (*about, weight[0].numpy().tobytes() + bias.numpy().tobytes())
-                for *about, (weight, bias) in rows[start : start + _LOADED_AT_ONCE]
+                (
+                    index,
+                    state.reading.layer,
+                    state.reading.window,
+                    state.weight.tobytes() + np.float32(terms.bias).tobytes(),
+                )
+                for index, terms in rows[start : start + _LOADED_AT_ONCE]
+                for state in terms.states
             ]
             await self.call_workers("qprobe_load", some)
 

@@ -70,7 +70,7 @@ class PromptRun:
                 self._steps.append(Step(step.tokens, keep))
                 num_left = keep
         # The workers score by the probes first, then by their heads, checkpoint by checkpoint.
-        rows = [Row(each.index, each.info.pooling, each.info.window) for each in self._probes]
+        rows = [Row(each.index, each.reading.pooling, each.reading.window) for each in self._probes]
         for step in self._steps:
             rows += [Row(each.heads[step.tokens], "mean", step.tokens) for each in self._probes]
         self._changed = asyncio.Event()  # a candidate has ended, or has what a checkpoint waits for

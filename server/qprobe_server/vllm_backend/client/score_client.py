@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from qprobe.probe.network import Pooling
-from qprobe_server.choice.scores import pool
+from qprobe.probe.pooling import pool
+from qprobe.probe.values import Pooling
 from qprobe_server.edge.metrics import RerankMetrics
 from qprobe_server.errors import ScoringError
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun

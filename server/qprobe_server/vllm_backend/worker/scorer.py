@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qprobe_server.choice.scores import pool
+from qprobe.probe.pooling import pool
 from qprobe_server.vllm_backend.mail import Outbox
 from qprobe_server.vllm_backend.worker.copies import CopyQueue, start_copy, upload
 from qprobe_server.vllm_backend.worker.pages import ScorePages

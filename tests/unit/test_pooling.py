@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qprobe_server.choice.scores import pool
+from qprobe.probe.pooling import pool
 
 
 @pytest.mark.parametrize(
