@@ -134,7 +134,7 @@ def test_a_request_ends_with_the_probe_that_it_began_with(
 def test_a_layer_that_is_not_exposed_names_the_flag(server: Any, make_shifted: MakeShifted) -> None:
     reply = put(server, "deep", make_shifted(0.0, layer=3))
     assert reply.status_code == 400
-    assert reply.json()["error"]["param"] == "layer"
+    assert reply.json()["error"]["param"] == "terms"
     assert "--probe-layers 2,3,4,final" in reply.json()["error"]["message"]
     assert put(server, "end-2", make_shifted(0.0, layer="final")).status_code == 201
     server.client().delete("/v1/probes/end-2", headers=admin(server))

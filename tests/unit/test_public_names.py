@@ -19,6 +19,7 @@ def test_public_names() -> None:
         "QProbeError",
         "Reading",
         "ScoreError",
+        "Terms",
         "TrainingSettings",
         "beta_for_kl",
         "evaluate",

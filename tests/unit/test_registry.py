@@ -47,11 +47,6 @@ def test_bad_names_are_refused(make_probe: MakeProbe, name: str) -> None:
     assert refused.value.field == "name"
 
 
-def test_probes_that_cannot_be_scored_are_refused(make_probe: MakeProbe) -> None:
-    with pytest.raises(ProbeFileError, match="2 layers"):
-        read_probe("deep", make_probe("deep", num_layers_of_probe=2).read_bytes())
-
-
 def test_an_index_is_used_again_only_when_nothing_holds_its_version(
     make_probe: MakeProbe, serve: Serve
 ) -> None:
