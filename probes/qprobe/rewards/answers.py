@@ -1,44 +1,16 @@
 """Rewards of an answer's text: the number it ends in, or what a pattern finds in it."""
 
-import json
 import math
-import re
-import subprocess
-import sys
 from typing import Any
 
-from qprobe.errors import RewardError, RowError
-from qprobe.rewards.ending import find_next_questions, read_gold, read_quantity
+from qprobe.errors import RowError
+from qprobe.rewards.ending import read_gold, read_quantity
+from qprobe.rewards.pattern import check_pattern, find_last
 from qprobe.rewards.quantity import Quantity
-from qprobe.rewards.sandboxed.blocks import after_reasoning
 
 __all__ = ["NumericReward", "RegexReward", "read_number"]
 
 Json = dict[str, Any]
-
-# A pattern that asks for the form of an answer, its reasoning part included.
-_NAMES_REASONING = re.compile("think|thought|reasoning", re.IGNORECASE)
-# One search can take exponential time and holds the interpreter's lock all along, so that no thread
-# could stop it: it runs in a process that the kernel kills.
-_SEARCH_CPU_S = 1
-_SEARCH_WALL_S = 60
-_SEARCH = f"""
-import json, re, resource, sys
-resource.setrlimit(resource.RLIMIT_CPU, ({_SEARCH_CPU_S}, {_SEARCH_CPU_S}))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-pattern, text, want, questions = json.load(sys.stdin)
-if want is None:
-    print(re.search(pattern, text) is not None)
-else:
-    group, end = None, None
-    for found in re.finditer(pattern, text):
-        if end is None:
-            end = min((each for each in questions if each >= found.end()), default=len(text))
-        if found.start() > end:
-            break
-        group = found[1]
-    print(group is not None and group.strip() == want.strip())
-"""
 
 
 class NumericReward:
@@ -115,11 +87,9 @@ class RegexReward:
         if not isinstance(pattern, str):
             raise RowError("pattern", f"must be a string, got {pattern!r:.80}")
         try:
-            num_groups = re.compile(pattern).groups
-        except (re.error, RecursionError, OverflowError) as error:
-            raise RowError(
-                "pattern", f"is no regular expression: {error}, got {pattern!r:.80}"
-            ) from error
+            num_groups = check_pattern(pattern)
+        except ValueError as error:
+            raise RowError("pattern", f"{error}, got {pattern!r:.80}") from error
         answer = fields.get("answer")
         if answer is not None and not isinstance(answer, str):
             raise RowError("answer", f"must be a string or null, got {answer!r:.80}")
@@ -134,23 +104,8 @@ class RegexReward:
             RewardError: The search could not be run.
         """
         self.check(fields)
-        text = completion
-        if not _NAMES_REASONING.search(fields["pattern"]):
-            text = after_reasoning(completion)
-        questions = find_next_questions(text)
-        asked = json.dumps([fields["pattern"], text, fields.get("answer"), questions])
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-S", "-c", _SEARCH],
-                input=asked.encode(),
-                capture_output=True,
-                timeout=_SEARCH_WALL_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise RewardError(f"reward 'regex' could not be run: {type(error).__name__}") from error
-        if done.returncode < 0:  # killed: out of CPU time
-            return 0.0
-        if done.returncode:
-            raise RewardError(f"reward 'regex' failed for pattern {fields['pattern']!r:.80}")
-        return float(done.stdout.strip() == b"True")
+        (found,) = find_last(fields["pattern"], [completion])
+        answer = fields.get("answer")
+        if answer is None:
+            return float(found.is_found)
+        return float(found.value is not None and found.value.strip() == answer.strip())

@@ -1,0 +1,113 @@
+"""Searches texts for a pattern, within bounds of time.
+
+One search can take exponential time and holds the interpreter's lock all along, so that no thread
+could stop it: searches run in a process of their own, which stops each when its time is up, and
+which the kernel kills.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qprobe.errors import RewardError
+from qprobe.rewards.ending import find_next_questions
+from qprobe.rewards.sandboxed.blocks import after_reasoning
+
+__all__ = ["Found", "check_pattern", "find_last"]
+
+# A pattern that asks for the form of an answer, its reasoning part included.
+_NAMES_REASONING = re.compile("think|thought|reasoning", re.IGNORECASE)
+# Of CPU time: one text, and all of a call, above the tenth of a second of the process's start.
+SEARCH_S, _ALL_S = 1.0, 4
+_WALL_S = 60
+# Python's matcher looks for signals as it goes; should it not, the limit of the process is there.
+_SEARCH = """
+import json, re, resource, signal, sys
+class Over(Exception):
+    pass
+def end(*_):
+    raise Over
+pattern, texts, text_s, all_s = json.load(sys.stdin)
+resource.setrlimit(resource.RLIMIT_CPU, (all_s, all_s))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+compiled = re.compile(pattern)
+signal.signal(signal.SIGVTALRM, end)
+for text, questions in texts:
+    is_found, value = False, None
+    signal.setitimer(signal.ITIMER_VIRTUAL, text_s)
+    try:
+        last = None
+        for match in compiled.finditer(text):
+            if not is_found:
+                is_found = True
+                stop = min((each for each in questions if each >= match.end()), default=len(text))
+            if match.start() > stop:
+                break
+            last = match
+        value = last and last[1 if compiled.groups else 0]
+    except Over:
+        pass
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    print(json.dumps([is_found, value]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to; nothing if its time was up.
+
+    Attributes:
+        is_found: Whether the pattern is there at all.
+        value: Group 1 of its last match that counts, the whole match of a pattern without groups;
+            None without a match, or if the group is in no part of it.
+    """
+
+    is_found: bool
+    value: str | None
+
+
+def check_pattern(pattern: str) -> int:
+    """Return how many groups a pattern has.
+
+    Raises:
+        ValueError: It is no regular expression; says why.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a later Python will read in another way
+        try:
+            return re.compile(pattern).groups
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+
+
+def find_last(pattern: str, texts: Sequence[str]) -> list[Found]:
+    """Search completions; matches in a further question that the model asks itself do not count.
+
+    Nor does a reasoning part, unless the pattern names its tag, as ``<think>`` does. Blocks. A text
+    that takes more than 1 s of CPU time, and those left after 4 s of a call, have no match.
+
+    Raises:
+        RewardError: The search could not be run.
+    """
+    if not _NAMES_REASONING.search(pattern):
+        texts = [after_reasoning(text) for text in texts]
+    asked = [pattern, [[text, find_next_questions(text)] for text in texts], SEARCH_S, _ALL_S]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _SEARCH],
+            input=json.dumps(asked).encode(),
+            capture_output=True,
+            timeout=_WALL_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RewardError(f"the search could not be run: {type(error).__name__}") from error
+    if done.returncode > 0:  # not killed, which it is when it is out of CPU time
+        raise RewardError(f"the search for the pattern {pattern!r:.80} failed")
+    # Of a process that was killed the last line may be cut.
+    found = [Found(*json.loads(line)) for line in done.stdout.split(b"\n")[:-1]]
+    return found + [Found(is_found=False, value=None)] * (len(texts) - len(found))
