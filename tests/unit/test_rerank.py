@@ -11,12 +11,14 @@ from qprobe.probe.schedule import Step
 from qprobe_server.choice.request import RerankRequest, resolve, split_alias
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.schemas import ResultReply
+from qprobe_server.choice.vote import VoteReader
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import ProbeRegistry
 from qprobe_server.settings import Settings
 
 RESULT = ResultReply(selected=[0], scores=[1.0], weights=[1.0], kl=0.0, beta=0.1, sampled_tokens=3)
 SETTINGS = Settings()
+VOTES = VoteReader()
 MODELS = ("base", "lora", "odd:name")
 
 
@@ -31,6 +33,7 @@ def read(
         body,
         settings=settings,
         registry=registry,
+        votes=VOTES,
         is_model=MODELS.__contains__,
         reads_best_of=reads_best_of,
     )

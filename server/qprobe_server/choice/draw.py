@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qprobe import Draw, beta_for_kl, softmax_resample
+from qprobe.probe.voting import VoteDraw, draw_vote
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.errors import ScoringError
 
@@ -26,19 +27,29 @@ def combine(scores: Sequence[Sequence[float]], weights: Sequence[float]) -> list
 
 
 def choose(
-    scores: Sequence[float], *, beta: float, n: int, seed: int | None, prompt_index: int
-) -> Draw:
+    scores: Sequence[float],
+    classes: Sequence[int] | None = None,
+    *,
+    beta: float,
+    n: int,
+    seed: int | None,
+    prompt_index: int,
+) -> Draw | VoteDraw:
     """Draw n of the candidates; the same seed and prompt index draw the same way.
 
     Args:
         scores: One per candidate, finite.
+        classes: If they vote, the class of each, as ``draw_vote`` has it.
         beta: Temperature, in units of score, >= 0; infinity draws as the base model does.
         n: How many, from 1 to the number of candidates.
         seed: The request's; None draws afresh.
         prompt_index: Index of the prompt in its request, so that prompts draw independently.
     """
     entropy = None if seed is None else [seed % 2**64, prompt_index]
-    return softmax_resample(scores, beta, n, np.random.default_rng(entropy))
+    rng = np.random.default_rng(entropy)
+    if classes is None:
+        return softmax_resample(scores, beta, n, rng)
+    return draw_vote(scores, classes, beta, n, rng)
 
 
 def settle_beta(request: RerankRequest, scores: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ from qprobe.probe.schedule import Schedule
 from qprobe_server.choice.fields import check_names, read_lax
 from qprobe_server.choice.schedule import choose_schedule
 from qprobe_server.choice.schemas import QProbeRequest, read_request, show
+from qprobe_server.choice.vote import Vote, VoteReader
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import ProbeRegistry, ServedProbe, WeightedProbes
 from qprobe_server.settings import Settings
@@ -29,6 +30,7 @@ class RerankRequest:
         beta: Temperature of the choice, in units of score; None with ``target_kl``.
         target_kl: The KL that the choice may spend, in nats, >= 0; None with ``beta``.
         schedule: When candidates that fall behind are dropped; empty: never.
+        vote: How candidates with equal answers support each other, or None.
         return_candidates: Whether the reply shows every candidate.
         return_token_scores: Whether it also shows the score of every token.
         explicit: Whether the request carried a ``q_probe`` object.
@@ -42,6 +44,7 @@ class RerankRequest:
     beta: float | None = None
     target_kl: float | None = None
     schedule: Schedule = ()
+    vote: Vote | None = None
     return_candidates: bool = False
     return_token_scores: bool = False
     explicit: bool = True
@@ -83,6 +86,7 @@ def resolve(
     *,
     settings: Settings,
     registry: ProbeRegistry,
+    votes: VoteReader,
     is_model: Callable[[str], bool],
     reads_best_of: bool,
 ) -> RerankRequest | None:
@@ -96,6 +100,7 @@ def resolve(
             ``model`` becomes the model.
         settings: The server's flags.
         registry: The loaded probes.
+        votes: Reads ``q_probe.vote``.
         is_model: Whether a name is a base model or a LoRA adapter that is served.
         reads_best_of: Whether ``best_of`` means k here, as in OpenAI's completions.
 
@@ -121,6 +126,7 @@ def resolve(
     _check_together(body, asked)
     k = _choose_k(body, asked, probes, settings, reads_best_of=reads_best_of)
     schedule, notice = choose_schedule(asked, probes, settings)
+    vote = None if asked.vote is None else votes.read(asked.vote)
     for probe, _ in probes:
         registry.count_request(probe)
     return RerankRequest(
@@ -130,6 +136,7 @@ def resolve(
         beta=None if asked.target_kl is not None else _choose_beta(asked, probes, settings),
         target_kl=asked.target_kl,
         schedule=schedule,
+        vote=vote,
         notice=notice,
         return_candidates=bool(asked.return_candidates or asked.return_token_scores),
         return_token_scores=bool(asked.return_token_scores),
@@ -143,6 +150,11 @@ def _check_together(body: Body, asked: QProbeRequest) -> None:
     if asked.beta is not None and asked.target_kl is not None:
         raise RequestError(
             "q_probe.target_kl: takes the place of beta, which is given too",
+            param="q_probe.target_kl",
+        )
+    if asked.vote is not None and asked.target_kl is not None:
+        raise RequestError(
+            "q_probe.target_kl: cannot go with vote, which draws classes: give beta",
             param="q_probe.target_kl",
         )
     if read_lax(body.get("use_beam_search"), bool):

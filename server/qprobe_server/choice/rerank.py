@@ -1,9 +1,11 @@
 """A request while it is reranked, and what came of it."""
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any
 
+from qprobe.rewards.equal import Classes
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.result import dump_result
 from qprobe_server.choice.schemas import QProbeReply, ResultReply
@@ -40,7 +42,24 @@ class Rerank:
         """Sample one candidate: greedily all would be the same."""
         if self.k > 1:
             self.k = 1
-            self.notice = "temperature 0 leaves one candidate: the greedy one"
+            self.tell("temperature 0 leaves one candidate: the greedy one")
+
+    def tell(self, notice: str) -> None:
+        """Have the reply tell something more, once."""
+        said = self.notice.split("; ") if self.notice else []
+        if notice not in said:
+            self.notice = "; ".join([*said, notice])
+
+    async def group(self, completions: Sequence[str]) -> Classes | None:
+        """Return a prompt's candidates by their answers, None if the request has no vote."""
+        if self.request.vote is None:
+            return None
+        classes = await self.request.vote.group(completions)
+        if classes.notice is not None:
+            self.tell(classes.notice)
+        if not classes.answers:
+            self.tell(f"no candidate has an answer by {self.request.vote.by}: the scores decide")
+        return classes
 
     def add(self, prompt_index: int, result: ResultReply) -> None:
         """Note what came of a prompt.

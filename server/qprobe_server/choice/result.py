@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qprobe import Draw
+from qprobe.probe.voting import NO_CLASS, VoteDraw
+from qprobe.rewards.equal import Classes
 from qprobe_server.choice.candidates import Candidate
 from qprobe_server.choice.draw import combine
-from qprobe_server.choice.schemas import CandidateReply, ResultReply
+from qprobe_server.choice.schemas import CandidateReply, ResultReply, VoteReply
 
 __all__ = ["dump_result", "make_result", "show_candidates"]
 
@@ -17,7 +19,8 @@ def make_result(
     num_tokens: Sequence[int],
     scores: Sequence[float],
     places: Sequence[int],
-    draw: Draw,
+    draw: Draw | VoteDraw,
+    classes: Classes | None = None,
     beta: float,
     shown: list[CandidateReply] | None,
     rejected_at: Sequence[int | None],
@@ -30,6 +33,7 @@ def make_result(
         scores: Of those that were drawn from.
         places: Which these are.
         draw: Made from these scores.
+        classes: Of these candidates, if they voted.
         beta: In units of score.
         shown: All candidates if they are wanted.
         rejected_at: Of each candidate, the checkpoint at which it left.
@@ -42,6 +46,10 @@ def make_result(
             "rejected_at": list(rejected_at),
             "checkpoint_scores": list(checkpoint_scores),
         }
+    if isinstance(draw, VoteDraw) and classes is not None:
+        given["vote"] = _show_vote(
+            draw, classes, places, len(num_tokens), is_told=shown is not None
+        )
     all_scores: list[float | None] = [None] * len(num_tokens)
     weights = [0.0] * len(num_tokens)
     for place, score, weight in zip(places, scores, draw.weights.tolist(), strict=True):
@@ -51,11 +59,21 @@ def make_result(
         scores=all_scores,
         weights=weights,
         # The estimate is of a draw from samples of the base model, which survivors are not.
-        kl=draw.kl if len(places) == len(num_tokens) else None,
+        kl=draw.kl if isinstance(draw, Draw) and len(places) == len(num_tokens) else None,
         beta=None if math.isinf(beta) else beta,
         sampled_tokens=sum(num_tokens),
         **given,
     )
+
+
+def _show_vote(
+    draw: VoteDraw, classes: Classes, places: Sequence[int], k: int, *, is_told: bool
+) -> VoteReply:
+    of: list[int | None] = [None] * k
+    for place, each in zip(places, classes.of, strict=True):
+        of[place] = None if each == NO_CLASS else each
+    given: dict[str, Any] = {"answers": classes.answers} if is_told else {}
+    return VoteReply(classes=of, weights=draw.class_weights.tolist(), **given)
 
 
 def show_candidates(

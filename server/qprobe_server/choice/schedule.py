@@ -31,6 +31,8 @@ def choose_schedule(
         return (), None
     if asked.target_kl is not None:
         return (), "no candidate is dropped early: target_kl holds for all of them only"
+    if asked.vote is not None:
+        return (), "no candidate is dropped early: all of them vote"
     obstacle = _find_obstacle(wanted, probes)
     if obstacle is not None:
         return (), f"no candidate is dropped early: {obstacle[1]}"

@@ -16,12 +16,15 @@ __all__ = [
     "QProbeRequest",
     "ResultReply",
     "ScheduleStep",
+    "VoteReply",
+    "VoteRequest",
     "read_request",
     "show",
 ]
 
 MAX_MIX = 16
 MAX_STEPS = 16
+_MAX_PATTERN = 1_000
 # Characters of a value that an error message repeats.
 _SHOWN = 60
 
@@ -48,6 +51,22 @@ class ScheduleStep(BaseModel):
 
     tokens: _Count = Field(description="Compares candidates by their first so many tokens.")
     keep: _Count = Field(description="So many go on, but at least n.")
+
+
+class VoteRequest(BaseModel):
+    """How candidates vote: those with equal answers support each other."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    by: Literal["numeric", "regex", "json", "text"] = Field(
+        description="What is compared: the number that an answer ends in, what a pattern finds, a "
+        "JSON value or calls of tools, or the whole text."
+    )
+    pattern: str | None = Field(
+        None,
+        max_length=_MAX_PATTERN,
+        description="With 'regex': its group 1, or the whole match, is the answer.",
+    )
 
 
 class QProbeRequest(BaseModel):
@@ -82,6 +101,9 @@ class QProbeRequest(BaseModel):
         description="Early rejection: when candidates that fall behind are dropped; 'default' is "
         "what the probe recommends.",
     )
+    vote: VoteRequest | None = Field(
+        None, description="Draw among classes of candidates with equal answers."
+    )
     return_candidates: bool | None = Field(None, description="Show all candidates.")
     return_token_scores: bool | None = Field(
         None, description="Show all candidates, with the score of each token."
@@ -99,6 +121,19 @@ class CandidateReply(BaseModel):
     token_scores: list[float] | None = None
 
 
+class VoteReply(BaseModel):
+    """How the candidates of a prompt voted."""
+
+    classes: list[int | None] = Field(
+        description="Of each candidate, equal for equal answers. Null without an answer, and if it "
+        "was dropped early."
+    )
+    weights: list[float] = Field(description="Probability of each class to be drawn first.")
+    answers: list[str] | None = Field(
+        default=None, description="With return_candidates: what each class says, cut short."
+    )
+
+
 class ResultReply(BaseModel):
     """What came of one prompt."""
 
@@ -108,7 +143,7 @@ class ResultReply(BaseModel):
     )
     weights: list[float] = Field(description="Probability of each to be drawn first.")
     kl: float | None = Field(
-        description="log k - H(weights), in nats. Null if candidates were dropped early."
+        description="log k - H(weights), in nats. Null if candidates voted, or were dropped early."
     )
     beta: float | None = Field(description="Used for this prompt; null is infinite.")
     sampled_tokens: int = Field(description="Generated for all candidates.")
@@ -123,6 +158,7 @@ class ResultReply(BaseModel):
         default=None,
         description="With a schedule: each candidate's scores, by the checkpoint's tokens.",
     )
+    vote: VoteReply | None = Field(default=None, description="With a vote: how it came out.")
     candidates: list[CandidateReply] | None = None
 
 
@@ -191,6 +227,9 @@ class ProbeDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
+_OWNERS: dict[str, type[BaseModel]] = {"schedule": ScheduleStep, "vote": VoteRequest}
+
+
 def read_request(asked: object) -> QProbeRequest:
     """Check a request's ``q_probe``.
 
@@ -208,12 +247,15 @@ def read_request(asked: object) -> QProbeRequest:
         del place[1]  # pydantic's name for that side of the union
     path = ".".join(["q_probe", *place])
     if first["type"] == "extra_forbidden":
-        allowed = ", ".join((QProbeRequest if len(place) == 1 else ScheduleStep).model_fields)
+        owner = _OWNERS[place[0]] if len(place) > 1 else QProbeRequest
+        allowed = ", ".join(owner.model_fields)
         raise RequestError(f"{path}: is not a field; the fields are {allowed}", param=path)
     if first["type"] == "dict_type" and place == ["probe"]:
         said = "must be a probe's name, or an object of names and weights"
     elif place == ["schedule"] and first["type"] in ("list_type", "literal_error"):
         said = "must be 'default', 'off' or a list of objects of tokens and keep"
+    elif place == ["vote"]:
+        said = "must be an object with the field by"
     else:
         said = first["msg"][0].lower() + first["msg"][1:]
     raise RequestError(f"{path}: {said}, got {show(first['input'])}", param=path)

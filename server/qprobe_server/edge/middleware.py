@@ -6,7 +6,7 @@ read. Stands inside vLLM's own middleware, so that a request without a valid key
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qprobe_server.choice.request import RerankRequest, resolve, resolve_alias, split_alias
 from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.choice.schemas import show
+from qprobe_server.choice.vote import VoteReader
 from qprobe_server.edge import body as bodies
 from qprobe_server.edge.access_log import settle_request_id
 from qprobe_server.edge.reply import ReplyWriter
@@ -70,12 +71,14 @@ class AppState:
         registry: The loaded probes.
         is_model: Whether a name is a base model or LoRA adapter that vLLM serves.
         list_models: Returns these names; None where vLLM itself finds out what else is one.
+        votes: Reads what requests ask to be voted on.
     """
 
     settings: Settings
     registry: ProbeRegistry
     is_model: Callable[[str], bool]
     list_models: Callable[[], Sequence[str]] | None = None
+    votes: VoteReader = field(default_factory=VoteReader)
 
 
 class RerankMiddleware:
@@ -166,6 +169,7 @@ def _prepare(path: str, body: Body, state: AppState) -> tuple[RerankRequest | No
         body,
         settings=state.settings,
         registry=state.registry,
+        votes=state.votes,
         is_model=state.is_model,
         reads_best_of=path == _COMPLETIONS or (path == _INVOCATIONS and "messages" not in body),
     )

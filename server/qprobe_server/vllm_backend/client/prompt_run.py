@@ -190,8 +190,17 @@ class PromptRun:
         self._engine.metrics.count_non_finite(self.label, scores)
         check_finite(scores)
         beta = settle_beta(request, scores)
+        voted_s = time.monotonic()
+        classes = await self.rerank.group([candidates[place].text for place in places])
+        if request.vote is not None and classes is not None:
+            self._engine.metrics.observe_vote(request.vote.by, classes, time.monotonic() - voted_s)
         draw = choose(
-            scores, beta=beta, n=params.n, seed=params.seed, prompt_index=self.prompt_index
+            scores,
+            None if classes is None else classes.of,
+            beta=beta,
+            n=params.n,
+            seed=params.seed,
+            prompt_index=self.prompt_index,
         )
         # The engine may have gone on with a dropped candidate when nobody listened any more.
         num_tokens = [
@@ -203,6 +212,7 @@ class PromptRun:
             scores=scores,
             places=places,
             draw=draw,
+            classes=classes,
             beta=beta,
             shown=await self._show(candidates, num_tokens, [each for _, each, _ in taken]),
             rejected_at=[each.rejected_at for each in self._candidates],
