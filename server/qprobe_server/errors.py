@@ -28,14 +28,18 @@ class RequestError(ServerError):
     """A request is refused before anything is sampled.
 
     Attributes:
-        status: HTTP status, from 400 to 499.
+        status: HTTP status, from 400 to 499; 503 where there is no room for it now.
         param: Path of the offending field, such as ``q_probe.k``.
+        headers: Of the reply.
     """
 
-    def __init__(self, message: str, *, param: str, status: int = 400) -> None:
+    def __init__(
+        self, message: str, *, param: str, status: int = 400, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message)
         self.param = param
         self.status = status
+        self.headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
 
     def body(self) -> dict[str, Any]:
         """Return the reply: OpenAI's error object, with what Anthropic's clients read beside it."""

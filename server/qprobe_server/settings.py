@@ -36,6 +36,9 @@ class Settings:
         keep_alive_s: A reranked stream that is silent for so many seconds gets an SSE comment, > 0.
         admin_api_key: Opens the routes that change probes; None: there are none.
         json_access_log: One JSON object a request, instead of uvicorn's lines.
+        allow_code_execution: Whether requests may have candidates' code run, for votes by it.
+        code_workers: Programs that run at a time then, >= 1.
+        code_queue: Requests that vote by code at a time, sampling included, >= 1.
     """
 
     default_probe: str | None = None
@@ -47,6 +50,9 @@ class Settings:
     keep_alive_s: float = 10.0
     admin_api_key: str | None = field(default=None, repr=False)
     json_access_log: bool = False
+    allow_code_execution: bool = False
+    code_workers: int = 1
+    code_queue: int = 32
 
     def check(self, names: Sequence[str]) -> None:
         """Check the settings, with each other and with the names of the probes.
@@ -111,6 +117,9 @@ def read_settings(args: argparse.Namespace) -> Settings:
         keep_alive_s=float(args.sse_keep_alive_interval or 0) or _KEEP_ALIVE_S,
         admin_api_key=admin_key,
         json_access_log=args.json_access_log,
+        allow_code_execution=args.allow_code_execution,
+        code_workers=args.code_workers or max(1, (os.cpu_count() or 1) // 2),
+        code_queue=args.code_queue,
     )
 
 

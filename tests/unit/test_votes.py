@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from qprobe import Draw
+from qprobe.errors import SandboxError
 from qprobe.probe.schedule import Step
 from qprobe.probe.voting import NO_CLASS
 from qprobe.rewards.equal import Classes
+from qprobe_server.choice import code_vote
+from qprobe_server.choice.code_vote import CodeRunner
 from qprobe_server.choice.draw import choose
 from qprobe_server.choice.request import RerankRequest, resolve
 from qprobe_server.choice.rerank import Rerank
@@ -25,17 +29,24 @@ from qprobe_server.library.registry import ProbeRegistry
 from qprobe_server.settings import Settings
 
 VOTES = VoteReader()
+WITH_CODE = VoteReader(CodeRunner(num_workers=2, max_requests=2))
+CALL = {"by": "code", "inputs": ["f(3)"]}
 
 
 def read(
-    registry: ProbeRegistry, vote: object, *, settings: Settings | None = None, **fields: Any
+    registry: ProbeRegistry,
+    vote: object,
+    *,
+    settings: Settings | None = None,
+    votes: VoteReader = VOTES,
+    **fields: Any,
 ) -> RerankRequest:
     body = {"model": "base", "q_probe": {"probe": "good", **fields, "vote": vote}}
     request = resolve(
         body,
         settings=settings or Settings(),
         registry=registry,
-        votes=VOTES,
+        votes=votes,
         is_model="base".__eq__,
         reads_best_of=False,
     )
@@ -53,20 +64,42 @@ def read(
         ({"by": "number"}, "q_probe.vote.by", "'numeric', 'regex'"),
         ({"by": None}, "q_probe.vote.by", "'numeric', 'regex'"),
         ({"by": ["text"]}, "q_probe.vote.by", "'numeric', 'regex'"),
-        ({"by": "text", "beta": 1}, "q_probe.vote.beta", "the fields are by, pattern"),
+        ({"by": "text", "beta": 1}, "q_probe.vote.beta", "the fields are by, pattern, inputs"),
         ({"by": "text", "pattern": "a"}, "q_probe.vote.pattern", "belongs to a vote by 'regex'"),
         ({"by": "regex"}, "q_probe.vote.pattern", "is missing"),
         ({"by": "regex", "pattern": None}, "q_probe.vote.pattern", "is missing"),
         ({"by": "regex", "pattern": 1}, "q_probe.vote.pattern", "valid string"),
         ({"by": "regex", "pattern": "("}, "q_probe.vote.pattern", "is no regular expression"),
         ({"by": "regex", "pattern": "a" * 1001}, "q_probe.vote.pattern", "1000 characters"),
+        ({**CALL, "by": "text"}, "q_probe.vote.inputs", "belongs to a vote by 'code'"),
+        ({"by": "json", "tests": ["f(1)"]}, "q_probe.vote.tests", "belongs to a vote by 'code'"),
+        ({**CALL, "pattern": "a"}, "q_probe.vote.pattern", "belongs to a vote by 'regex'"),
+        ({"by": "code"}, "q_probe.vote.inputs", "must be a non-empty list of calls"),
+        ({"by": "code", "inputs": []}, "q_probe.vote.inputs", "at least 1 item"),
+        ({"by": "code", "inputs": "f(3)"}, "q_probe.vote.inputs", "valid list"),
+        ({"by": "code", "inputs": ["f(3)", 3]}, "q_probe.vote.inputs.1", "valid string"),
+        ({"by": "code", "inputs": ["f(3)"] * 33}, "q_probe.vote.inputs", "at most 32 items"),
+        ({"by": "code", "tests": ["f(3)"] * 33}, "q_probe.vote.tests", "at most 32 items"),
+        ({"by": "code", "inputs": ["f("]}, "q_probe.vote.inputs.0", "is not Python"),
+        ({"by": "code", "inputs": ["f(1)", "a = 1"]}, "q_probe.vote.inputs.1", "an expression"),
+        ({"by": "code", "inputs": ["f(g(1))"]}, "q_probe.vote.inputs", "'f'"),
+        ({"by": "code", "inputs": ["1 + 1"]}, "q_probe.vote.inputs.0", "an expression"),
+        ({"by": "code", "inputs": ["f(1)", "len(())"]}, "q_probe.vote.inputs.1", "calls nothing"),
+        ({"by": "code", "tests": ["assert f(1) =="]}, "q_probe.vote.tests.0", "is not Python"),
+        ({"by": "code", "tests": ["a = 1"]}, "q_probe.vote.tests", "check nothing"),
+        ({**CALL, "setup": 3}, "q_probe.vote.setup", "valid string"),
+        ({**CALL, "setup": "import"}, "q_probe.vote.setup", "is not Python"),
+        ({**CALL, "entry_point": 3}, "q_probe.vote.entry_point", "valid list"),
+        ({**CALL, "entry_point": ["f", 3]}, "q_probe.vote.entry_point", "valid string"),
+        ({**CALL, "entry_point": "3"}, "q_probe.vote.entry_point", "the name of a function"),
+        ({**CALL, "setup": "#" * 70_000}, "q_probe.vote", "more than 65536"),
     ],
 )
 def test_a_vote_that_is_none_names_its_field(
     registry: ProbeRegistry, vote: object, param: str, said: str
 ) -> None:
     with pytest.raises(RequestError) as refused:
-        read(registry, vote)
+        read(registry, vote, votes=WITH_CODE)
     assert (refused.value.param, refused.value.status) == (param, 400)
     assert str(refused.value).startswith(f"{param}: ")
     assert said in str(refused.value)
@@ -186,3 +219,102 @@ def test_votes_are_counted_by_kind() -> None:
     assert registry.get_sample_value("qprobe_votes_total", labels) == 1
     assert registry.get_sample_value("qprobe_vote_no_answer_candidates_total", labels) == 2
     assert registry.get_sample_value("qprobe_vote_seconds_sum", labels) == 0.5
+
+
+def test_code_is_run_only_where_the_server_allows_it(registry: ProbeRegistry) -> None:
+    with pytest.raises(RequestError, match="--allow-code-execution") as refused:
+        read(registry, CALL)
+    assert (refused.value.param, refused.value.status) == ("q_probe.vote.by", 400)
+
+
+def group(registry: ProbeRegistry, codes: list[str], **fields: Any) -> tuple[Classes, str | None]:
+    rerank = Rerank(read(registry, {"by": "code", **fields}, votes=WITH_CODE))
+    classes = asyncio.run(rerank.group(codes))
+    assert classes is not None
+    return classes, rerank.notice
+
+
+def test_candidates_vote_by_what_their_code_does(registry: ProbeRegistry) -> None:
+    codes = ["def f(x): return x * x", "no code", "```python\ndef f(x): return x ** 2\n```"]
+    codes += ["def f(x): return x + x", "def f(x): return x + 2"]
+    found, notice = group(registry, codes, inputs=["f(3)"])
+    assert (found.of, found.answers, notice) == ([0, NO_CLASS, 0, 1, 2], ["9", "6", "5"], None)
+    found, _ = group(registry, codes, tests=["assert f(2) == 4"], inputs=["f(3)"])
+    assert found.of == [0, NO_CLASS, 0, 1, 2]
+    found, _ = group(registry, codes, tests=["assert f(3) == 6"])
+    assert found.of == [NO_CLASS] * 3 + [0, NO_CLASS]
+    found, notice = group(registry, codes, tests=["assert f(3) == 7"])
+    assert found.of == [0, NO_CLASS, 0, 1, 2]
+    assert notice == "no candidate passes the tests: none is dropped for that"
+
+
+def test_a_loop_without_end_costs_its_candidate_the_vote_alone(registry: ProbeRegistry) -> None:
+    codes = ["def f(x):\n while True: pass", "def f(x): return x"]
+    assert group(registry, codes, inputs=["f(3)"])[0].of == [NO_CLASS, 0]
+
+
+def test_the_time_of_a_prompt_is_bounded(
+    registry: ProbeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_vote, "PROMPT_S", 1.0)
+    codes = [f"def f(x):\n import time\n time.sleep(60 + {i})" for i in range(12)]
+    begun_s = time.monotonic()
+    classes, notice = group(registry, codes, inputs=["f(3)"])
+    assert time.monotonic() - begun_s < 15
+    assert classes.of == [NO_CLASS] * 12
+    assert notice is not None
+    assert "candidates were not run in the time of a vote" in notice
+
+
+def test_what_runs_is_ended_when_the_caller_leaves(
+    registry: ProbeRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 8 programs of 10 s, 2 at a time, none is left: the next is answered within seconds."""
+    rerank = Rerank(read(registry, CALL, votes=WITH_CODE))
+    codes = [f"def f(x):\n import time\n time.sleep(9 + {i})" for i in range(8)]
+
+    async def leave() -> None:
+        task = asyncio.create_task(rerank.group(codes))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    begun_s = time.monotonic()
+    assert group(registry, ["def f(x): return x"], inputs=["f(3)"])[0].of == [0]
+    assert time.monotonic() - begun_s < 6
+    assert "sleep" not in caplog.text
+
+
+def test_a_full_queue_is_told_before_anything_is_sampled(registry: ProbeRegistry) -> None:
+    places = [Rerank(read(registry, CALL, votes=WITH_CODE)) for _ in range(3)]
+    for each in places[:2]:
+        each.begin()
+    with pytest.raises(RequestError) as refused:
+        places[2].begin()
+    assert (refused.value.status, refused.value.param) == (503, "q_probe.vote")
+    assert refused.value.headers == {"retry-after": "2"}
+    Rerank(read(registry, {"by": "text"}, votes=WITH_CODE)).begin()
+    places[0].end()
+    places[2].begin()
+    for each in places[1:]:
+        each.end()
+
+
+class _Unsafe:
+    """A sandbox that this machine does not have."""
+
+    def __call__(self, *_: object, **__: object) -> None:
+        raise SandboxError("this machine cannot run code safely: no Landlock")
+
+
+def test_a_sandbox_that_fails_is_logged_without_the_code(
+    registry: ProbeRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(code_vote, "watch_program", _Unsafe())
+    classes, notice = group(registry, ["def f(x): return 'otter'"], inputs=["f(3)"])
+    assert classes.of == [NO_CLASS]
+    assert notice is not None
+    assert "no Landlock" in caplog.text
+    assert "otter" not in caplog.text

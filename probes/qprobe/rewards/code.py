@@ -19,7 +19,7 @@ from qprobe.rewards.tested import (
     read_entry_points,
 )
 
-__all__ = ["TestsReward"]
+__all__ = ["TestsReward", "check_source", "read_program"]
 
 Json = dict[str, Any]
 _MAX_KEPT = 1024
@@ -68,7 +68,7 @@ class TestsReward:
             RowError: One of them is not of its type, or not Python, or the tests check nothing or
                 use a name that is declared nowhere.
         """
-        _read_program(fields)
+        read_program(fields)
 
     def __call__(self, fields: Json, completion: str) -> float:
         """Return 1.0 or 0.0.
@@ -88,7 +88,7 @@ class TestsReward:
         """
         kept, program = self._programs.get(id(fields), (None, None))
         if program is None or kept is not fields:
-            program = _read_program(fields)
+            program = read_program(fields)
             if len(self._programs) >= _MAX_KEPT:
                 self._programs.clear()
             self._programs[id(fields)] = fields, program
@@ -104,16 +104,21 @@ class TestsReward:
         return None
 
 
-def _read_program(fields: Json) -> Program:
+def read_program(fields: Json) -> Program:
+    """Return the program of a row's ``tests``, ``setup``, ``entry_point`` and ``join``.
+
+    Raises:
+        RowError: As ``TestsReward.check``.
+    """
     tests = fields.get("tests")
     if not isinstance(tests, list) or not tests:
         raise RowError("tests", f"must be a non-empty list of Python statements, got {tests!r:.80}")
     for index, test in enumerate(tests):
-        _check_source(f"tests[{index}]", test)
+        check_source(f"tests[{index}]", test)
     check_tests(tests)
     setup = fields.get("setup")
     if setup is not None:
-        _check_source("setup", setup)
+        check_source("setup", setup)
     setup = setup or ""
     entry_points = read_entry_points(fields.get("entry_point"))
     head = find_head(fields, setup)
@@ -136,7 +141,12 @@ def _read_program(fields: Json) -> Program:
     )
 
 
-def _check_source(field: str, source: object) -> None:
+def check_source(field: str, source: object) -> None:
+    """Check that a field is Python.
+
+    Raises:
+        RowError: It is not.
+    """
     if not isinstance(source, str):
         raise RowError(field, f"must be a string of Python, got {source!r:.80}")
     try:

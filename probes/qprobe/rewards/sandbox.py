@@ -32,6 +32,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 
 import numpy
 
@@ -45,8 +46,11 @@ __all__ = [
     "TIMEOUT",
     "UNSUPPORTED",
     "Limits",
+    "Outcome",
     "Program",
+    "Result",
     "run_program",
+    "watch_program",
 ]
 
 # -s -S -P: no site-packages and no current folder. Not -I: PYTHONHASHSEED must be heard, or answers
@@ -63,7 +67,7 @@ NO_CODE, SYNTAX, UNSUPPORTED = "no code", "syntax", "unsupported by the sandbox"
 _READY, _REFUSED = b"R", b"E"
 # What ``sandboxed.main`` writes after R; that time was up it writes last.
 _VERDICTS = {b"P": PASSED, b"T": TIMEOUT, b"N": NO_CODE, b"S": SYNTAX, b"U": UNSUPPORTED}
-_MAX_VERDICT_BYTES = 4096
+_MAX_VERDICT_BYTES = 1 << 16
 # Those of the libraries below numpy that would start threads, which must not be.
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
@@ -72,6 +76,8 @@ _ENVIRONMENT = {
 _NUMPY = str(Path(numpy.__file__).parents[1])
 # The started process ends the others in time by itself; if it does not, it is ended.
 _GRACE_S = 5.0
+# How often it is looked whether it is to be ended sooner.
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +102,8 @@ class Program:
     Attributes:
         answer: Of unknown origin; its code is found by ``sandboxed.extraction``.
         tests: Python statements of the tests' author.
+        calls: Expressions of the tests' author, whose values are told, and statements that they
+            need; run before the tests.
         setup: Python source of the tests' author, run before the code and before the tests.
         names: What the tests expect of the answer.
         may_replace: Those of them that may bear the name of a builtin or of something in ``setup``.
@@ -109,6 +117,7 @@ class Program:
 
     answer: str
     tests: Sequence[str]
+    calls: Sequence[str] = ()
     setup: str = ""
     names: Sequence[str] = ()
     may_replace: Sequence[str] = ()
@@ -119,11 +128,48 @@ class Program:
     looks_inside: bool = False
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a call gave.
+
+    Attributes:
+        key: Equal for values that are equal, and for errors of one type.
+        text: For a person: the value, or the error's type; cut short.
+    """
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a program.
+
+    Attributes:
+        verdict: PASSED if all tests pass, else why not.
+        results: Of its calls, in order; None if they did not come to an end, or gave what cannot be
+            compared: an object of the answer's own, or an iterator.
+    """
+
+    verdict: str
+    results: tuple[Result, ...] | None
+
+
 def run_program(program: Program, limits: Limits) -> str:
-    """Return the verdict: PASSED if all tests pass, else why not.
+    """Return the verdict: PASSED if all tests pass, else why not; raises as ``watch_program``."""
+    return watch_program(program, limits).verdict
+
+
+def watch_program(program: Program, limits: Limits, *, stop: Event | None = None) -> Outcome:
+    """Run a program and return what came of it.
 
     Blocks; may be called from several threads. Whatever the code does (ends its process, is
     killed, says anything) is a failure of the tests.
+
+    Args:
+        program: It.
+        limits: Of each of its two processes.
+        stop: When it is set the program is ended, within a tenth of a second.
 
     Raises:
         SandboxError: The kernel lacks what the sandbox needs, or it could not be started.
@@ -136,22 +182,26 @@ def run_program(program: Program, limits: Limits) -> str:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(json.dumps(asdict(program)).encode())
         os.lseek(descriptor, 0, os.SEEK_SET)
-        verdict = _run(descriptor, limits, _NUMPY if program.needs_numpy else "")
+        said = _run(descriptor, limits, _NUMPY if program.needs_numpy else "", stop)
     except OSError as error:
         raise SandboxError(f"the sandbox's process could not be started: {error}") from error
     finally:
         os.close(descriptor)
-    if verdict.startswith(_REFUSED):
-        reason = verdict.removeprefix(_REFUSED).decode(errors="replace")
+    if said is None:
+        return Outcome(TIMEOUT, None)
+    if said.startswith(_REFUSED):
+        reason = said.removeprefix(_REFUSED).decode(errors="replace")
         raise SandboxError(f"this machine cannot run code safely: {reason}")
-    if not verdict.startswith(_READY):
+    if not said.startswith(_READY):
         raise SandboxError(f"the sandbox was not ready within {limits.wall_s} s, or died before")
-    said = verdict.removeprefix(_READY)
-    first, last = _VERDICTS.get(said[:1], FAILED), _VERDICTS.get(said[-1:], FAILED)
-    return PASSED if first == PASSED else last
+    told, is_told, verdicts = said.removeprefix(_READY).rpartition(b"\n")
+    first, last = _VERDICTS.get(verdicts[:1], FAILED), _VERDICTS.get(verdicts[-1:], FAILED)
+    results = tuple(Result(*each) for each in json.loads(told)) if is_told else None
+    return Outcome(PASSED if first == PASSED else last, results)
 
 
-def _run(program: int, limits: Limits, numpy_folder: str) -> bytes:
+def _run(program: int, limits: Limits, numpy_folder: str, stop: Event | None) -> bytes | None:
+    """Return what the started process said; None if it was to stop."""
     process = subprocess.Popen(
         [
             *(sys.executable, *_FLAGS, "-c", _START),
@@ -169,7 +219,9 @@ def _run(program: int, limits: Limits, numpy_folder: str) -> bytes:
     deadline = time.monotonic() + limits.wall_s + _GRACE_S
     try:
         with process.stdout:
-            verdict = _read_until(process.stdout.fileno(), deadline)
+            verdict = _read_until(process.stdout.fileno(), deadline, stop)
+        if verdict is None:
+            return None
         process.wait(_GRACE_S)
     except subprocess.TimeoutExpired:  # then it is killed
         return verdict
@@ -181,14 +233,18 @@ def _run(program: int, limits: Limits, numpy_folder: str) -> bytes:
     return verdict
 
 
-def _read_until(descriptor: int, deadline: float) -> bytes:
+def _read_until(descriptor: int, deadline: float, stop: Event | None) -> bytes | None:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     data = b""
     while len(data) < _MAX_VERDICT_BYTES:
         left_s = deadline - time.monotonic()
-        if left_s <= 0 or not poll.poll(left_s * 1000):
+        if left_s <= 0:
             break
+        if stop is not None and stop.is_set():
+            return None
+        if not poll.poll(min(left_s, _LOOK_S) * 1000):
+            continue
         more = os.read(descriptor, _MAX_VERDICT_BYTES)
         if not more:
             break

@@ -50,6 +50,20 @@ class Rerank:
         if notice not in said:
             self.notice = "; ".join([*said, notice])
 
+    def begin(self) -> None:
+        """Take the place that the request needs, if it needs one; ``end`` gives it back.
+
+        Raises:
+            RequestError: 503; there is none left.
+        """
+        if self.request.vote is not None:
+            self.request.vote.begin()
+
+    def end(self) -> None:
+        """Give back what ``begin`` has taken."""
+        if self.request.vote is not None:
+            self.request.vote.end()
+
     async def group(self, completions: Sequence[str]) -> Classes | None:
         """Return a prompt's candidates by their answers, None if the request has no vote."""
         if self.request.vote is None:

@@ -25,6 +25,7 @@ __all__ = [
 MAX_MIX = 16
 MAX_STEPS = 16
 _MAX_PATTERN = 1_000
+_MAX_SOURCES = 32
 # Characters of a value that an error message repeats.
 _SHOWN = 60
 
@@ -58,14 +59,39 @@ class VoteRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    by: Literal["numeric", "regex", "json", "text"] = Field(
+    by: Literal["numeric", "regex", "json", "text", "code"] = Field(
         description="What is compared: the number that an answer ends in, what a pattern finds, a "
-        "JSON value or calls of tools, or the whole text."
+        "JSON value or calls of tools, the whole text, or what the answer's code does."
     )
     pattern: str | None = Field(
         None,
         max_length=_MAX_PATTERN,
         description="With 'regex': its group 1, or the whole match, is the answer.",
+    )
+    inputs: list[str] | None = Field(
+        None,
+        min_length=1,
+        max_length=_MAX_SOURCES,
+        description="With 'code': calls in Python, such as f(2), whose results are compared.",
+    )
+    tests: list[str] | None = Field(
+        None,
+        min_length=1,
+        max_length=_MAX_SOURCES,
+        description="With 'code': statements in Python. What fails them is dropped, unless all do; "
+        "without inputs the calls in them are compared.",
+    )
+    setup: str | None = Field(
+        None, description="With 'code': Python that is run before the answer's code and the calls."
+    )
+    entry_point: (
+        Annotated[
+            Annotated[str, Tag("word")] | Annotated[list[str], Tag("list")],
+            Discriminator(_word_or_list),
+        ]
+        | None
+    ) = Field(
+        None, description="With 'code': what the answer must define, where the tests name more."
     )
 
 
@@ -245,6 +271,8 @@ def read_request(asked: object) -> QProbeRequest:
     place = [str(part)[:_SHOWN] for part in first["loc"]]
     if place[:2] in (["probe", "mix"], ["schedule", "list"], ["schedule", "word"]):
         del place[1]  # pydantic's name for that side of the union
+    if place[:2] == ["vote", "entry_point"]:
+        del place[2:]
     path = ".".join(["q_probe", *place])
     if first["type"] == "extra_forbidden":
         owner = _OWNERS[place[0]] if len(place) > 1 else QProbeRequest

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from qprobe.errors import RewardError
 from qprobe.rewards.equal import (
     Classes,
     Grouping,
@@ -18,8 +19,9 @@ from qprobe.rewards.equal import (
     make_regex,
 )
 from qprobe.rewards.pattern import check_pattern
+from qprobe_server.choice.code_vote import CodeRunner, make_code_vote
 from qprobe_server.choice.schemas import VoteRequest, show
-from qprobe_server.errors import RequestError
+from qprobe_server.errors import RequestError, ScoringError
 
 __all__ = ["Vote", "VoteReader"]
 
@@ -28,11 +30,16 @@ _READERS: dict[str, Grouping] = {
     "json": group_json,
     "text": group_texts,
 }
-# A text of 100,000 characters takes some milliseconds, a pattern a process and up to 4 s.
-_NUM_THREADS = 2
+# A text of 100,000 characters takes some milliseconds.
+_NUM_READERS = 2
+# A pattern takes a process, and up to 4 s of a core.
+_NUM_SEARCHES = 2
 _PARAM = "q_probe.vote"
-# Fields beside ``by``, and what they belong to.
-_FIELDS = {"pattern": "regex"}
+# What the fields beside ``by`` belong to.
+_BELONGS = {
+    "pattern": "regex",
+    **dict.fromkeys(("inputs", "tests", "setup", "entry_point"), "code"),
+}
 
 
 class Vote(Protocol):
@@ -44,53 +51,83 @@ class Vote(Protocol):
 
     by: str
 
+    def begin(self) -> None:
+        """Take a place for the request, before it is sampled; ``end`` gives it back.
+
+        Raises:
+            RequestError: 503; there is none left.
+        """
+
+    def end(self) -> None:
+        """Give back the place."""
+
     async def group(self, completions: Sequence[str]) -> Classes:
-        """Return the classes of a prompt's candidates."""
+        """Return the classes of a prompt's candidates.
+
+        Raises:
+            ScoringError: They cannot be told.
+        """
 
 
 class _ReadingVote:
-    """A vote by what is read in the texts alone."""
+    """A vote by what is read in the texts alone; there is room for any number."""
 
     def __init__(self, by: str, group: Grouping, threads: ThreadPoolExecutor) -> None:
         self.by = by
         self._group = group
         self._threads = threads
 
+    def begin(self) -> None: ...
+
+    def end(self) -> None: ...
+
     async def group(self, completions: Sequence[str]) -> Classes:
         """Return the classes of a prompt's candidates."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._group, completions)
+        try:
+            return await loop.run_in_executor(self._threads, self._group, completions)
+        except RewardError as error:
+            raise ScoringError(f"a vote by {self.by} could not be held") from error
 
 
 class VoteReader:
-    """Makes votes of what requests ask; one for a server, whose threads they share."""
+    """Makes votes of what requests ask; one for a server, whose threads they share.
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, "vote")
+    Args:
+        runner: Runs code, or None if none is to be run.
+    """
+
+    def __init__(self, runner: CodeRunner | None = None) -> None:
+        self._runner = runner
+        self._readers = ThreadPoolExecutor(_NUM_READERS, "vote")
+        self._searches = ThreadPoolExecutor(_NUM_SEARCHES, "vote-regex")
 
     def read(self, asked: VoteRequest) -> Vote:
         """Return the vote that is asked for.
 
         Raises:
-            RequestError: 400; a field is missing, belongs to another vote, or is not valid.
+            RequestError: 400; a field is missing, belongs to another vote, or is not valid, or the
+                server runs no code.
         """
-        for name, by in _FIELDS.items():
+        for name, by in _BELONGS.items():
             if getattr(asked, name) is not None and asked.by != by:
                 raise RequestError(
                     f"{_PARAM}.{name}: belongs to a vote by {by!r}, not by {asked.by!r}",
                     param=f"{_PARAM}.{name}",
                 )
-        group = self._read_pattern(asked) if asked.by == "regex" else _READERS[asked.by]
-        return _ReadingVote(asked.by, group, self._threads)
+        if asked.by == "code":
+            return make_code_vote(asked, self._runner)
+        if asked.by == "regex":
+            return _ReadingVote(asked.by, _read_pattern(asked), self._searches)
+        return _ReadingVote(asked.by, _READERS[asked.by], self._readers)
 
-    def _read_pattern(self, asked: VoteRequest) -> Grouping:
-        param = f"{_PARAM}.pattern"
-        if asked.pattern is None:
-            raise RequestError(f"{param}: is missing, a vote by 'regex' needs it", param=param)
-        try:
-            check_pattern(asked.pattern)
-        except ValueError as error:
-            raise RequestError(
-                f"{param}: {error}, got {show(asked.pattern)}", param=param
-            ) from error
-        return make_regex(asked.pattern)
+
+def _read_pattern(asked: VoteRequest) -> Grouping:
+    param = f"{_PARAM}.pattern"
+    if asked.pattern is None:
+        raise RequestError(f"{param}: is missing, a vote by 'regex' needs it", param=param)
+    try:
+        check_pattern(asked.pattern)
+    except ValueError as error:
+        raise RequestError(f"{param}: {error}, got {show(asked.pattern)}", param=param) from error
+    return make_regex(asked.pattern)

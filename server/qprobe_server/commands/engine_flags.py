@@ -53,6 +53,7 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.usage, parser.description = _SERVE_USAGE, _SERVE_TEXT
     _add_reranking(parser)
     _add_probe_management(parser)
+    _add_code_execution(parser)
     group = parser.add_argument_group("what it logs")
     group.add_argument(
         "--json-access-log",
@@ -134,6 +135,30 @@ def _add_probe_management(parser: argparse.ArgumentParser) -> None:
         "--allow-model-mismatch",
         action="store_true",
         help="Serve probes that were trained on a model of another name.",
+    )
+
+
+def _add_code_execution(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("votes by code")
+    group.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="Let requests have their candidates' code run, in a sandbox on this machine, and vote "
+        "by what it does. Default: such requests are refused.",
+    )
+    group.add_argument(
+        "--code-workers",
+        type=values.count,
+        metavar="NUMBER",
+        help="Programs that run at a time. Default: half as many as there are cores.",
+    )
+    group.add_argument(
+        "--code-queue",
+        type=values.count,
+        default=32,
+        metavar="NUMBER",
+        help="Requests that vote by code at a time, sampling included; to more the server answers "
+        "503. Default: 32.",
     )
 
 

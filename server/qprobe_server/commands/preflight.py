@@ -12,6 +12,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 
 from qprobe import ProbeFileError
+from qprobe.errors import SandboxError
 from qprobe_server.errors import StartupError
 from qprobe_server.settings import Settings, name_probes, read_settings
 
@@ -53,7 +54,19 @@ def check_serve(args: argparse.Namespace) -> None:
     _check_mode(args)
     if not args.headless:
         _check_address(args)
+    if settings.allow_code_execution:
+        _check_sandbox()
     _check_probes(args, settings)
+
+
+def _check_sandbox() -> None:
+    # Here, since it imports numpy.
+    from qprobe.rewards.code import TestsReward
+
+    try:
+        TestsReward()
+    except SandboxError as error:
+        raise StartupError(f"--allow-code-execution: {error}") from error
 
 
 def check_model(name: str | None, args: argparse.Namespace) -> None:

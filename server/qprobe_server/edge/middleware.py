@@ -108,18 +108,19 @@ class RerankMiddleware:
                 await asyncio.sleep(0)  # a large body takes a while to read, and to write
                 raw = bodies.write(body)
         except RequestError as error:
-            await JSONResponse(error.body(), status_code=error.status)(scope, receive, send)
+            await _refuse(error)(scope, receive, send)
             return
-        headers = MutableHeaders(raw=list(scope["headers"]))
-        headers["content-length"] = str(len(raw))
-        del headers["transfer-encoding"]
-        settle_request_id(scope, headers, body.get("request_id"))
-        scope = {**scope, "headers": headers.raw}
+        scope = _with_headers(scope, len(raw), body.get("request_id"))
         receive, send = bodies.replay(raw, receive), _unbuffered(send)
         if request is None:
             await self._app(scope, receive, send)
             return
         rerank = Rerank(request)
+        try:
+            rerank.begin()
+        except RequestError as error:
+            await _refuse(error)(scope, receive, send)
+            return
         token = current_rerank.set(rerank)
         reply = ReplyWriter(
             rerank,
@@ -131,9 +132,23 @@ class RerankMiddleware:
             await self._app(scope, receive, reply.send)
         finally:
             reply.close()
+            rerank.end()
             current_rerank.reset(token)
             # For the access log, where there is one.
             scope.get("qprobe_log", {}).update(_summarize(rerank))
+
+
+def _with_headers(scope: Scope, num_bytes: int, request_id: object) -> Scope:
+    """Return a request's scope with the headers that go with its body as it is now."""
+    headers = MutableHeaders(raw=list(scope["headers"]))
+    headers["content-length"] = str(num_bytes)
+    del headers["transfer-encoding"]
+    settle_request_id(scope, headers, request_id)
+    return {**scope, "headers": headers.raw}
+
+
+def _refuse(error: RequestError) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
 def _summarize(rerank: Rerank) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from vllm.usage.usage_lib import UsageContext
 
 from qprobe import Probe, ProbeFileError
 from qprobe_server import quiet
+from qprobe_server.choice.code_vote import make_code_runner
+from qprobe_server.choice.vote import VoteReader
 from qprobe_server.edge import routes
 from qprobe_server.edge.access_log import AccessLogMiddleware, start_access_log
 from qprobe_server.edge.middleware import AppState, RerankMiddleware
@@ -233,6 +235,7 @@ def attach(
         registry=registry,
         is_model=is_model,
         list_models=None if is_open else list_models,
+        votes=VoteReader(make_code_runner(settings)),
     )
     app.add_exception_handler(RequestError, routes.refuse)
     # The first is outermost: it gives every request its id, also a refused one. Appended is

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from .absent import Absent, take_imports_out
+from .calls import SETUP_MODULE, evaluate
 from .confinement import Refusal, confine
 from .exchange import ROOT, Peer
 from .extraction import extract_code
@@ -45,7 +46,8 @@ def main(*, wall_s: float, cpu_s: int, memory_bytes: int, numpy_folder: str) -> 
     """Judge the program on standard input; write the verdict to standard output and exit.
 
     The input is a JSON object: a ``Program`` of ``qprobe.rewards.sandbox``. The output is R once
-    both processes are confined, then P if all tests passed, else F, or N for no code, S for code
+    both processes are confined, then, of calls that came to an end, a line of JSON with the key and
+    the text of each one's value, then P if all tests passed, else F, or N for no code, S for code
     that is not Python, U for what the sandbox cannot carry; then T if time was up. Or it is E and a
     reason.
     """
@@ -120,8 +122,8 @@ def _keep(*descriptors: int) -> None:
 
 def _make_namespace() -> dict[str, Any]:
     # dataclasses and typing look a class's module up by its name.
-    module = types.ModuleType("answer")
-    sys.modules["answer"] = module
+    module = types.ModuleType(SETUP_MODULE)
+    sys.modules[SETUP_MODULE] = module
     return vars(module)
 
 
@@ -131,7 +133,7 @@ def _run_setup(source: str, peer: Peer, namespace: dict[str, Any]) -> None:
     classes = {
         name: value
         for name, value in namespace.items()
-        if isinstance(value, type) and value.__module__ == "answer" and value.__name__ == name
+        if isinstance(value, type) and value.__module__ == SETUP_MODULE and value.__name__ == name
     }
     peer.setup_classes = frozenset(classes)
     fields = [getattr(each, "__dataclass_fields__", {}) for each in classes.values()]
@@ -234,17 +236,32 @@ def _judge(reader: int, writer: int, program: int, verdict: int, limits: _Limits
         _take_names(peer, namespace, asked["names"], asked["may_replace"])
         if any("asyncio" in each for each in (asked["setup"], *asked["tests"])):
             allow_loops()
-        named = peer.num_objects
-        try:
-            for test in asked["tests"]:
-                exec(compile(test, "<test>", "exec"), namespace)
-        finally:
-            uncarried = asked["asks_type"] and peer.num_objects > named
-            peer.is_unsupported |= uncarried or asked["looks_inside"]
+        if asked["calls"]:
+            _tell_results(peer, namespace, asked, verdict)
+        _run_tests(peer, namespace, asked)
     except BaseException as error:  # noqa: BLE001 SystemExit is no pass either
         peer.is_unsupported |= is_of_sandbox(error)
         fail()
     tell(_PASSED)
+
+
+def _tell_results(
+    peer: Peer, namespace: dict[str, Any], asked: dict[str, Any], verdict: int
+) -> None:
+    results = evaluate(asked["calls"], namespace, names=asked["names"])
+    if peer.is_unsupported:
+        raise TypeError("not supported by the sandbox")
+    os.write(verdict, json.dumps(results).encode() + b"\n")
+
+
+def _run_tests(peer: Peer, namespace: dict[str, Any], asked: dict[str, Any]) -> None:
+    named = peer.num_objects
+    try:
+        for test in asked["tests"]:
+            exec(compile(test, "<test>", "exec"), namespace)
+    finally:
+        uncarried = asked["asks_type"] and peer.num_objects > named
+        peer.is_unsupported |= uncarried or asked["looks_inside"]
 
 
 def _take_names(

@@ -1,0 +1,165 @@
+"""Votes by what candidates' code does: a few programs at a time, in a bounded queue.
+
+Each program runs in the sandbox of the reward ``tests``. No code and nothing that it gives reaches
+a log.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Event
+
+from qprobe.errors import RowError, SandboxError
+from qprobe.rewards.behaviour import group_outcomes, read_behaviour
+from qprobe.rewards.equal import Classes
+from qprobe.rewards.sandbox import Limits, Outcome, Program, watch_program
+from qprobe_server.choice.schemas import VoteRequest
+from qprobe_server.errors import RequestError
+from qprobe_server.settings import Settings
+
+__all__ = ["CodeRunner", "make_code_runner", "make_code_vote"]
+
+logger = logging.getLogger(__name__)
+
+_PARAM = "q_probe.vote"
+# Of each of a candidate's two processes.
+LIMITS = Limits(cpu_s=2, wall_s=10.0, memory_bytes=512 << 20)
+# Of a prompt, from the start of its first program.
+PROMPT_S = 30.0
+MAX_CHARACTERS = 65_536
+_RETRY_AFTER_S = 2
+_FIELDS = ("inputs", "tests", "setup", "entry_point")
+
+
+class CodeRunner:
+    """Runs programs for votes; one for a server.
+
+    Args:
+        num_workers: Programs at a time, >= 1.
+        max_requests: That may vote by code at a time, >= 1.
+    """
+
+    def __init__(self, *, num_workers: int, max_requests: int) -> None:
+        self.threads = ThreadPoolExecutor(num_workers, "vote-code")
+        self._max_requests = max_requests
+        self._num_requests = 0
+
+    def begin(self) -> None:
+        """Take a place for a request, before it is sampled.
+
+        Raises:
+            RequestError: 503; there is none left.
+        """
+        if self._num_requests >= self._max_requests:
+            raise RequestError(
+                f"{_PARAM}: {self._num_requests} requests vote by code already, as many as "
+                "--code-queue allows: try again later",
+                param=_PARAM,
+                status=503,
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        self._num_requests += 1
+
+    def end(self) -> None:
+        """Give a place back."""
+        self._num_requests -= 1
+
+
+class _CodeVote:
+    """A vote by what candidates' code does."""
+
+    by = "code"
+
+    def __init__(self, program: Program, runner: CodeRunner) -> None:
+        self._program = program
+        self._runner = runner
+
+    def begin(self) -> None:
+        """Take a place in the queue."""
+        self._runner.begin()
+
+    def end(self) -> None:
+        """Give it back."""
+        self._runner.end()
+
+    async def group(self, completions: Sequence[str]) -> Classes:
+        """Run a prompt's candidates and return their classes; a caller that leaves ends them."""
+        run = _PromptRun(self._program)
+        distinct = list(dict.fromkeys(completions))
+        futures = [self._runner.threads.submit(run.watch, each) for each in distinct]
+        try:
+            outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        finally:
+            run.stop.set()
+            for each in futures:
+                each.cancel()
+        by_text = dict(zip(distinct, outcomes, strict=True))
+        classes = group_outcomes([by_text[each] for each in completions], self._program)
+        num_left = outcomes.count(None)
+        if not num_left:
+            return classes
+        late = f"{num_left} candidates were not run in the time of a vote: they have no answer"
+        return replace(classes, notice="; ".join(filter(None, [classes.notice, late])))
+
+
+class _PromptRun:
+    """The programs of one prompt, and when they are to end."""
+
+    def __init__(self, program: Program) -> None:
+        self.stop = Event()
+        self._program = program
+        self._until_s: float | None = None
+
+    def watch(self, completion: str) -> Outcome | None:
+        """Run one; return None if it was not begun in time, or could not be."""
+        if self._until_s is None:
+            self._until_s = time.monotonic() + PROMPT_S
+        left_s = self._until_s - time.monotonic()
+        if left_s <= 0 or self.stop.is_set():
+            return None
+        limits = replace(LIMITS, wall_s=min(LIMITS.wall_s, left_s))
+        try:
+            program = replace(self._program, answer=completion)
+            return watch_program(program, limits, stop=self.stop)
+        except SandboxError as error:
+            logger.warning("A candidate of a vote by code was not run: %s.", error)
+            return None
+
+
+def make_code_runner(settings: Settings) -> CodeRunner | None:
+    """Return what the flags say, None if code is not to be run."""
+    if not settings.allow_code_execution:
+        return None
+    return CodeRunner(num_workers=settings.code_workers, max_requests=settings.code_queue)
+
+
+def make_code_vote(asked: VoteRequest, runner: CodeRunner | None) -> _CodeVote:
+    """Return the vote by code that is asked for.
+
+    Raises:
+        RequestError: 400; code is not run here, or a field is missing, too long or no Python.
+    """
+    if runner is None:
+        raise RequestError(
+            f"{_PARAM}.by: is 'code', which this server does not run: it wants the flag "
+            "--allow-code-execution",
+            param=f"{_PARAM}.by",
+        )
+    fields = {name: getattr(asked, name) for name in _FIELDS}
+    sources = [*(asked.inputs or ()), *(asked.tests or ()), asked.setup or ""]
+    num_characters = sum(map(len, sources))
+    if num_characters > MAX_CHARACTERS:
+        raise RequestError(
+            f"{_PARAM}: inputs, tests and setup have {num_characters} characters, more than "
+            f"{MAX_CHARACTERS}",
+            param=_PARAM,
+        )
+    try:
+        return _CodeVote(read_behaviour(fields), runner)
+    except RowError as error:
+        # A row's tests[2] is a request's tests.2.
+        param = f"{_PARAM}.{error.field.replace('[', '.').removesuffix(']')}"
+        raise RequestError(f"{param}: {error.message}", param=param) from error
