@@ -191,6 +191,7 @@ def server(
         *("--probe", f"early={make_probe('early', layer=2, window=8)}"),
         *("--probe-layers", "2,4,final", "--probe-dir", str(tmp_path_factory.mktemp("kept"))),
         *("--json-access-log", "--enable-scale-out"),
+        *("--allow-code-execution", "--code-queue", "2"),
         "--enable-auto-tool-choice",
         *("--tool-call-parser", "hermes"),
         *("--sse-keep-alive-interval", "1"),

@@ -92,6 +92,24 @@ def ask(server: Any, probe: str, **headers: str) -> Any:
     return server.client().post(CHAT, json=body, headers=headers)
 
 
+def test_votes_run_no_code_here_and_drop_nobody(second: Any) -> None:
+    asked = {
+        "model": "smollm2-135m:python",
+        "messages": [{"role": "user", "content": "Say it."}],
+        "structured_outputs": {"choice": ["yes", "no"]},
+        "q_probe": {"k": 4, "vote": {"by": "code", "inputs": ["f(3)"]}},
+    }
+    refused = second.client().post(CHAT, json=asked)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["param"] == "q_probe.vote.by"
+    assert "--allow-code-execution" in error["message"]
+    asked["q_probe"] = {"k": 4, "vote": {"by": "text"}}
+    reply = second.client().post(CHAT, json=asked).json()["q_probe"]
+    assert reply["notice"] == "no candidate is dropped early: all of them vote"
+    assert None not in reply["results"][0]["vote"]["classes"]
+
+
 def test_uploads_of_an_earlier_life_are_served(second: Any) -> None:
     cards = {each["id"]: each for each in second.client().get("/v1/probes").json()["data"]}
     assert set(cards) == {"end", "kept", "python"}

@@ -103,7 +103,7 @@ class RerankMetrics:
         )
         self._overhead = Histogram(
             "qprobe_rerank_overhead_seconds",
-            "From the end of a prompt's last candidate to its answer",
+            "From the end of a prompt's last candidate to its answer, without a vote",
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
             registry=registry,
         )

@@ -73,6 +73,7 @@ class PromptRun:
         rows = [Row(each.index, each.reading.pooling, each.reading.window) for each in self._probes]
         for step in self._steps:
             rows += [Row(each.heads[step.tokens], "mean", step.tokens) for each in self._probes]
+        self._vote_s = 0.0  # what a vote took, which may be to run code
         self._changed = asyncio.Event()  # a candidate has ended, or has what a checkpoint waits for
         self._candidates = [
             CandidateRun(uuid.uuid4().hex, params.num_logprobs, self._changed.set)
@@ -100,7 +101,7 @@ class PromptRun:
             chosen = self._find_cut_short()
             if chosen is None:
                 chosen = await self._choose(left)
-                self._engine.metrics.observe_overhead(time.monotonic() - ended_s)
+                self._engine.metrics.observe_overhead(time.monotonic() - ended_s - self._vote_s)
                 taken = True
         finally:
             if not taken:
@@ -190,10 +191,11 @@ class PromptRun:
         self._engine.metrics.count_non_finite(self.label, scores)
         check_finite(scores)
         beta = settle_beta(request, scores)
-        voted_s = time.monotonic()
+        begun_s = time.monotonic()
         classes = await self.rerank.group([candidates[place].text for place in places])
         if request.vote is not None and classes is not None:
-            self._engine.metrics.observe_vote(request.vote.by, classes, time.monotonic() - voted_s)
+            self._vote_s = time.monotonic() - begun_s
+            self._engine.metrics.observe_vote(request.vote.by, classes, self._vote_s)
         draw = choose(
             scores,
             None if classes is None else classes.of,
