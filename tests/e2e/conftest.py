@@ -131,7 +131,14 @@ SHIPPED = Path(str(resources.files("qprobe") / "shipped"))
 def make_probe(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> MakeProbe:
     """Return a function that writes a random probe for the small model."""
 
-    def make(name: str, *, layer: Layer = 4, pooling: Pooling = "mean", **fields: object) -> Path:
+    def make(
+        name: str,
+        *,
+        layer: Layer = 4,
+        pooling: Pooling = "mean",
+        window: int | None = None,
+        **fields: object,
+    ) -> Path:
         info: dict[str, object] = {
             "base_model": small_model.name,
             "hidden_size": 576,
@@ -142,9 +149,9 @@ def make_probe(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> M
         }
         made = ProbeInfo(**{**info, **fields})  # type: ignore[arg-type]  # checked when it is made
         torch.manual_seed(len(name))
-        weight = torch.randn(made.hidden_size) / made.hidden_size**0.5
+        weight = torch.randn(made.hidden_size).numpy() / made.hidden_size**0.5
         path = tmp_path_factory.mktemp("probes") / f"{name}.safetensors"
-        save_probe(Probe(made, Terms.linear(Reading(layer, pooling), weight)), path)
+        save_probe(Probe(made, Terms.linear(Reading(layer, pooling, window), weight)), path)
         return path
 
     return make
