@@ -155,7 +155,8 @@ def test_votes_are_those_of_enumeration() -> None:
             most = max(counts.values(), default=0)
             chosen = [i for i in subset if most == 0 or counts.get(answers[i]) == most]
             values.append(rewards[chosen].mean())
-        found = expected_vote_rewards(answers, rewards, groups, k=k)
+        even = np.zeros(len(rewards))
+        found = expected_vote_rewards(even, answers, rewards, groups, k=k, beta=0)
         assert found == pytest.approx([np.mean(values)])
 
 

@@ -71,7 +71,10 @@ def _from_mbpp_raw(row: Json) -> Json:
 
 
 def _read_mbpp(row: Json) -> tuple[str, str, Json]:
-    """Return the task, its first test, and the row's fields without the prompt."""
+    """Return the task, its first test, and the row's fields without the prompt.
+
+    ``visible_tests`` are those that the prompt shows, with what must be run before them.
+    """
     name = "prompt" if row.get("text") is None else "text"
     task = read_text(name, row.get(name))
     tests = row.get("test_list")
@@ -88,13 +91,15 @@ def _read_mbpp(row: Json) -> tuple[str, str, Json]:
     if before_tests:  # it builds the tests' arguments, often of the answer's own classes
         tests = [before_tests, *tests]
     first = tests[1] if before_tests else tests[0]
+    visible = [before_tests, first] if before_tests else [first]
     if row.get("test") is not None:  # EvalPlus' own, beside those of MBPP
         tests.append(read_text("test", row["test"]))
     made = {name: value for name, value in row.items() if name != "prompt"}
     entry_point = _tested_function(row.get("code"), first)
     if entry_point is not None:
         made["entry_point"] = entry_point
-    return task, first, made | {"tests": tests, "setup": "\n".join(lines)}
+    made |= {"tests": tests, "visible_tests": visible, "setup": "\n".join(lines)}
+    return task, first, made
 
 
 def _used_modules(tests: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 
 from qprobe.errors import EvaluationError
 from qprobe.probe.resampling import divergence, softmax
+from qprobe.probe.voting import vote_weights
 
 __all__ = [
     "NUM_SUBSETS",
@@ -97,28 +98,32 @@ def expect(
     return Expectation(*found)
 
 
-def expected_vote_rewards(answers: Ints, rewards: ArrayLike, groups: Ints, *, k: int) -> Floats:
-    """Expected reward of the answer that most of k samples give (self-consistency).
+def expected_vote_rewards(
+    scores: ArrayLike, classes: Ints, rewards: ArrayLike, groups: Ints, *, k: int, beta: float
+) -> Floats:
+    """Expected reward of a vote among k samples, by the rule of ``qprobe.probe.voting``.
 
-    Answers that are as frequent share evenly; if no sample has an answer, all samples do. Source:
-    Wang et al. 2023, "Self-Consistency Improves Chain of Thought Reasoning in Language Models".
+    With equal scores and beta 0 it is the answer that most of them give (self-consistency; Wang et
+    al. 2023, "Self-Consistency Improves Chain of Thought Reasoning in Language Models").
 
     Args:
-        answers: Shape (samples,): equal numbers for equal answers; -1 where there is none.
-        rewards: As in ``expect``, as are ``groups``, ``k`` and what is raised.
+        scores: As in ``expect``, as are ``rewards``, ``groups``, ``k``, ``beta`` and what is
+            raised.
+        classes: Shape (samples,): equal numbers for equal answers to one prompt, or NO_CLASS.
+        rewards: Shape (samples,).
         groups: Shape (samples,).
         k: How many samples vote.
+        beta: In units of score.
 
     Returns:
         Shape (prompts,), float64.
     """
-    _, reward, groups = _check(answers, rewards, groups, k)
+    score, reward, groups = _check(scores, rewards, groups, k)
     found = np.empty(int(groups[-1]) + 1)
     for prompts, picks, _ in list_subsets(groups, k):
         for prompt, pick in zip(prompts, picks, strict=True):  # one by one: k times the memory
-            given = answers[pick]  # (subsets, k)
-            votes = (given[:, :, None] == given[:, None, :]).sum(axis=-1) * (given >= 0)
-            found[prompt] = (softmax(votes.astype(float), 0.0) * reward[pick]).sum(axis=-1).mean()
+            weights = vote_weights(score[pick], classes[pick], beta)  # (subsets, k)
+            found[prompt] = (weights * reward[pick]).sum(axis=-1).mean()
     return found
 
 

@@ -175,7 +175,8 @@ def _choose_by_baselines(
         answers = [read_answer(each.text) for each in dataset.samples]
         numbers = {answer: i for i, answer in enumerate(dict.fromkeys(answers))} | {None: -1}
         votes = np.array([numbers[answer] for answer in answers], dtype=np.int64)
-        found["majority_vote"] = expected_vote_rewards(votes, rewards, groups, k=k)
+        even = np.zeros(len(rewards))
+        found["majority_vote"] = expected_vote_rewards(even, votes, rewards, groups, k=k, beta=0)
     return found
 
 

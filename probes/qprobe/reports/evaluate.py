@@ -1,14 +1,17 @@
 """What a probe is worth on a dataset: all that its report says, before it is put in words."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from qprobe.data.dataset import Dataset
 from qprobe.data.provenance import SEEN, SEEN_BY_SCHEDULE
 from qprobe.errors import DatasetError
+from qprobe.evaluation.executions import Execution
 from qprobe.evaluation.held_out import check_same_model, list_notes, list_unseen
 from qprobe.evaluation.metrics import measure
 from qprobe.evaluation.scoring import score
+from qprobe.evaluation.votes import Vote, find_classes, measure_vote
 from qprobe.probe.probe import Probe
 from qprobe.rejection.measures import judge_schedule
 from qprobe.rejection.scores import score_samples
@@ -19,6 +22,7 @@ from qprobe.training.recipe import read_settings
 __all__ = ["evaluate"]
 
 Json = dict[str, Any]
+_ALONE = Execution()
 
 
 def evaluate(
@@ -28,6 +32,8 @@ def evaluate(
     k: int | None = None,
     beta: float | None = None,
     curve: bool = True,
+    votes: Sequence[Vote] = (),
+    execution: Execution = _ALONE,
 ) -> Json:
     """Measure a probe on the prompts of a dataset that nothing of it was trained or chosen on.
 
@@ -41,11 +47,14 @@ def evaluate(
             samples of a prompt if they are fewer.
         beta: In units of score, finite, >= 0; None takes what the probe recommends.
         curve: Whether to train on fewer prompts too, if the dataset has all that it was trained on.
+        votes: Ways of voting to measure too.
+        execution: How these run code.
 
     Returns:
         What ``measure`` returns, in JSON types, with ``settings`` of the probe and ``notes``, a
         sentence for each thing that one must know to believe the figures. If they can be had:
-        ``schedule`` (what ``judge_schedule`` returns of the probe's) and ``learning_curve``.
+        ``schedule`` (what ``judge_schedule`` returns of the probe's), ``learning_curve`` and
+        ``votes`` (what ``measure_vote`` returns of each).
 
     Raises:
         QProbeError: Probe and dataset do not go together, there is no such prompt, or k or beta is
@@ -60,13 +69,21 @@ def evaluate(
     if wanted is None and k < info.k:
         notes.append(f"k is {k}, the fewest samples of a prompt; the probe recommends {info.k}")
     beta = info.beta if beta is None else beta
+    scores = score(probe.terms, held_out)
     metrics = measure(
-        score(probe.terms, held_out),
+        scores,
         held_out,
         k=k,
         beta=beta,
         read_answer=read_number if dataset.manifest.get("reward") == "numeric" else None,
     )
+    if votes:
+        metrics["votes"] = [
+            measure_vote(
+                scores, find_classes(held_out, each, execution), held_out, each, k=k, beta=beta
+            )
+            for each in votes
+        ]
     if info.schedule:
         try:
             samples = score_samples(probe, held_out)

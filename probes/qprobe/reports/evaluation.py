@@ -194,6 +194,11 @@ def _compare_ways(metrics: Json) -> list[list[str]]:
             (BASELINES[name], row, row["policy_minus_baseline"])
             for name, row in metrics["baselines"].items()
         ),
+        *(
+            (_name_vote(vote["by"], way), vote[way], vote[way]["policy_minus_vote"])
+            for vote in metrics.get("votes", [])
+            for way in ("majority", "weighted")
+        ),
         ("ceiling: best by reward", metrics["ceiling"], None),
     ]
     return [
@@ -204,6 +209,16 @@ def _compare_ways(metrics: Json) -> list[list[str]]:
         ]
         for name, row, minus in ways
     ]
+
+
+def _name_vote(by: str, way: str) -> str:
+    if by == "tests":
+        return {
+            "majority": "any that passes the visible tests",
+            "weighted": "passes the visible tests, best by the probe",
+        }[way]
+    weighed = {"majority": "majority", "weighted": "vote weighted by the probe's scores"}[way]
+    return f"{weighed}, by {by}"
 
 
 def _describe_errors(metrics: Json) -> str:

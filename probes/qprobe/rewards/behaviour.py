@@ -8,12 +8,14 @@ from typing import Any
 from qprobe.errors import RowError
 from qprobe.rewards.code import check_source, read_program
 from qprobe.rewards.equal import Classes, number
-from qprobe.rewards.sandbox import PASSED, Outcome, Program, Result
+from qprobe.rewards.sandbox import PASSED, Limits, Outcome, Program, Result
 from qprobe.rewards.tested import check_tests
 
-__all__ = ["group_outcomes", "read_behaviour"]
+__all__ = ["LIMITS", "group_outcomes", "read_behaviour"]
 
 Json = dict[str, Any]
+# Of each of a completion's two processes.
+LIMITS = Limits(cpu_s=2, wall_s=10.0, memory_bytes=512 << 20)
 _EQUALITY = (ast.Eq, ast.Is, ast.In)
 
 

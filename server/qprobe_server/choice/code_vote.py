@@ -13,9 +13,9 @@ from dataclasses import replace
 from threading import Event
 
 from qprobe.errors import RowError, SandboxError
-from qprobe.rewards.behaviour import group_outcomes, read_behaviour
+from qprobe.rewards.behaviour import LIMITS, group_outcomes, read_behaviour
 from qprobe.rewards.equal import Classes
-from qprobe.rewards.sandbox import Limits, Outcome, Program, watch_program
+from qprobe.rewards.sandbox import Outcome, Program, watch_program
 from qprobe_server.choice.schemas import VoteRequest
 from qprobe_server.errors import RequestError
 from qprobe_server.settings import Settings
@@ -25,8 +25,6 @@ __all__ = ["CodeRunner", "make_code_runner", "make_code_vote"]
 logger = logging.getLogger(__name__)
 
 _PARAM = "q_probe.vote"
-# Of each of a candidate's two processes.
-LIMITS = Limits(cpu_s=2, wall_s=10.0, memory_bytes=512 << 20)
 # Of a prompt, from the start of its first program.
 PROMPT_S = 30.0
 MAX_CHARACTERS = 65_536

@@ -147,6 +147,22 @@ def _add_eval(commands: "_SubParsersAction[Parser]") -> None:
     parser.add_argument("--k", type=int, help="default: what the probe recommends")
     parser.add_argument("--beta", type=float, help="likewise")
     parser.add_argument(
+        "--vote",
+        action="append",
+        default=[],
+        metavar="numeric|regex:PATTERN|json|text|code|tests",
+        help="measure votes among samples with equal answers too, as q_probe.vote holds them; code "
+        "compares what the calls in the visible tests return, tests takes what passes these; both "
+        "run the samples' code in a sandbox. May be given several times",
+    )
+    parser.add_argument(
+        "--vote-tests",
+        default="visible_tests",
+        metavar="FIELD",
+        help="of a row: the tests that its prompt shows, or FIELD[0] the first of them; default: "
+        "visible_tests, which the layouts mbpp and mbpp-raw write",
+    )
+    parser.add_argument(
         "--no-learning-curve", action="store_true", help="skip training on fewer prompts"
     )
 

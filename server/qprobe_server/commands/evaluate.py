@@ -4,6 +4,7 @@ Needs no engine.
 """
 
 import argparse
+import os
 import sys
 
 from qprobe_server.commands.datasets import check_datasets, load_datasets
@@ -12,6 +13,8 @@ from qprobe_server.commands.printing import print_headline, warn, warn_of_gain
 
 __all__ = ["run"]
 
+# In the dataset's folder: what its samples' code did.
+_EXECUTIONS = "executions.jsonl"
 _ORDER = "PROBE FOLDER..."
 
 
@@ -26,12 +29,30 @@ def run(args: argparse.Namespace) -> None:
     check_probe(args.probe, order=_ORDER)
     check_datasets(args.data, order=_ORDER)
     # Here, since torch takes seconds, which a wrong path should not.
+    from tqdm import tqdm
+
     from qprobe import evaluate, load_probe
+    from qprobe.evaluation.executions import Execution
+    from qprobe.evaluation.votes import Vote
     from qprobe.reports.evaluation import write_report
 
+    votes = [Vote.parse(each, tests=args.vote_tests) for each in args.vote]
     probe = load_probe(args.probe)
     dataset = load_datasets(args)
-    metrics = evaluate(probe, dataset, k=args.k, beta=args.beta, curve=not args.no_learning_curve)
+    with tqdm(desc="votes", unit=" samples", disable=not votes) as bar:
+        metrics = evaluate(
+            probe,
+            dataset,
+            k=args.k,
+            beta=args.beta,
+            curve=not args.no_learning_curve,
+            votes=votes,
+            execution=Execution(
+                kept=args.data[0] / _EXECUTIONS,
+                num_workers=os.cpu_count() or 1,
+                progress=bar.update,
+            ),
+        )
     write_report({**metrics, "title": args.probe.name}, args.output)
     print_headline(
         metrics,

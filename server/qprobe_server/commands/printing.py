@@ -37,6 +37,11 @@ def print_headline(metrics: Json, *, about: str) -> None:
     for name in ("base", "policy", "ceiling"):
         row = metrics[name]
         write(f"{name:9}{row['reward']:.4f}  ({row['low']:.4f} to {row['high']:.4f})\n")
+    for vote in metrics.get("votes", []):
+        for way in ("majority", "weighted"):
+            row = vote[way]
+            write(f"{way} vote by {vote['by']}: {row['reward']:.4f}  ({row['low']:.4f} to ")
+            write(f"{row['high']:.4f})\n")
     closed = metrics["gap_closed"]
     if closed:
         low, high = closed["low"], closed["high"]

@@ -1,0 +1,179 @@
+"""Votes among the samples of a dataset: who gives the same answer, and what voting is worth."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qprobe.data.dataset import Dataset
+from qprobe.errors import DatasetError, EvaluationError, RowError
+from qprobe.evaluation.bootstrap import Bootstrap
+from qprobe.evaluation.executions import Execution, run_programs
+from qprobe.evaluation.expectation import expect, expected_rewards, expected_vote_rewards
+from qprobe.probe.voting import NO_CLASS
+from qprobe.rewards.behaviour import group_outcomes, read_behaviour
+from qprobe.rewards.equal import (
+    Classes,
+    Grouping,
+    group_json,
+    group_numbers,
+    group_texts,
+    make_regex,
+)
+from qprobe.rewards.pattern import check_pattern
+from qprobe.rewards.sandbox import Program
+
+__all__ = ["VISIBLE_TESTS", "Vote", "find_classes", "measure_vote"]
+
+Json = dict[str, Any]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# The field of a row whose tests its prompt shows.
+VISIBLE_TESTS = "visible_tests"
+_READERS: dict[str, Grouping] = {
+    "numeric": group_numbers,
+    "json": group_json,
+    "text": group_texts,
+}
+_RUN = ("code", "tests")
+_PLACE = re.compile(r"([^\[\]]+)(?:\[(\d+)\])?")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """How samples vote.
+
+    Attributes:
+        by: ``numeric``, ``regex``, ``json``, ``text``; ``code``, what the calls in the visible
+            tests return; or ``tests``: all that pass these tests are one class.
+        pattern: Of ``regex``.
+        tests: With ``code`` and ``tests``: the field of a row with its visible tests, a list of
+            Python statements or one; ``NAME[0]`` is the first of a list.
+    """
+
+    by: str
+    pattern: str = ""
+    tests: str = VISIBLE_TESTS
+
+    @classmethod
+    def parse(cls, text: str, *, tests: str = VISIBLE_TESTS) -> "Vote":
+        """Read ``numeric``, ``regex:PATTERN`` and so on.
+
+        Raises:
+            EvaluationError: It is none of them, or the pattern is none.
+        """
+        by, _, pattern = text.partition(":")
+        if by == "regex" and pattern:
+            try:
+                check_pattern(pattern)
+            except ValueError as error:
+                raise EvaluationError("vote", f"{error}, got {pattern!r}") from error
+        elif text not in (*_READERS, *_RUN):
+            known = ", ".join((*_READERS, *_RUN))
+            raise EvaluationError("vote", f"must be {known} or regex:PATTERN, got {text!r}")
+        return cls(by, pattern, tests)
+
+
+def find_classes(dataset: Dataset, vote: Vote, execution: Execution) -> Ints:
+    """Return the class of each sample among those of its prompt: (samples,), or NO_CLASS.
+
+    Args:
+        dataset: Of samples in order of their prompts.
+        vote: What is compared.
+        execution: How code is run.
+
+    Raises:
+        DatasetError: A row has no visible tests, or they cannot be run.
+        SandboxError: This machine cannot run code safely.
+    """
+    places = [np.flatnonzero(dataset.groups == each) for each in range(len(dataset.prompts))]
+    if vote.by in _RUN:
+        grouped = _run(dataset, vote, places, execution)
+    else:
+        group = make_regex(vote.pattern) if vote.by == "regex" else _READERS[vote.by]
+        grouped = []
+        for rows in places:
+            grouped.append(group([dataset.samples[row].text for row in rows]))
+            for _ in rows:
+                execution.progress()
+    classes = np.full(len(dataset.samples), NO_CLASS, dtype=np.int64)
+    for rows, each in zip(places, grouped, strict=True):
+        classes[rows] = each.of
+    return classes
+
+
+def _run(dataset: Dataset, vote: Vote, places: list[Ints], execution: Execution) -> list[Classes]:
+    asked = [_read_row(dataset, prompt, vote.tests) for prompt in range(len(places))]
+    programs = [
+        replace(asked[prompt], answer=dataset.samples[row].text)
+        for prompt, rows in enumerate(places)
+        for row in rows
+    ]
+    outcomes = iter(run_programs(programs, execution))
+    # One run tells both: what the calls return, and whether the tests pass.
+    left_out: Json = {"tests": ()} if vote.by == "code" else {"calls": ()}
+    return [
+        group_outcomes([next(outcomes) for _ in rows], replace(program, **left_out))
+        for program, rows in zip(asked, places, strict=True)
+    ]
+
+
+def _read_row(dataset: Dataset, prompt: int, field: str) -> Program:
+    row, place = dataset.prompts[prompt], dataset.places[prompt]
+    found = _PLACE.fullmatch(field)
+    tests = row.get(found[1]) if found is not None else None
+    tests = [tests] if isinstance(tests, str) else tests
+    if found is not None and found[2] is not None and isinstance(tests, list):
+        tests = tests[int(found[2]) :][:1]
+    if not isinstance(tests, list) or not tests:
+        raise DatasetError(
+            field,
+            f"of {place} must be the tests that the prompt shows, got {tests!r:.60}: name the "
+            "field that has them (--vote-tests FIELD, or FIELD[0])",
+        )
+    try:
+        return read_behaviour({**row, "inputs": None, "tests": tests})
+    except RowError as error:
+        raise DatasetError(field, f"of {place}: {error}") from error
+
+
+def measure_vote(
+    scores: Floats, classes: Ints, dataset: Dataset, vote: Vote, *, k: int, beta: float
+) -> Json:
+    """Measure what a vote among k samples is worth, by the mean over subsets of them.
+
+    Args:
+        scores: Shape (samples,), of the dataset's samples, finite; on the scale of ``beta``.
+        classes: Shape (samples,), as ``find_classes`` gives them for all samples of a prompt.
+        dataset: At least 2 prompts with at least k samples each.
+        vote: What is compared.
+        k: How many samples vote.
+        beta: In units of score, finite, >= 0.
+
+    Returns:
+        In JSON types: ``by``, ``without_answer`` (share of the samples), and for ``majority`` (of
+        equal scores) and ``weighted`` (by these scores) ``reward`` with its 95 % interval,
+        ``policy_minus_vote``, what choosing by the scores alone earns more, and ``gap_closed``.
+    """
+    rewards, groups = dataset.rewards, dataset.groups
+    bootstrap = Bootstrap(len(dataset.prompts), dataset.questions)
+    policy = expect(scores, rewards, groups, k=k, beta=beta).rewards
+    base = expected_rewards(scores, rewards, groups, k=1, beta=0)
+    gaps = expected_rewards(rewards, rewards, groups, k=k, beta=0) - base
+    found: Json = {
+        "by": f"{vote.by} {vote.pattern}".strip(),
+        "without_answer": float((classes == NO_CLASS).mean()),
+    }
+    for name, values, at in (("majority", np.zeros_like(scores), 0.0), ("weighted", scores, beta)):
+        votes = expected_vote_rewards(values, classes, rewards, groups, k=k, beta=at)
+        found[name] = {
+            **bootstrap.mean(votes).to_json("reward"),
+            "policy_minus_vote": bootstrap.mean(policy - votes).to_json("difference"),
+            "gap_closed": bootstrap.ratio(votes - base, gaps).to_json("share")
+            if gaps.sum() > 0
+            else None,
+        }
+    return found
