@@ -62,13 +62,13 @@ def held_out_rewards(
         known = rng.permutation(np.flatnonzero(folds != fold))[: train_prompts or None]
         train, test = np.isin(dataset.groups, known), folds[dataset.groups] == fold
         fitted = fit_probe(
-            features[train],
+            [features[train]],
             dataset.rewards[train],
             dataset.groups[train],
             settings,
             dataset.questions[dataset.groups[train]],
         )
-        scores[test] = fitted.score(features[test]).double().numpy()
+        scores[test] = fitted.score([features[test]]).double().numpy()
     return expected_rewards(scores, dataset.rewards, dataset.groups, k=k, beta=settings.beta)
 
 
@@ -152,8 +152,7 @@ def _list_variants(
         *((str(each), [each], 0, {}) for each in [*same_pooling, *same_layer] if each != reading),
         (f"{len(layers)} layers concatenated", same_pooling, 0, {}),
         (f"{len(same_layer)} poolings concatenated", same_layer, 0, {}),
-        ("MLP 32", [reading], 0, {"hidden": (32,)}),
-        ("MLP 64, 32", [reading], 0, {"hidden": (64, 32)}),
+        ("an intercept for each prompt", [reading], 0, {"per_prompt": True}),
     ]
 
 

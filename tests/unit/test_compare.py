@@ -58,7 +58,7 @@ def test_no_probe_has_seen_the_prompt_it_is_judged_on(monkeypatch: pytest.Monkey
     features = dataset.features(GOOD)
     trained_on = []
 
-    def record(known: torch.Tensor, rewards: Any, groups: Any, *rest: Any) -> Any:
+    def record(known: list[torch.Tensor], rewards: Any, groups: Any, *rest: Any) -> Any:
         trained_on.append(set(groups.tolist()))
         return fit_probe(known, rewards, groups, *rest)
 

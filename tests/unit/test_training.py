@@ -15,13 +15,15 @@ from qprobe import Reading, Terms
 from qprobe.errors import TrainingError
 from qprobe.probe.probe import Probe, ProbeInfo
 from qprobe.probe.values import OBJECTIVES
+from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
+from qprobe.training.inputs import prepare
 
 Vector = NDArray[np.float64]
-Problem = tuple[Tensor, Vector, NDArray[np.int64]]
+Drawn = tuple[Tensor, Vector, NDArray[np.int64]]
 
 
-def draw(seed: int, *, num_prompts: int = 40, n: int = 8, hidden: int = 12) -> Problem:
+def draw(seed: int, *, num_prompts: int = 40, n: int = 8, hidden: int = 12) -> Drawn:
     """Binary rewards; 2 features matter, one of them by a third; units and means are uneven."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(num_prompts), n)
@@ -34,8 +36,9 @@ def draw(seed: int, *, num_prompts: int = 40, n: int = 8, hidden: int = 12) -> P
     return features, rewards, groups
 
 
-def fit(problem: Problem, **fields: Any) -> FittedProbe:
-    return fit_probe(*problem, TrainingSettings(**{"num_folds": 2, **fields}))
+def fit(problem: Drawn, **fields: Any) -> FittedProbe:
+    features, rewards, groups = problem
+    return fit_probe([features], rewards, groups, TrainingSettings(**{"num_folds": 2, **fields}))
 
 
 def standardised(features: Tensor) -> Vector:
@@ -79,19 +82,20 @@ def test_mse_is_ridge_regression(decay: float) -> None:
     covariance = z.T @ z / len(z)
     weights = np.linalg.solve(covariance + decay / 2 * np.eye(z.shape[1]), z.T @ rewards / len(z))
     found = fit(problem, objective="mse", weight_decays=(decay,))
-    assert_same_direction(found.score(features), z @ weights, tolerance=TOLERANCE)
+    assert_same_direction(found.score([features]), z @ weights, tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.01])
 def test_ce_is_logistic_regression(decay: float) -> None:
     """scikit-learn minimises C * sum of losses + |w|^2 / 2, so C = 1 / (n * decay)."""
-    problem = features, rewards, groups = draw(1)
+    problem = features, rewards, _ = draw(1)
     z = standardised(features)
     reference = LogisticRegression(C=1 / (len(z) * decay), tol=1e-8, max_iter=1000).fit(z, rewards)
     found = fit(problem, objective="ce", weight_decays=(decay,))
     theirs = reference.decision_function(z)
-    assert_same_direction(found.score(features), theirs, tolerance=TOLERANCE)
-    assert found.scale == pytest.approx(within_std(torch.tensor(theirs), groups), rel=TOLERANCE)
+    assert_same_direction(found.score([features]), theirs, tolerance=TOLERANCE)
+    raw = found.scale * found.score([features]).double().numpy()
+    assert np.abs(raw - theirs).max() < 1e-3 * theirs.std()
 
 
 @pytest.mark.parametrize("objective", ["bt", "dpo"])
@@ -112,7 +116,7 @@ def test_bt_and_dpo_are_logistic_regression_on_differences(objective: str) -> No
         sample_weight=np.concatenate([share, share]) / 2,
     )
     found = fit(problem, objective=objective, weight_decays=(0.05,))
-    assert_same_direction(found.score(features), z @ reference.coef_[0], tolerance=TOLERANCE)
+    assert_same_direction(found.score([features]), z @ reference.coef_[0], tolerance=TOLERANCE)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -122,16 +126,16 @@ def test_features_in_other_units_give_the_same_scores(objective: str) -> None:
     moved = features * torch.linspace(0.1, 30, 12) - 7
     plain = fit((features, rewards, groups), objective=objective, weight_decays=(1.0,))
     other = fit((moved, rewards, groups), objective=objective, weight_decays=(1.0,))
-    assert torch.allclose(plain.score(features), other.score(moved), atol=2e-2)
-    assert plain.layers[0][0].shape == (1, 12)
+    # The kinks of ppo end a search where little is left to gain, here or there.
+    tolerance = 6e-2 if objective == "ppo" else 2e-3
+    assert torch.allclose(plain.score([features]), other.score([moved]), atol=tolerance)
+    assert plain.weights[0].shape == (12,)
 
 
-@pytest.mark.parametrize("hidden", [(), (6,), (6, 4)])
-def test_scores_have_unit_spread_within_prompts_and_suit_a_probe(hidden: tuple[int, ...]) -> None:
+def test_held_out_scores_have_unit_spread_and_the_weights_suit_a_probe() -> None:
     problem = features, _, groups = draw(4)
-    found = fit(problem, hidden=hidden, weight_decays=(0.01,))
-    assert len(found.layers) == len(hidden) + 1
-    assert within_std(found.score(features), groups) == pytest.approx(1, abs=1e-4)
+    found = fit(problem, weight_decays=(0.01,))
+    assert within_std(torch.tensor(found.held_out_scores), groups) == pytest.approx(1, abs=1e-6)
     info = ProbeInfo(
         base_model="m",
         hidden_size=12,
@@ -140,11 +144,36 @@ def test_scores_have_unit_spread_within_prompts_and_suit_a_probe(hidden: tuple[i
         k=4,
         beta=0.1,
     )
-    if not hidden:
-        ((weight, bias),) = found.layers
-        terms = Probe(info, Terms.linear(Reading(2, "mean"), weight.numpy(), float(bias))).terms
-        scores = features.double() @ torch.from_numpy(terms.states[0].weight).double() + terms.bias
-        assert torch.allclose(scores, found.score(features).double(), atol=1e-5)
+    probe = Probe(info, Terms.linear(Reading(2, "mean"), found.weights[0].numpy(), found.bias))
+    (state,) = probe.terms.states
+    scores = features.double() @ torch.from_numpy(state.weight).double() + probe.terms.bias
+    assert torch.allclose(scores, found.score([features]).double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_unit_of_scores_is_their_spread_on_other_prompts(objective: str) -> None:
+    """60 prompts x 8 of 300 features, mostly noise: on those trained on it is another.
+
+    The spread of 400 fresh prompts is known to 1 / sqrt(2 * 400 * 7) = .013; that the folds train
+    on 4 of 5 prompts, and see 60, leaves a few hundredths more.
+    """
+    problem = draw(10, num_prompts=60, hidden=300)
+    features, _, groups = draw(11, num_prompts=400, hidden=300)
+    found = fit(problem, objective=objective, num_folds=5, weight_decays=(0.1,))
+    assert within_std(found.score([features]), groups) == pytest.approx(1, abs=0.15)
+
+
+def test_held_out_scores_are_those_of_fits_without_the_prompt() -> None:
+    """With 2 folds of 2 prompts, what a prompt gets does not hang on its own rewards."""
+    features, rewards, groups = draw(14, num_prompts=4, n=20)
+    settings = TrainingSettings(weight_decays=(1.0,), num_folds=2)
+    found = fit_probe([features], rewards, groups, settings)
+    flipped = np.where(groups == 0, 1 - rewards, rewards)
+    other = fit_probe([features], flipped, groups, settings)
+    mine = groups == 0
+    raw, changed = (each.held_out_scores * each.scale for each in (found, other))
+    assert np.abs(raw[mine] - changed[mine]).max() < 1e-3
+    assert np.abs(raw[~mine] - changed[~mine]).max() > 0.1
 
 
 def test_prompts_with_one_sample_do_not_count_in_the_scale() -> None:
@@ -152,20 +181,20 @@ def test_prompts_with_one_sample_do_not_count_in_the_scale() -> None:
     kept = np.flatnonzero((np.arange(len(groups)) % 8 == 0) | (groups > 5))
     problem = features[torch.from_numpy(kept)], rewards[kept], groups[kept]
     found = fit(problem, weight_decays=(1.0,))
-    assert within_std(found.score(problem[0]), problem[2]) == pytest.approx(1, abs=1e-4)
+    spread = within_std(torch.tensor(found.held_out_scores), problem[2])
+    assert spread == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("hidden", [(), (8,)])
 @pytest.mark.parametrize("objective", ["ce", "pg", "bt"])
-def test_the_same_seed_gives_the_same_bits(objective: str, hidden: tuple[int, ...]) -> None:
+def test_the_same_seed_gives_the_same_bits(objective: str) -> None:
     problem = draw(6, num_prompts=16)
     decays = (0.1, 0.03)
-    first = fit(problem, objective=objective, hidden=hidden, weight_decays=decays, seed=3)
-    again = fit(problem, objective=objective, hidden=hidden, weight_decays=decays, seed=3)
-    for one, other in zip(first.layers, again.layers, strict=True):
-        assert torch.equal(one[0], other[0])
-        assert torch.equal(one[1], other[1])
+    first = fit(problem, objective=objective, weight_decays=decays, seed=3)
+    again = fit(problem, objective=objective, weight_decays=decays, seed=3)
+    assert torch.equal(first.weights[0], again.weights[0])
+    assert first.bias == again.bias
     assert first.cross_validation == again.cross_validation
+    assert first.held_out_scores.tolist() == again.held_out_scores.tolist()
 
 
 def test_many_pairs_and_threads_give_the_same_bits() -> None:
@@ -180,13 +209,7 @@ def test_many_pairs_and_threads_give_the_same_bits() -> None:
             assert torch.get_num_threads() == num
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0].layers[0][0], found[1].layers[0][0])
-
-
-def test_another_seed_gives_another_mlp() -> None:
-    problem = draw(6)
-    first, other = (fit(problem, hidden=(8,), weight_decays=(0.01,), seed=seed) for seed in (1, 2))
-    assert not torch.equal(first.layers[0][0], other.layers[0][0])
+    assert torch.equal(found[0].weights[0], found[1].weights[0])
 
 
 @pytest.mark.parametrize("objective", ["ce", "pg", "bt"])
@@ -197,7 +220,9 @@ def test_the_order_of_prompts_does_not_matter(objective: str) -> None:
     moved = features[torch.from_numpy(rows)], rewards[rows], groups
     plain = fit((features, rewards, groups), objective=objective, weight_decays=(1.0,))
     other = fit(moved, objective=objective, weight_decays=(1.0,))
-    assert torch.allclose(plain.score(features), other.score(features), atol=2e-2)
+    # Other prompts are held out together, so that the unit of scores is a little different.
+    one, two = (each.scale * each.score([features]) for each in (plain, other))
+    assert torch.allclose(one, two, atol=2e-2 * plain.scale)
 
 
 def test_prompts_that_ask_the_same_are_held_out_together() -> None:
@@ -212,13 +237,17 @@ def test_prompts_that_ask_the_same_are_held_out_together() -> None:
     groups = np.repeat(np.arange(40), 4)
     questions = np.tile(kinds, 2)
     settings = TrainingSettings(objective="mse", beta=1.0, weight_decays=(0.1,), num_folds=4)
-    problem = torch.tensor(features, dtype=torch.float32), rewards, groups
-    (alone,) = fit_probe(*problem, settings).cross_validation
-    (together,) = fit_probe(*problem, settings, questions).cross_validation
-    assert alone["reward"] > 0.75
-    assert together["reward"] == pytest.approx(0.5, abs=0.01)
+    inputs = prepare([torch.tensor(features)])
+    alone, together = (
+        cross_validate(Problem(rewards, groups, settings, asked), inputs).rewards.mean()
+        for asked in (None, questions)
+    )
+    assert alone > 0.75
+    assert together == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(TrainingError, match="tell nothing of prompts held out"):
+        fit_probe([torch.tensor(features)], rewards, groups, settings, questions)
     with pytest.raises(TrainingError, match=r"num_folds: must be at most 20, .* got 21"):
-        fit_probe(*problem, replace(settings, num_folds=21), questions)
+        Problem(rewards, groups, replace(settings, num_folds=21), questions)
 
 
 @pytest.mark.parametrize("objective", ["mse", "pg", "ppo", "bt"])
@@ -226,8 +255,8 @@ def test_the_unit_of_the_reward_does_not_matter(objective: str) -> None:
     features, rewards, groups = draw(9)
     plain = fit((features, rewards, groups), objective=objective, weight_decays=(1.0,))
     other = fit((features, 50 * rewards - 8, groups), objective=objective, weight_decays=(1.0,))
-    theirs = other.score(features).numpy()
-    assert_same_direction(plain.score(features), theirs, tolerance=2 * TOLERANCE)
+    theirs = other.score([features]).numpy()
+    assert_same_direction(plain.score([features]), theirs, tolerance=2 * TOLERANCE)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -240,7 +269,7 @@ def test_the_chosen_decay_finds_the_signal_among_noise(objective: str) -> None:
     problem = draw(10, num_prompts=60, hidden=300)
     features, rewards, groups = draw(11, num_prompts=400, hidden=300)
     found = fit(problem, objective=objective, weight_decays=(100.0, 1.0, 0.1))
-    gained = expected_reward(found.score(features), rewards, groups)
+    gained = expected_reward(found.score([features]), rewards, groups)
     base = np.array([rewards[groups == each].mean() for each in range(400)])
     differences = gained - base
     assert differences.mean() > 6 * differences.std() / math.sqrt(400)
@@ -270,45 +299,17 @@ def test_held_out_reward_is_that_of_fits_without_those_prompts() -> None:
         found = fit((features, rewards, groups), weight_decays=(1.0,), seed=seed)
         options = []
         for mate in (1, 2, 3):
-            total = 0.0
+            raw = torch.zeros(len(groups), dtype=torch.float64)
             for train in ([0, mate], [each for each in (1, 2, 3) if each != mate]):
                 mask = np.isin(groups, train)
                 # Standardised by all prompts, as cross-validation is: features carry no rewards.
                 z = standardised(features)
                 model = LogisticRegression(C=1 / mask.sum(), tol=1e-8).fit(z[mask], rewards[mask])
-                scores = model.decision_function(z)
-                spread = within_std(torch.tensor(scores[mask]), groups[mask])
-                scores = torch.tensor(scores[~mask] / spread)
-                total += expected_reward(scores, rewards[~mask], groups[~mask]).sum()
-            options.append(total / 4)
+                raw[~mask] = torch.tensor(model.decision_function(z)[~mask])
+            scores = raw / within_std(raw, groups)
+            options.append(expected_reward(scores, rewards, groups).mean())
         reward = found.cross_validation[0]["reward"]
         assert min(abs(reward - each) for each in options) < TOLERANCE / 0.1
-
-
-def test_an_mlp_learns_what_no_linear_probe_can() -> None:
-    """The reward is whether a feature is far from 0: its sign carries nothing.
-
-    150 fresh prompts; 6 standard errors of the difference, as above.
-    """
-
-    def far(seed: int, num_prompts: int) -> Problem:
-        rng = np.random.default_rng(seed)
-        features = torch.tensor(rng.normal(size=(num_prompts * 8, 4)), dtype=torch.float32)
-        rewards = (features[:, 0].abs() > 0.7).double().numpy()
-        return features, rewards, np.repeat(np.arange(num_prompts), 8)
-
-    features, rewards, groups = far(1, 150)
-    mlp, linear = (
-        expected_reward(fit(far(0, 80), hidden=hidden).score(features), rewards, groups)
-        for hidden in ((16,), ())
-    )
-    assert (mlp - linear).mean() > 6 * (mlp - linear).std() / math.sqrt(150)
-
-
-def test_an_mlp_that_decays_to_nothing_is_an_error() -> None:
-    with pytest.raises(TrainingError, match=r"50\.0") as refused:
-        fit(draw(15), hidden=(4,), weight_decays=(50.0,))
-    assert refused.value.field == "weight_decays"
 
 
 def test_constant_features_do_no_harm() -> None:
@@ -316,7 +317,7 @@ def test_constant_features_do_no_harm() -> None:
     padded = torch.cat([features, torch.full((len(features), 3), 1000.3)], dim=1)
     plain = fit((features, rewards, groups), weight_decays=(1.0,))
     other = fit((padded, rewards, groups), weight_decays=(1.0,))
-    assert torch.allclose(plain.score(features), other.score(padded), atol=2e-2)
+    assert torch.allclose(plain.score([features]), other.score([padded]), atol=2e-2)
 
 
 @pytest.mark.parametrize(
@@ -325,8 +326,7 @@ def test_constant_features_do_no_harm() -> None:
         ("objective", "magic", "'magic'"),
         ("beta", -0.1, "-0.1"),
         ("beta", math.nan, "nan"),
-        ("hidden", (3, 3, 3), "(3, 3, 3)"),
-        ("hidden", (0,), "0"),
+        ("per_prompt", 1, "1"),
         ("weight_decays", (1.0, -2.0), "-2.0"),
         ("weight_decays", (math.inf,), "inf"),
         ("num_folds", 1, "1"),
@@ -355,7 +355,7 @@ def test_bad_data_are_named() -> None:
         ("features", r"\(320,\)", (features[:, 0], rewards, groups)),
         ("rewards", "inf", (features, infinite, groups)),
         ("rewards", r"\(319,\)", (features, rewards[1:], groups)),
-        ("groups", r"\(319,\)", (features, rewards, groups[1:])),
+        ("rewards", r"\(319,\)", (features, rewards, groups[1:])),
         ("groups", "sample 8", (features, rewards, groups[::-1])),
         ("rewards", "differ within no prompt", (features, flat, groups)),
         ("num_folds", "at most 1", (features, one, groups)),

@@ -96,14 +96,15 @@ def test_heads_are_trained_like_probes_of_their_own(
     """A head is what training on the mean over its window gives, whatever else was trained."""
     data = write_dataset(tmp_path / "data")
     path = tmp_path / "p.safetensors"
-    flags = ("--layer", 3, "--objective", "mse", *SMALL)
+    flags = ("--layer", 3, "--objective", "mse", *SMALL, "--per-prompt")
     run(monkeypatch, "train", data, *flags, "--checkpoints", "8,16", "-o", path)
     probe = load_probe(path)
     assert probe.info.checkpoints == (8, 16)
     for window in (8, 16):
         alone = tmp_path / f"{window}.safetensors"
         reading = ("--layer", 3, "--window", window)
-        run(monkeypatch, "train", data, *reading, "--objective", "mse", *SMALL, "-o", alone)
+        like = (*reading, "--objective", "mse", *SMALL, "--per-prompt")
+        run(monkeypatch, "train", data, *like, "-o", alone)
         mine, other = probe.heads[window], load_probe(alone).terms
         assert np.array_equal(mine.states[0].weight, other.states[0].weight)
         assert mine.bias == other.bias

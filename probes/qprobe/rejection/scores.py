@@ -72,13 +72,13 @@ def cross_fit(
             known = np.flatnonzero(sample_folds != fold)
             rest = np.flatnonzero(sample_folds == fold)
             fitted = fit_probe(
-                features[known],
+                [features[known]],
                 dataset.rewards[known],
                 dataset.groups[known],
                 settings,
                 questions[known],
             )
-            scores[rest] = fitted.score(features[rest]).double().numpy()
+            scores[rest] = fitted.score([features[rest]]).double().numpy()
         progress()
         return scores
 

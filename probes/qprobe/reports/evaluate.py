@@ -1,6 +1,6 @@
 """What a probe is worth on a dataset: all that its report says, before it is put in words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ def evaluate(
     curve: bool = True,
     votes: Sequence[Vote] = (),
     execution: Execution = _ALONE,
+    progress: Callable[[int], object] = lambda total: None,
 ) -> Json:
     """Measure a probe on the prompts of a dataset that nothing of it was trained or chosen on.
 
@@ -49,6 +50,7 @@ def evaluate(
         curve: Whether to train on fewer prompts too, if the dataset has all that it was trained on.
         votes: Ways of voting to measure too.
         execution: How these run code.
+        progress: Called after each of these trainings with the number of all.
 
     Returns:
         What ``measure`` returns, in JSON types, with ``settings`` of the probe and ``notes``, a
@@ -95,7 +97,12 @@ def evaluate(
     if curve and len(known) == info.training.get("train_prompts"):
         settings = replace(read_settings(info), beta=beta)
         metrics["learning_curve"] = learning_curve(
-            dataset.subset(known), held_out, reading=probe.terms.readings[0], settings=settings, k=k
+            dataset.subset(known),
+            held_out,
+            reading=probe.terms.readings[0],
+            settings=settings,
+            k=k,
+            progress=progress,
         )
     return {**metrics, "settings": _describe(probe), "notes": notes}
 

@@ -1,6 +1,6 @@
 """How much a probe gains from more prompts to train on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,7 @@ def learning_curve(
     settings: TrainingSettings,
     k: int,
     sizes: Sequence[int] = SIZES,
+    progress: Callable[[int], object] = lambda total: None,
 ) -> list[Json]:
     """Train on the first prompts of 5 random orders, and on all; blocks for as many trainings.
 
@@ -46,6 +47,7 @@ def learning_curve(
         k: How many samples to choose among.
         sizes: Numbers of prompts, at least 2; those not below the number of all are left out. All
             prompts always come last.
+        progress: Called after each training with the number of all.
 
     Returns:
         A row for each size: ``num_prompts``, ``reward`` (mean over orders, on the test prompts),
@@ -73,18 +75,24 @@ def learning_curve(
         folds = max(2, min(settings.num_folds, int(differing)))
         chosen = replace(settings, num_folds=folds)
         questions = development.questions[development.groups[rows]]
-        fitted = fit_probe(features[0][rows], development.rewards[rows], groups, chosen, questions)
-        return expect(fitted.score(features[1]).double().numpy())
+        fitted = fit_probe(
+            [features[0][rows]], development.rewards[rows], groups, chosen, questions
+        )
+        return expect(fitted.score([features[1]]).double().numpy())
 
     # First, so that what no set of prompts can be trained with is an error, not the base model.
     curve = {total: run(range(total))[None]}
-    for size in sorted({each for each in sizes if 2 <= each < total}):
+    fewer = sorted({each for each in sizes if 2 <= each < total})
+    num_trainings = 1 + _NUM_ORDERS * len(fewer)
+    progress(num_trainings)
+    for size in fewer:
         found = []
         for order in orders:
             try:
                 found.append(run(order[:size].tolist()))
             except TrainingError:
                 found.append(expect(np.zeros(len(test.rewards))))
+            progress(num_trainings)
         curve[size] = np.array(found)
     return [
         {

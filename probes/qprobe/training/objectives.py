@@ -26,11 +26,14 @@ __all__ = [
     "ppo",
     "segment_mean",
     "segment_softmax",
+    "segment_spread",
 ]
 
 Loss = Callable[[Tensor], Tensor]
 # The range in which PPO's ratio counts (Schulman et al. 2017, table 3).
 _CLIP = 0.2
+# Of an intercept's search, and when it has moved little enough.
+_NEWTON_STEPS, _NEWTON_TOLERANCE = 50, 1e-9
 
 
 def mse(scores: Tensor, rewards: Tensor, groups: Tensor) -> Tensor:
@@ -144,13 +147,14 @@ def dpo(
     return _pair_loss(scores, _find_pairs(scores, rewards, groups), scale=scale)
 
 
-def make_loss(objective: str, rewards: Tensor, groups: Tensor) -> Loss:
+def make_loss(objective: str, rewards: Tensor, groups: Tensor, *, per_prompt: bool = False) -> Loss:
     """Return the loss as a function of scores, at beta = 1; what costs time is done here once.
 
     Args:
         objective: ``mse``, ``ce``, ``pg``, ``ppo``, ``bt`` or ``dpo``.
         rewards: As for that objective.
         groups: As for that objective.
+        per_prompt: Whether ``mse`` and ``ce`` are the least over an intercept for each prompt.
 
     Raises:
         TrainingError: Of that objective, here or at the first call; or the objective is unknown.
@@ -161,8 +165,56 @@ def make_loss(objective: str, rewards: Tensor, groups: Tensor) -> Loss:
     if objective in ("bt", "dpo"):
         pairs = _find_pairs(rewards, rewards, groups)
         return lambda scores: _pair_loss(scores, pairs, scale=1.0)
+    if per_prompt and objective == "mse":
+        advantages = _advantages(rewards, rewards, groups)
+        return lambda scores: mse(_advantages(scores, scores, groups), advantages, groups)
+    if per_prompt and objective == "ce":
+        return _ce_with_intercepts(rewards, groups)
     function = {"mse": mse, "ce": ce, "pg": pg, "ppo": ppo}[objective]
     return lambda scores: function(scores, rewards, groups)
+
+
+def _ce_with_intercepts(rewards: Tensor, groups: Tensor) -> Loss:
+    """``ce`` of score + intercept, at the intercepts that make it least.
+
+    Where all rewards of a prompt are 0, or all 1, that is 0 whatever the scores. The gradient by
+    the scores is that at fixed intercepts, as the loss is flat in these.
+    """
+    ce(rewards, rewards, groups)  # refuses what it must
+    segments, num = _segments(groups)
+    totals = _sum_by_prompt(rewards, groups)  # (prompts,)
+    sizes = _sum_by_prompt(torch.ones_like(rewards), groups)
+    telling = (totals > 0) & (totals < sizes)
+    kept = telling[segments]
+    odds = (totals / (sizes - totals)).log()
+
+    def loss(scores: Tensor) -> Tensor:
+        # The intercept lies where all of a prompt's scores being the highest, or the lowest, would
+        # put it; Newton's steps are kept between such bounds by bisection.
+        fixed = scores.detach()
+        highest = fixed.new_empty(num).scatter_reduce(
+            0, segments, fixed, "amax", include_self=False
+        )
+        lowest = fixed.new_empty(num).scatter_reduce(0, segments, fixed, "amin", include_self=False)
+        low, high = odds - highest, odds - lowest
+        intercepts = odds - segment_mean(fixed, groups)
+        for _ in range(_NEWTON_STEPS):
+            chances = torch.sigmoid(fixed + intercepts[segments])
+            excess = _sum_by_prompt(chances, groups) - totals
+            slope = _sum_by_prompt(chances * (1 - chances), groups)
+            low = torch.where(excess < 0, intercepts, low)
+            high = torch.where(excess > 0, intercepts, high)
+            moved = intercepts - excess / slope
+            inside = (moved > low) & (moved < high)
+            moved = torch.where(inside, moved, (low + high) / 2)
+            if bool(((moved - intercepts).abs() < _NEWTON_TOLERANCE)[telling].all()):
+                break
+            intercepts = torch.where(telling, moved, intercepts)
+        logits = (scores + intercepts[segments])[kept]
+        losses = binary_cross_entropy_with_logits(logits, rewards[kept], reduction="sum")
+        return losses / len(scores)
+
+    return loss
 
 
 def segment_softmax(logits: Tensor, groups: Tensor) -> Tensor:
@@ -183,6 +235,19 @@ def segment_mean(values: Tensor, groups: Tensor) -> Tensor:
     """Mean of each prompt's values: shape (prompts,), in order of the prompts that occur."""
     sums = _sum_by_prompt(values, groups)
     return sums / _sum_by_prompt(torch.ones_like(values), groups)
+
+
+def segment_spread(values: Tensor, groups: Tensor) -> float:
+    """Standard deviation within prompts: root of the mean over prompts of the unbiased variance.
+
+    Prompts with one sample say nothing of it. Unbiased, so that it means the same for 2 samples a
+    prompt as for 200.
+    """
+    _, segments, sizes = torch.unique_consecutive(groups, return_inverse=True, return_counts=True)
+    deviations = values - segment_mean(values, groups)[segments]
+    variances = segment_mean(deviations.square(), groups)[sizes > 1]
+    sizes = sizes[sizes > 1]
+    return float((variances * sizes / (sizes - 1)).mean().sqrt())
 
 
 def _segments(groups: Tensor) -> tuple[Tensor, int]:

@@ -1,175 +1,184 @@
-"""Minimising a loss over the weights of a small network; standardising features and undoing it.
+"""Minimising a loss of linear scores, with a penalty on the squared weights.
 
-Knows nothing of prompts, objectives or cross-validation. Networks are lists of (weight, bias), as
-in ``Probe``.
+Knows nothing of prompts, objectives or cross-validation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-__all__ = ["Inputs", "Layers", "fit_path", "forward", "prepare"]
+__all__ = ["Linear", "Loss", "minimise"]
 
-Layers = list[tuple[Tensor, Tensor]]
-# Steps of L-BFGS per fit. A linear fit takes 4 to 15, but for the kinks of ppo and the weak decays
-# of pg; MLPs of 32 gained nothing on fresh prompts after 40.
-_MAX_STEPS = 40
-# Ends where a step lowers the loss by less, or moves every weight by less. Against 1e-11 and 500
-# steps, 1,600 samples x 576: scores correlate by > 0.9999, save pg and ppo at decay 0.1 (0.995).
-_TOLERANCE = 1e-7
-# A feature's standard deviation counts as at least this share of the median one: a nearly constant
-# feature is rounding noise, which must not be blown up.
-_MIN_STD = 1e-3
-# Directions with a smaller share of the largest variance are below float32's rounding.
-_MIN_VARIANCE = 1e-6
+Loss = Callable[[Tensor], Tensor]
+# Steps of L-BFGS per fit. Most take 3 to 10, but for the kinks of ppo and the weak decays of pg.
+_MAX_STEPS = 100
+_HISTORY = 10
+# What counts as a decrease of the loss, and as a flatter slope, in a line search (Nocedal and
+# Wright 2006, section 3.1).
+_DECREASE, _FLATTER = 1e-4, 0.9
+_MAX_TRIALS = 8
+
+
+class Linear:
+    """Scores as a linear function of weights and a bias.
+
+    The parameters are one vector, shape (width + 1,), float64 on CPU, the bias last.
+
+    Args:
+        parts: Features, shape (samples, width) float32 each, on any one device. Their samples count
+            as if they stood in one tensor, which need not be made.
+    """
+
+    def __init__(self, *parts: Tensor) -> None:
+        self._parts = parts
+        self._sizes = [len(each) for each in parts]
+
+    def score(self, parameters: Tensor) -> Tensor:
+        """Return the scores, (samples,) float64 on CPU."""
+        weights = parameters[:-1].to(self._parts[0])
+        scores = torch.cat([each @ weights for each in self._parts])
+        return scores.cpu().double() + parameters[-1]
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """Return the gradient by the parameters of what has this one by the scores."""
+        pieces = torch.split(gradient.to(self._parts[0]), self._sizes)
+        weights = sum(piece @ each for piece, each in zip(pieces, self._parts, strict=True))
+        return torch.cat([torch.as_tensor(weights).cpu().double(), gradient.sum()[None]])
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Features standardised and rotated to their principal axes, and the way back.
+class _Point:
+    """A place on a line: how far along, value, slope, and the loss's gradient by the scores."""
 
-    A rotation leaves an L2 penalty as it is, so an optimum stays one; along the axes the loss's
-    curvature is nearly diagonal, which halves the time of ``mse``, ``ce`` and ``bt`` (1,600 samples
-    x 576) and leaves that of ``pg`` and ``ppo``.
-
-    Attributes:
-        features: Shape (samples, axes), float32.
-        variances: Shape (axes,), of the features.
-        mean: Shape (hidden,), of the raw features.
-        rotation: Shape (axes, hidden): features = (raw - mean) @ rotation.T; it also divides by
-            the raw standard deviations.
-    """
-
-    features: Tensor
-    variances: Tensor
-    mean: Tensor
-    rotation: Tensor
-
-    def undo(self, layers: Layers) -> Layers:
-        """Return a network with the same scores for raw features."""
-        (weight, bias), *rest = layers
-        raw = weight @ self.rotation
-        return [(raw, bias - raw @ self.mean), *rest]
+    step: float
+    value: float
+    slope: float
+    gradient: Tensor
 
 
-def prepare(features: Tensor) -> Inputs:
-    """Standardise and rotate features of shape (samples, hidden)."""
-    raw = features.to(torch.float32)
-    variance, mean = torch.var_mean(raw, dim=0, correction=0)
-    std = variance.sqrt()
-    std = std.clamp_min(max(_MIN_STD * float(std.median()), torch.finfo(torch.float32).tiny))
-    standard = (raw - mean) / std
-    variances, axes = torch.linalg.eigh(standard.T @ standard / len(raw))  # ascending
-    kept = variances > _MIN_VARIANCE * variances[-1]
-    axes = axes[:, kept]
-    return Inputs(standard @ axes, variances[kept], mean, axes.T / std)
+@dataclass(frozen=True)
+class _Line:
+    """What is minimised, along one direction: scores and weights are linear in the step."""
+
+    loss: Loss
+    scores: Tensor
+    scores_along: Tensor
+    weights: Tensor
+    weights_along: Tensor
+    decay: float
+
+    def at(self, step: float) -> _Point:
+        scores = (self.scores + step * self.scores_along).requires_grad_()
+        loss = self.loss(scores)
+        (gradient,) = torch.autograd.grad(loss, scores)
+        weights = self.weights + step * self.weights_along
+        value = loss.item() + self.decay / 2 * float(weights.square().sum())
+        slope = gradient @ self.scores_along + self.decay * weights @ self.weights_along
+        return _Point(step, value, float(slope), gradient)
 
 
-def forward(features: Tensor, layers: Layers) -> Tensor:
-    """Score features: (samples, width) to (samples,), with a ReLU between layers."""
-    for index, (weight, bias) in enumerate(layers):
-        if index:
-            features = torch.relu(features)
-        features = torch.nn.functional.linear(features, weight, bias)
-    return features.squeeze(-1)
-
-
-def fit_path(
-    features: Tensor,
-    loss: Callable[[Tensor], Tensor],
-    *,
-    variances: Tensor,
-    curvature: float,
-    weight_decays: Sequence[float],
-    hidden: tuple[int, ...],
-    seed: int,
-) -> Iterator[Layers]:
-    """Minimise loss(scores) + decay / 2 * (sum of squared weights), for each decay.
-
-    The optimiser is L-BFGS on the full batch. On MLPs of 32, AdamW (lr 3e-3) came to about the same
-    reward on fresh prompts after 40 to 120 steps, and brings a rate and a number of steps:
-    so nothing is stopped early, and the weight decay is all that cross-validation chooses.
-
-    Args:
-        features: Shape (samples, axes), float32.
-        loss: Of scores, shape (samples,), float64.
-        variances: Shape (axes,), of the features.
-        curvature: Rough second derivative of the loss by a score, > 0; a good guess saves steps.
-        weight_decays: Each >= 0. Each linear fit starts from the one before, so give the strongest
-            first. Each MLP starts anew, since one whose weights have decayed to 0 stays there.
-        hidden: Widths of the hidden layers.
-        seed: Of an MLP's first weights.
-
-    Yields:
-        A network for each decay, in order.
-    """
-    widths = (features.shape[1], *hidden, 1)
-    start = _flatten(_initial_layers(widths, seed=seed)).double()
-    for decay in weight_decays:
-        # L-BFGS is quickest where the loss curves the same in all directions.
-        units = torch.ones_like(start)
-        if not hidden:
-            units[:-1] = (variances.double().clamp_min(0) * curvature + decay).rsqrt()
-        found = _minimise(features, loss, start, units=units, decay=decay, widths=widths)
-        if not hidden:
-            start = found
-        yield _unflatten(found.float(), widths)
-
-
-def _minimise(
-    features: Tensor,
-    loss: Callable[[Tensor], Tensor],
+def minimise(
+    linear: Linear,
+    loss: Loss,
     start: Tensor,
     *,
-    units: Tensor,
     decay: float,
-    widths: tuple[int, ...],
+    precondition: Callable[[Tensor], Tensor],
+    tolerance: float,
 ) -> Tensor:
-    is_weight = _flatten([(torch.ones(b, a), torch.zeros(b)) for a, b in pairwise(widths)])
-    steps = (start / units).requires_grad_()
-    optimiser = torch.optim.LBFGS(
-        [steps],
-        max_iter=_MAX_STEPS,
-        tolerance_grad=0.0,
-        tolerance_change=_TOLERANCE,
-        history_size=10,
-        line_search_fn="strong_wolfe",
-    )
+    """Minimise loss(scores) + decay / 2 * (sum of squared weights); the bias is free.
 
-    def evaluate() -> float:
-        values = steps * units
-        # Sums are in float64: small differences of the loss guide the line search.
-        scores = forward(features, _unflatten(values.float(), widths)).double()
-        total = loss(scores) + decay / 2 * (values * is_weight).square().sum()
-        (steps.grad,) = torch.autograd.grad(total, steps)
-        return total.item()
+    It is L-BFGS on all samples. Features are passed over twice a step, whatever its line search
+    takes, as scores are linear along it.
 
-    optimiser.step(evaluate)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return steps.detach() * units
+    Args:
+        linear: The scores.
+        loss: Of scores, shape (samples,) float64; differentiable.
+        start: Parameters to start from.
+        decay: At least 0.
+        precondition: About the inverse of the second derivative by the parameters, times what it is
+            given; symmetric, positive.
+        tolerance: Ends where about this share of the loss's decrease from all weights 0 is left to
+            gain, or a step gains no more (at the kinks of ``ppo``).
+
+    Returns:
+        The parameters.
+    """
+    found, scores = start, linear.score(start)
+    origin = float(loss(torch.zeros_like(scores)))
+    still = torch.zeros_like
+    here = _Line(loss, scores, still(scores), found[:-1], still(found[:-1]), decay).at(0.0)
+    gradient = _add_penalty(linear.pull_back(here.gradient), found, decay)
+    history: list[tuple[Tensor, Tensor]] = []
+    for _ in range(_MAX_STEPS):
+        ideal = precondition(gradient)
+        left = float(gradient @ ideal) / 2  # what a quadratic loss would have left to gain
+        if left <= tolerance * max(origin - here.value, left):
+            break
+        direction = -_apply_inverse(gradient, history, precondition)
+        slope = float(gradient @ direction)
+        if slope >= 0:  # as the history of a loss that is not convex may have it
+            history, direction, slope = [], -ideal, -2 * left
+        along = linear.score(direction)
+        line = _Line(loss, scores, along, found[:-1], direction[:-1], decay)
+        point = _search(line, here.value, slope)
+        if point is None:
+            break
+        step = point.step * direction
+        found, scores = found + step, scores + point.step * along
+        changed = _add_penalty(linear.pull_back(point.gradient), found, decay)
+        if float((changed - gradient) @ step) > 0:
+            history = [*history, (step, changed - gradient)][-_HISTORY:]
+        gained, here, gradient = here.value - point.value, point, changed
+        if gained <= tolerance * (origin - here.value):
+            break
+    return found
 
 
-def _initial_layers(widths: tuple[int, ...], *, seed: int) -> Layers:
-    """Zeros for a linear network, whose loss then has one way down; He et al. 2015 for an MLP."""
-    generator = torch.Generator().manual_seed(seed)
-    size = 0.0 if len(widths) == 2 else 1.0
-    return [
-        (size * (2 / inputs) ** 0.5 * torch.randn(outputs, inputs, generator=generator),
-         torch.zeros(outputs))
-        for inputs, outputs in pairwise(widths)
-    ]  # fmt: skip
+def _add_penalty(gradient: Tensor, parameters: Tensor, decay: float) -> Tensor:
+    gradient[:-1] += decay * parameters[:-1]
+    return gradient
 
 
-def _flatten(layers: Layers) -> Tensor:
-    return torch.cat([each.flatten() for layer in layers for each in layer])
+def _search(line: _Line, value: float, slope: float) -> _Point | None:
+    """Return a point that meets the strong Wolfe conditions, or at least is lower; or None.
+
+    Args:
+        line: Where to search.
+        value: At step 0.
+        slope: At step 0, < 0.
+    """
+    low, high, step = 0.0, math.inf, 1.0
+    best: _Point | None = None
+    for _ in range(_MAX_TRIALS):
+        point = line.at(step)
+        if not point.value <= value + _DECREASE * step * slope:
+            high = step
+        else:
+            if best is None or point.value < best.value:
+                best = point
+            if abs(point.slope) <= -_FLATTER * slope:
+                return point
+            low, high = (low, step) if point.slope > 0 else (step, high)
+        step = (low + high) / 2 if math.isfinite(high) else 2 * step
+    return best
 
 
-def _unflatten(flat: Tensor, widths: tuple[int, ...]) -> Layers:
-    layers, begin = [], 0
-    for inputs, outputs in pairwise(widths):
-        middle, end = begin + inputs * outputs, begin + inputs * outputs + outputs
-        layers.append((flat[begin:middle].view(outputs, inputs), flat[middle:end]))
-        begin = end
-    return layers
+def _apply_inverse(
+    gradient: Tensor,
+    history: list[tuple[Tensor, Tensor]],
+    precondition: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """L-BFGS's two loops (Nocedal and Wright 2006, algorithm 7.4)."""
+    rest, shares = gradient.clone(), []
+    for step, change in reversed(history):
+        share = float(step @ rest) / float(step @ change)
+        rest -= share * change
+        shares.append(share)
+    rest = precondition(rest)
+    for (step, change), share in zip(history, reversed(shares), strict=True):
+        rest += (share - float(change @ rest) / float(step @ change)) * step
+    return rest

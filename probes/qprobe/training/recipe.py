@@ -1,6 +1,6 @@
 """The recipe that makes a servable probe of a dataset: split, training, heads and provenance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -30,6 +30,7 @@ def train(
     test_fraction: float | None = None,
     licence: str | None = None,
     checkpoints: Sequence[int] = (),
+    progress: Callable[[], object] = lambda: None,
 ) -> Probe:
     """Train a probe on a dataset, less the prompts that are set aside; ``evaluate`` takes those.
 
@@ -43,6 +44,7 @@ def train(
         licence: SPDX expression for the weights.
         checkpoints: Numbers of tokens. The probe gets a linear head for each, trained in the same
             way on the mean over the first so many tokens of the same layer.
+        progress: Called ``len(settings.decays) + 1`` times for the probe and for each head.
 
     Raises:
         QProbeError: The dataset cannot be split or trained on, lacks the reading, or k is too much.
@@ -60,16 +62,20 @@ def train(
     known = dataset.subset(kept)
     questions = known.questions[known.groups]
 
-    def fit(reading: Reading, settings: TrainingSettings) -> FittedProbe:
-        features = known.features(reading)
-        return fit_probe(features, known.rewards, known.groups, settings, questions)
+    def fit(reading: Reading) -> FittedProbe:
+        return fit_probe(
+            [known.features(reading)],
+            known.rewards,
+            known.groups,
+            settings,
+            questions,
+            progress=progress,
+        )
 
     readings = {tokens: Reading(reading.layer, "mean", tokens) for tokens in sorted({*checkpoints})}
     known.require([reading, *readings.values()])
-    fitted = fit(reading, settings)
-    heads = {
-        tokens: to_terms(of_head, fit(of_head, settings)) for tokens, of_head in readings.items()
-    }
+    fitted = fit(reading)
+    heads = {tokens: to_terms(of_head, fit(of_head)) for tokens, of_head in readings.items()}
     return make_probe(
         dataset, reading, settings, fitted, k=k, test=test, licence=licence, heads=heads
     )
@@ -114,7 +120,7 @@ def make_probe(
         "cross_validated_reward": best,
         "weight_decay": fitted.weight_decay,
         "weight_decays": list(settings.weight_decays),
-        "hidden": list(settings.hidden),
+        "per_prompt": settings.per_prompt,
         "scale": fitted.scale,
         "seed": settings.seed,
         "k": k,
@@ -139,8 +145,8 @@ def make_probe(
 
 def to_terms(reading: Reading, fitted: FittedProbe) -> Terms:
     """Return a fitted network as the one term that it is."""
-    ((weight, bias),) = fitted.layers
-    return Terms.linear(reading, weight.numpy(), float(bias))
+    (weight,) = fitted.weights
+    return Terms.linear(reading, weight.numpy(), fitted.bias)
 
 
 def read_settings(info: ProbeInfo) -> TrainingSettings:
@@ -151,7 +157,7 @@ def read_settings(info: ProbeInfo) -> TrainingSettings:
         TrainingError: One is out of range.
     """
     training = info.training
-    for name in ("hidden", "weight_decays", "folds", "seed"):
+    for name in ("weight_decays", "folds", "seed"):
         if name not in training:
             raise ProbeFileError(
                 f"training.{name}", "is missing, so that the probe cannot be trained anew"
@@ -159,7 +165,7 @@ def read_settings(info: ProbeInfo) -> TrainingSettings:
     return TrainingSettings(
         objective=info.objective,
         beta=training.get("beta", info.beta),  # the header's own may be that of a schedule
-        hidden=tuple(training["hidden"]),
+        per_prompt=training.get("per_prompt", False),  # which older versions did not know
         weight_decays=tuple(training["weight_decays"]),
         num_folds=training["folds"],
         seed=training["seed"],

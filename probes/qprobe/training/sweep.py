@@ -3,13 +3,12 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from qprobe.data.dataset import Dataset
 from qprobe.data.split import split_prompts
@@ -18,7 +17,10 @@ from qprobe.evaluation.expectation import expected_rewards
 from qprobe.evaluation.metrics import measure
 from qprobe.files import write_files
 from qprobe.probe.reading import Reading
+from qprobe.training.cells import CELLS_FILE, Cell, CellFile, TriedCell, choose_cell
+from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
+from qprobe.training.inputs import Inputs, prepare
 from qprobe.training.recipe import DEFAULT_K
 
 __all__ = ["Cell", "SweepResult", "drop_equal", "format_table", "run_sweep", "write_sweep"]
@@ -27,36 +29,12 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One reading with one objective.
-
-    Attributes:
-        reading: What the probe reads.
-        objective: What it is trained with.
-        reward: Cross-validated expected reward on the development prompts at the best weight decay,
-            so a little too high; None if the objective does not go with the data.
-        weight_decay: The best one, or None.
-        refusal: Why there is no reward, or None.
-    """
-
-    reading: Reading
-    objective: str
-    reward: float | None
-    weight_decay: float | None
-    refusal: str | None
-
-    def to_json(self) -> Json:
-        """Return the fields in JSON types, the reading as a string."""
-        return {**asdict(self), "reading": str(self.reading)}
-
-
-@dataclass(frozen=True)
 class SweepResult:
     """What a sweep found.
 
     Attributes:
         cells: In the order tried: by reading, then objective.
-        winner: The cell with the highest reward, the first of them if tied.
+        winner: The one that ``choose_cell`` takes.
         settings: The winner's: ``fit_probe`` with them on the development prompts gives ``probe``.
         probe: The winner's, trained on all development prompts.
         development: The prompts that everything was chosen and trained on, ascending.
@@ -119,13 +97,14 @@ def run_sweep(
     k: int | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
-    progress: Callable[[Cell], None] | None = None,
+    folder: Path | None = None,
+    progress: Callable[[Cell], object] = lambda cell: None,
 ) -> SweepResult:
     """Train every reading with every objective; evaluate the best on prompts set aside.
 
     Cells are compared by the cross-validated reward that also chose their weight decay: simple
-    rather than nested, and so optimistic by the best of a few. It only has to rank them; what to
-    believe of the winner is its reward on the test prompts.
+    rather than nested, and so optimistic by the best of a few. It only has to rank them
+    (``choose_cell``); what to believe of the winner is its reward on the test prompts.
 
     Args:
         dataset: At least 4 prompts, each with samples.
@@ -136,11 +115,14 @@ def run_sweep(
         k: How many samples the winner chooses among on the test prompts, as in ``train``.
         test_fraction: Of the prompts, set aside first; None as in ``split_prompts``.
         seed: Of the split.
-        progress: Called after each cell.
+        folder: Where finished cells are kept until ``write_sweep``, so that a sweep that was
+            stopped goes on when it is called again. None keeps none.
+        progress: Called after each cell, also those that were there.
 
     Raises:
         DatasetError: A reading is not stored.
-        EvaluationError: There is nothing to try, or the same twice, or too few prompts or samples.
+        EvaluationError: There is nothing to try, or the same twice, or too few prompts or samples,
+            or the folder holds cells of a sweep with another dataset or other settings.
         TrainingError: Every objective refused the data; this is the first one's reason.
     """
     if not readings or not objectives:
@@ -158,21 +140,30 @@ def run_sweep(
         dataset.prompts, test_fraction=test_fraction, seed=seed, places=dataset.places
     )
     known = dataset.subset(development)
+    about = {"dataset": dataset.digest, "test_prompts": test, **asdict(settings)}
+    del about["objective"]
+    cells = None if folder is None else CellFile(folder / CELLS_FILE, about)
     tried = []
     for reading in readings:
-        features = known.features(reading)
-        for choice in choices:
-            tried.append(_try(known, features, reading, choice))
-            if progress is not None:
-                progress(tried[-1][0])
-    winner, probe = _choose(tried)
+        for each in _try_objectives(known, reading, choices, cells):
+            tried.append(each)
+            progress(each.cell)
+    winner = choose_cell(tried)
+    chosen = replace(settings, objective=winner.objective)
+    probe = fit_probe(
+        [known.features(winner.reading)],
+        known.rewards,
+        known.groups,
+        chosen,
+        known.questions[known.groups],
+    )
     starts = np.flatnonzero(np.diff(known.groups, prepend=-1))
     held_out = dataset.subset(test)
-    scores = probe.score(held_out.features(winner.reading)).double().numpy()
+    scores = probe.score([held_out.features(winner.reading)]).double().numpy()
     return SweepResult(
-        cells=[cell for cell, _ in tried],
+        cells=[each.cell for each in tried],
         winner=winner,
-        settings=replace(settings, objective=winner.objective),
+        settings=chosen,
         probe=probe,
         development=development,
         test=test,
@@ -184,27 +175,43 @@ def run_sweep(
     )
 
 
-def _try(
-    known: Dataset, features: Tensor, reading: Reading, settings: TrainingSettings
-) -> tuple[Cell, FittedProbe | None]:
+def _try_objectives(
+    known: Dataset, reading: Reading, choices: Sequence[TrainingSettings], cells: CellFile | None
+) -> Iterator[TriedCell]:
+    """Yield the cells of a reading; its features are prepared once, if at all."""
+    inputs: Inputs | TrainingError | None = None
+    for settings in choices:
+        found = cells.find(reading, settings.objective) if cells else None
+        if found is None:
+            if inputs is None:
+                inputs = _prepare(known, reading)
+            found = _try(known, inputs, reading, settings)
+            if cells:
+                cells.add(found)
+        yield found
+
+
+def _prepare(known: Dataset, reading: Reading) -> Inputs | TrainingError:
     try:
-        questions = known.questions[known.groups]
-        fitted = fit_probe(features, known.rewards, known.groups, settings, questions)
+        return prepare([known.features(reading)])
     except TrainingError as error:
-        return Cell(reading, settings.objective, None, None, str(error)), None
-    reward = max(float(row["reward"]) for row in fitted.cross_validation)
-    return Cell(reading, settings.objective, reward, fitted.weight_decay, None), fitted
+        return error
 
 
-def _choose(tried: Sequence[tuple[Cell, FittedProbe | None]]) -> tuple[Cell, FittedProbe]:
-    """Return the first with the highest reward."""
-    trained = [
-        (cell.reward, cell, probe) for cell, probe in tried if probe and cell.reward is not None
-    ]
-    if not trained:
-        raise TrainingError("objectives", f"none can be trained; the first: {tried[0][0].refusal}")
-    _, winner, probe = max(trained, key=lambda each: each[0])
-    return winner, probe
+def _try(
+    known: Dataset, inputs: Inputs | TrainingError, reading: Reading, settings: TrainingSettings
+) -> TriedCell:
+    try:
+        if isinstance(inputs, TrainingError):
+            raise inputs
+        questions = known.questions[known.groups]
+        tried = cross_validate(Problem(known.rewards, known.groups, settings, questions), inputs)
+    except TrainingError as error:
+        cell = Cell(reading, settings.objective, None, None, str(error))
+        return TriedCell(cell, np.zeros(0))
+    rewards, decay = tried.rewards[tried.best], tried.weight_decays[tried.best]
+    cell = Cell(reading, settings.objective, float(rewards.mean()), decay, None)
+    return TriedCell(cell, rewards)
 
 
 def format_table(result: SweepResult) -> str:
@@ -229,7 +236,7 @@ def format_table(result: SweepResult) -> str:
 
 
 def write_sweep(result: SweepResult, folder: Path) -> None:
-    """Write ``sweep.json`` and ``sweep.csv``; older ones are replaced.
+    """Write ``sweep.json`` and ``sweep.csv``, older ones replaced; remove the cells kept so far.
 
     Raises:
         OSError: The folder cannot be written.
@@ -248,3 +255,4 @@ def write_sweep(result: SweepResult, folder: Path) -> None:
             "sweep.json": content.encode(),
         },
     )
+    (folder / CELLS_FILE).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the class is argparse's own secret
 
 __all__ = ["parse"]
 
-_SWEPT_OBJECTIVES = ("ce", "pg")
+_SWEPT_OBJECTIVES = ("ce", "bt", "pg")
 _DEFAULT_BUDGET = 0.4
 _VLLM_HELP = """Every other flag of vLLM is taken too: --help=all shows them all, --help=vllm their
 groups, and --help=ParallelConfig or --help=max-num-seqs some."""
@@ -113,8 +113,8 @@ def _add_sweep(commands: "_SubParsersAction[Parser]") -> None:
         "--objectives",
         type=values.names,
         default=_SWEPT_OBJECTIVES,
-        metavar="ce,pg",
-        help="of ce, mse, pg, ppo and bt (or dpo, which is the same here); default ce,pg",
+        metavar="ce,bt,pg",
+        help="of ce, mse, pg, ppo and bt (or dpo, which is the same here); default ce,bt,pg",
     )
     _add_training_flags(parser)
 
@@ -222,7 +222,9 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--beta", type=float, default=0.1, help="of the choice; default 0.1")
     parser.add_argument(
-        "--hidden", type=values.counts, default=(), metavar="64,32", help="an MLP; default: linear"
+        "--per-prompt",
+        action="store_true",
+        help="ce and mse fit an intercept for each prompt, where prompts differ in difficulty",
     )
     parser.add_argument(
         "--weight-decays", type=values.numbers, default=(), metavar="1,10", help="to choose from"

@@ -39,7 +39,15 @@ def run(args: argparse.Namespace) -> None:
     votes = [Vote.parse(each, tests=args.vote_tests) for each in args.vote]
     probe = load_probe(args.probe)
     dataset = load_datasets(args)
-    with tqdm(desc="votes", unit=" samples", disable=not votes) as bar:
+    with (
+        tqdm(desc="votes", unit=" samples", disable=not votes) as bar,
+        tqdm(unit="probe", disable=None, leave=False) as curve_bar,
+    ):
+
+        def advance(total: int) -> None:
+            curve_bar.total = total
+            curve_bar.update()
+
         metrics = evaluate(
             probe,
             dataset,
@@ -52,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
                 num_workers=os.cpu_count() or 1,
                 progress=bar.update,
             ),
+            progress=advance,
         )
     write_report({**metrics, "title": args.probe.name}, args.output)
     print_headline(

@@ -5,7 +5,7 @@ import sys
 
 from qprobe_server.commands.datasets import check_datasets, load_datasets
 from qprobe_server.commands.paths import check_output_folder
-from qprobe_server.commands.printing import print_headline, warn_of_gain
+from qprobe_server.commands.printing import print_headline, warn, warn_of_gain
 from qprobe_server.commands.train import read_settings
 
 __all__ = ["run"]
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
             k=args.k,
             test_fraction=args.test_fraction,
             seed=args.seed,
+            folder=args.output,
             progress=lambda _: bar.update(),
         )
     write_sweep(result, args.output)
@@ -63,4 +64,6 @@ def run(args: argparse.Namespace) -> None:
     sys.stdout.write(f"{format_table(result)}\n")
     print_headline(result.metrics, about=f"{winner}, on {len(result.test)} prompts set aside")
     sys.stdout.write(f"{args.output / 'report.html'}\n{args.output / 'probe.safetensors'}\n")
+    for note in result.probe.notes:
+        warn(note)
     warn_of_gain(result.metrics)

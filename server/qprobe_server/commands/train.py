@@ -24,17 +24,24 @@ def run(args: argparse.Namespace) -> None:
     check_output_file("--output", args.output)
     check_datasets(args.data)
     # Here, since torch takes seconds, which a wrong path should not.
+    from tqdm import tqdm
+
     from qprobe import Reading, save_probe, train
 
-    probe = train(
-        load_datasets(args),
-        Reading(args.layer, args.pooling, args.window),
-        read_settings(args, args.objective),
-        k=args.k,
-        test_fraction=args.test_fraction,
-        licence=args.licence,
-        checkpoints=args.checkpoints,
-    )
+    settings = read_settings(args, args.objective)
+    dataset = load_datasets(args)
+    count = (1 + len({*args.checkpoints})) * (len(settings.decays) + 1)
+    with tqdm(total=count, unit="fit", disable=None, leave=False) as bar:
+        probe = train(
+            dataset,
+            Reading(args.layer, args.pooling, args.window),
+            settings,
+            k=args.k,
+            test_fraction=args.test_fraction,
+            licence=args.licence,
+            checkpoints=args.checkpoints,
+            progress=bar.update,
+        )
     save_probe(probe, args.output)
     chosen = probe.info.training
     reward, base = chosen["cross_validated_reward"], chosen["train_base"]
@@ -57,7 +64,7 @@ def read_settings(args: argparse.Namespace, objective: str) -> "TrainingSettings
     return TrainingSettings(
         objective=objective,
         beta=args.beta,
-        hidden=args.hidden,
+        per_prompt=args.per_prompt,
         weight_decays=args.weight_decays,
         num_folds=args.folds,
         seed=args.seed,

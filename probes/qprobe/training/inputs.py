@@ -1,0 +1,220 @@
+"""What a probe is fitted to: blocks of features and numbers, standardised, along their main axes.
+
+Made once for a reading and shared by all that is trained on it, since rewards have no part in it.
+Knows nothing of rewards, prompts or losses. Tensors of samples are float32, on a GPU if torch has
+one.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qprobe.errors import TrainingError
+
+__all__ = ["Inputs", "Weights", "prepare", "use_threads"]
+
+# With at most so many features, or samples, the axes hold all that varies. Else so many axes are
+# found, by so many samples.
+_MAX_FEATURES = 1024
+_MAX_SAMPLES = 2048
+# A feature's standard deviation counts as at least this share of its block's median one: a nearly
+# constant feature is rounding noise, which must not be blown up.
+_MIN_STD = 1e-3
+# What varies by less than this share of its size is constant, up to float32's rounding.
+_CONSTANT = 1e-6
+# Directions with a smaller share of the largest variance are below float32's rounding.
+_MIN_VARIANCE = 1e-6
+# Numbers are few, and each means something: a weight of theirs decays by a hundredth of what a
+# feature's does.
+_NUMBER_SCALE = 10.0
+# Below so many values threads wait for each other longer than they work.
+_MIN_THREADED = 1 << 24
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A linear probe of raw blocks and numbers.
+
+    Attributes:
+        blocks: Shape (width,) for each block, float32.
+        numbers: Shape (numbers,), float32.
+        bias: Added to every score.
+    """
+
+    blocks: list[Tensor]
+    numbers: Tensor
+    bias: float
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Standardised features, and their axes.
+
+    A rotation leaves an L2 penalty as it is, so an optimum along all axes is one of the features.
+
+    Attributes:
+        reduced: Shape (samples, axes): the features along the axes.
+        variances: Shape (axes,), of these; float64 on CPU.
+        whole: Shape (samples, width): the features, if the axes leave out what varies; else None.
+        axes: Shape (width, axes), orthonormal.
+        left_out: Mean variance of the directions that the axes leave out.
+        means: Shape (width,), of the raw features; float64 on CPU.
+        scales: Shape (width,): features = (raw - means) * scales; 0 for constant ones.
+        widths: Of each block, then the number of numbers.
+    """
+
+    reduced: Tensor
+    variances: Tensor
+    whole: Tensor | None
+    axes: Tensor
+    left_out: float
+    means: Tensor
+    scales: Tensor
+    widths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.reduced)
+
+    def expand(self, weights: Tensor) -> Tensor:
+        """Return weights of the axes as those of the features: (axes,) to (width,), float64."""
+        return (self.axes @ weights.to(self.axes)).cpu().double()
+
+    def project(self, weights: Tensor) -> Tensor:
+        """Return the part of the features' weights that is along the axes: (width,) to (axes,)."""
+        return (weights.to(self.axes) @ self.axes).cpu().double()
+
+    def undo(self, weights: Tensor, bias: float) -> Weights:
+        """Return weights of the features, (width,) float64, as those of the raw ones."""
+        raw = weights * self.scales
+        *blocks, numbers = (each.clone() for each in torch.split(raw.float(), [*self.widths]))
+        return Weights(blocks, numbers, bias - float(raw @ self.means))
+
+
+def prepare(blocks: Sequence[Tensor], numbers: Tensor | None = None) -> Inputs:
+    """Standardise features, each by itself, and find their axes.
+
+    Beside what it is given it holds one float32 copy, and for many wide features a quarter more.
+
+    Args:
+        blocks: Shape (samples, width) each, any float dtype, finite.
+        numbers: Shape (samples, numbers), or None.
+
+    Raises:
+        TrainingError: Shapes do not fit, a value or a spread is not finite in float32, or no
+            feature varies; the message says which.
+    """
+    parts = {
+        **{f"features.{index}" if index else "features": each for index, each in enumerate(blocks)},
+        **({} if numbers is None else {"numbers": numbers}),
+    }
+    _check_shapes(parts)
+    widths = [each.shape[1] for each in parts.values()]
+    standard = torch.empty(len(next(iter(parts.values()))), sum(widths))
+    with use_threads(standard):
+        moments = [
+            _standardise(name, part, place)
+            for (name, part), place in zip(
+                parts.items(), torch.split(standard, widths, dim=1), strict=True
+            )
+        ]
+        means, scales = (torch.cat(each) for each in zip(*moments, strict=True))
+        if not bool(scales.any()):
+            raise TrainingError(next(iter(parts)), "do not vary: all samples have the same")
+        standard = standard.to("cuda" if torch.cuda.is_available() else "cpu")
+        axes = _find_axes(standard)
+        reduced = standard @ axes
+        variances = _mean_squares(reduced)
+        left_out = float(_mean_squares(standard).sum() - variances.sum())
+    is_whole = min(standard.shape[1], len(standard) / 2) <= _MAX_FEATURES
+    return Inputs(
+        reduced,
+        variances,
+        None if is_whole else standard,
+        axes,
+        max(left_out, 0.0) / max(standard.shape[1] - axes.shape[1], 1),
+        means,
+        scales,
+        (*widths, 0) if numbers is None else tuple(widths),
+    )
+
+
+@contextmanager
+def use_threads(features: Tensor) -> Iterator[None]:
+    """Take all of torch's threads if there is work for them, else one.
+
+    Two threads took up to 5 times as long as one for 2,500 x 576 on a busy machine.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if features.numel() >= _MIN_THREADED else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check_shapes(parts: dict[str, Tensor]) -> None:
+    if not parts:
+        raise TrainingError("features", "must be there, or numbers")
+    num = len(next(iter(parts.values())))
+    for name, part in parts.items():
+        if part.ndim != 2 or 0 in part.shape or len(part) != num:
+            raise TrainingError(
+                name, f"must be (samples, width), the same samples each, got {tuple(part.shape)!r}"
+            )
+
+
+def _standardise(name: str, raw: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Write standardised features to a place of their shape; return means and scales."""
+    place.copy_(raw)
+    variance, mean = torch.var_mean(place, dim=0, correction=0)
+    spoilt = ~torch.isfinite(variance)
+    if bool(spoilt.any()):
+        column = int(spoilt.nonzero()[0])
+        rows = (~torch.isfinite(place[:, column])).nonzero()
+        if len(rows):
+            raise TrainingError(name, f"must be finite, but row {int(rows[0])!r} is not")
+        raise TrainingError(
+            name, f"vary by more than float32 can square, in column {column!r}: divide them first"
+        )
+    std = variance.sqrt()
+    varies = std > _CONSTANT * mean.abs()
+    if name != "numbers":
+        std = std.clamp_min(_MIN_STD * float(std.median()))
+    scale = torch.where(varies, (_NUMBER_SCALE if name == "numbers" else 1.0) / std, 0.0)
+    place.sub_(mean).mul_(scale)
+    return mean.double(), scale.double()
+
+
+def _find_axes(standard: Tensor) -> Tensor:
+    """Return orthonormal axes, (width, axes), those that vary most first."""
+    num, width = standard.shape
+    if width <= min(num, _MAX_FEATURES):
+        variances, axes = _decompose(standard.T @ standard / num)
+        return axes[:, variances > _MIN_VARIANCE * variances[0]]
+    rows = standard
+    if num > _MAX_SAMPLES:
+        rows = standard[torch.linspace(0, num - 1, _MAX_SAMPLES, device=standard.device).long()]
+    variances, vectors = _decompose(rows @ rows.T / len(rows))
+    kept = variances > _MIN_VARIANCE * variances[0]
+    if num > _MAX_SAMPLES:
+        kept[_MAX_FEATURES:] = False
+    return rows.T @ (vectors[:, kept] / (variances[kept] * len(rows)).sqrt())
+
+
+def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    # On one thread: two took 8 times as long for 2,048 x 2,048 on a busy machine, and gain little.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    finally:
+        torch.set_num_threads(threads)
+    return values.flip(0), vectors.flip(1)
+
+
+def _mean_squares(features: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(features, dim=0)
+    return norms.cpu().double().square() / len(features)
