@@ -30,6 +30,7 @@ from qprobe_client.results import (
     TextDelta,
     ToolCall,
     Usage,
+    Vote,
 )
 from qprobe_client.streams import AsyncChatStream, ChatStream
 
@@ -61,4 +62,5 @@ __all__ = [
     "TransportError",
     "TransportTimeoutError",
     "Usage",
+    "Vote",
 ]

@@ -13,6 +13,7 @@ __all__ = [
     "Call",
     "Message",
     "Schedule",
+    "Vote",
     "chat_call",
     "probe_call",
     "rerank_object",
@@ -21,6 +22,7 @@ __all__ = [
 
 Message = Mapping[str, Any]
 Schedule = Literal["default", "off"] | Sequence[tuple[int, int]]
+Vote = Literal["numeric", "json", "text"] | Mapping[str, Any]
 
 # What the server takes for a name; anything else could change the path.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -58,6 +60,7 @@ def rerank_object(
     beta: float | None,
     target_kl: float | None,
     schedule: Schedule | None,
+    vote: Vote | None,
     return_candidates: bool,
     return_token_scores: bool,
 ) -> dict[str, Any]:
@@ -74,6 +77,7 @@ def rerank_object(
         "schedule": schedule
         if schedule is None or isinstance(schedule, str)
         else _list_steps(schedule),
+        "vote": {"by": vote} if isinstance(vote, str) else None if vote is None else dict(vote),
         "return_candidates": return_candidates or None,
         "return_token_scores": return_token_scores or None,
     }

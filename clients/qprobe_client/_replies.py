@@ -26,6 +26,7 @@ from qprobe_client.results import (
     Rerank,
     ToolCall,
     Usage,
+    Vote,
 )
 
 __all__ = [
@@ -165,6 +166,15 @@ def _parse_rerank(ours: Fields, result: Fields) -> Rerank:
         ]
         if "checkpoint_scores" in result
         else None,
+        vote=_parse_vote(result.below("vote")) if "vote" in result else None,
+    )
+
+
+def _parse_vote(told: Fields) -> Vote:
+    return Vote(
+        classes=told.list_with_nulls("classes", int),
+        weights=told.list_of("weights", float),
+        answers=told.find_list("answers", str),
     )
 
 

@@ -14,6 +14,7 @@ from qprobe_client._calls import (
     Call,
     Message,
     Schedule,
+    Vote,
     chat_call,
     probe_call,
     rerank_object,
@@ -69,6 +70,7 @@ class Surface(
         beta: float | None = None,
         target_kl: float | None = None,
         schedule: Schedule | None = None,
+        vote: Vote | None = None,
         return_candidates: bool = False,
         return_token_scores: bool = False,
         **parameters: Any,
@@ -85,6 +87,8 @@ class Surface(
             target_kl: Instead of beta: solve it so that the choice spends this KL, >= 0, in nats.
             schedule: When candidates that fall behind are dropped: (tokens, keep) of each
                 checkpoint, ``default`` as the probe recommends, or ``off``.
+            vote: How candidates with equal answers support each other: ``numeric``, ``json`` or
+                ``text``, or an object such as ``{"by": "code", "inputs": ["f(3)"]}``.
             return_candidates: Show every candidate.
             return_token_scores: Show every candidate and the score of each of its tokens.
             parameters: Any other field of a chat completion: ``max_tokens``, ``seed``, ``n`` ...
@@ -95,6 +99,7 @@ class Surface(
             beta=beta,
             target_kl=target_kl,
             schedule=schedule,
+            vote=vote,
             return_candidates=return_candidates,
             return_token_scores=return_token_scores,
         )
@@ -112,6 +117,7 @@ class Surface(
         beta: float | None = None,
         target_kl: float | None = None,
         schedule: Schedule | None = None,
+        vote: Vote | None = None,
         return_candidates: bool = False,
         return_token_scores: bool = False,
         **parameters: Any,
@@ -131,6 +137,7 @@ class Surface(
             beta=beta,
             target_kl=target_kl,
             schedule=schedule,
+            vote=vote,
             return_candidates=return_candidates,
             return_token_scores=return_token_scores,
         )
@@ -147,6 +154,7 @@ class Surface(
         beta: float | None = None,
         target_kl: float | None = None,
         schedule: Schedule | None = None,
+        vote: Vote | None = None,
         return_candidates: bool = False,
         return_token_scores: bool = False,
         **parameters: Any,
@@ -161,6 +169,7 @@ class Surface(
             beta: As in ``chat``.
             target_kl: As in ``chat``.
             schedule: As in ``chat``.
+            vote: As in ``chat``.
             return_candidates: As in ``chat``.
             return_token_scores: As in ``chat``.
             parameters: Any other field of a completion: ``max_tokens``, ``n``, ``echo`` ...
@@ -172,6 +181,7 @@ class Surface(
             beta=beta,
             target_kl=target_kl,
             schedule=schedule,
+            vote=vote,
             return_candidates=return_candidates,
             return_token_scores=return_token_scores,
         )

@@ -13,6 +13,7 @@ __all__ = [
     "TextDelta",
     "ToolCall",
     "Usage",
+    "Vote",
 ]
 
 
@@ -38,6 +39,22 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Vote:
+    """How the candidates of a prompt voted.
+
+    Attributes:
+        classes: Of each candidate, equal for equal answers; None for one without an answer, or that
+            was dropped early.
+        weights: Probability of each class to be drawn first.
+        answers: What each class says, cut short, if the request asked for candidates.
+    """
+
+    classes: list[int | None]
+    weights: list[float]
+    answers: list[str] | None = None
+
+
+@dataclass(frozen=True)
 class Rerank:
     """How the answers to one prompt were chosen.
 
@@ -52,8 +69,8 @@ class Rerank:
         scores: One per candidate; they compare with each other only. None for one that was dropped
             early.
         weights: Probability of each candidate to be drawn first.
-        kl: Estimate of the divergence from the base model, in nats; None if candidates were dropped
-            early.
+        kl: Estimate of the divergence from the base model, in nats; None if candidates voted, or
+            were dropped early.
         sampled_tokens: Tokens generated for all candidates.
         candidates: All candidates, or None if the request did not ask for them.
         notice: Present when the request was read in a way that its sender may not expect.
@@ -61,6 +78,7 @@ class Rerank:
         num_tokens: With a schedule, generated for each candidate.
         rejected_at: With a schedule, the tokens of the checkpoint at which each candidate left.
         checkpoint_scores: With a schedule, each candidate's scores by the checkpoint's tokens.
+        vote: How it came out, if the request asked for one.
     """
 
     probe: str | dict[str, float]
@@ -79,6 +97,7 @@ class Rerank:
     num_tokens: list[int] | None = None
     rejected_at: list[int | None] | None = None
     checkpoint_scores: list[dict[int, float]] | None = None
+    vote: Vote | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from qprobe_client import (
     ReplyError,
     ToolCall,
     Usage,
+    Vote,
 )
 
 MakeClient = Callable[..., Any]
@@ -152,6 +153,20 @@ async def test_a_mix_with_a_target_kl(
     }
     assert (got.rerank.probe, got.rerank.version) == (mix, {"kind": "ab", "short": "cd"})
     assert (got.rerank.beta, got.rerank.target_kl, got.rerank.notice) == (beta, 0.7, "n")
+
+
+async def test_a_vote_is_sent_and_its_result_read(make_client: MakeClient) -> None:
+    told = {"classes": [0, None], "weights": [1], "answers": ["7"]}
+    result = {**RESULT, "kl": None, "vote": told}
+    ours = {"probe": "kind", "version": "ab", "k": 2, "results": [result]}
+    seen: list[httpx.Request] = []
+    client = make_client({**CHAT, "q_probe": ours}, seen)
+    got = await settle(client.chat("hey", model="m", vote="numeric"))
+    assert json.loads(seen[0].content)["q_probe"] == {"vote": {"by": "numeric"}}
+    assert got.rerank.vote == Vote([0, None], [1.0], ["7"])
+    by_code = {"by": "code", "inputs": ["f(3)"]}
+    await settle(client.chat("hey", model="m", vote=by_code))
+    assert json.loads(seen[1].content)["q_probe"] == {"vote": by_code}
 
 
 async def test_a_schedule_is_sent_and_its_result_read(make_client: MakeClient) -> None:

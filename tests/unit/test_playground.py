@@ -1,9 +1,13 @@
 """The playground's routes and files, without an engine and without a browser."""
 
+import json
 import re
+import shutil
+import subprocess
 from importlib import resources
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
@@ -11,6 +15,7 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.types import Message
 
+from qprobe.probe.voting import NO_CLASS, vote_weights
 from qprobe_server.edge.playground import routes as playground_routes
 
 FILES = {
@@ -186,3 +191,27 @@ def test_the_scripts_only_look_for_what_the_page_has() -> None:
     identifiers = set(re.findall(r'\sid="([^"]+)"', page))
     scripts = "".join(FILES[name].read_text() for name in ASSETS if name.endswith(".js"))
     assert set(re.findall(r'byId\("([^"]+)"\)', scripts)) <= identifiers
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node, which runs the page's module")
+def test_the_page_weighs_votes_as_the_server_does() -> None:
+    """By the page's own module, for scores with ties and betas of both ends."""
+    rng = np.random.default_rng(4)
+    cases: list[tuple[list[float], list[int], float]] = [
+        (rng.normal(size=6).round(1).tolist(), rng.integers(-1, 3, size=6).tolist(), beta)
+        for beta in (0.0, 0.1, 1.0, 5.0)
+        for _ in range(5)
+    ]
+    cases += [([0.0, 1.0], [NO_CLASS, NO_CLASS], 0.5), ([0.0] * 4, [0, 1, 0, 1], 0.0)]
+    sent = [[s, [None if c == NO_CLASS else c for c in of], beta] for s, of, beta in cases]
+    module = quote(FILES["choice.js"].read_text())
+    code = (
+        f"import {{ weighVote }} from 'data:text/javascript,{module}';"
+        f"console.log(JSON.stringify({json.dumps(sent)}.map((each) => weighVote(...each))))"
+    )
+    done = subprocess.run(
+        ["node", "--input-type=module", "-e", code], capture_output=True, text=True, check=True
+    )
+    for (scores, of, beta), weights in zip(cases, json.loads(done.stdout), strict=True):
+        wanted = vote_weights(np.array(scores), np.array(of), beta)
+        assert weights == pytest.approx(wanted, abs=1e-9)

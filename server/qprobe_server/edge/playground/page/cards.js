@@ -28,20 +28,22 @@ export class Cards {
   }
 
   /** Show a result of the reply's `q_probe`. */
-  show({ candidates, scores, selected }) {
+  show({ candidates, scores, selected, vote }) {
     this.clear();
     this.scores = scores;
     const [low, high, digits] = [Math.min(...scores), Math.max(...scores), digitsFor(scores)];
     this.cards = candidates.map((candidate, index) => {
       const position = high > low ? (scores[index] - low) / (high - low) : 1;
-      const card = this.makeCard(candidate, index, selected.includes(index));
+      const says = vote ? vote.answers[vote.classes[index]] ?? null : undefined;
+      const card = this.makeCard(candidate, index, selected.includes(index), says);
       card.score.meter.style.setProperty("--fill", position);
       card.score.value.textContent = formatScore(scores[index], digits);
       return card;
     });
   }
 
-  makeCard(candidate, index, isChosen) {
+  /** `says` is the answer that it votes for, null without one; undefined where nobody votes. */
+  makeCard(candidate, index, isChosen, says) {
     const open = make("button", { type: "button", class: "open" }, `Candidate ${index}`);
     open.addEventListener("click", () => this.onOpen(index));
     const now = make("span", { class: "badge now", hidden: "" }, "most probable");
@@ -50,7 +52,9 @@ export class Cards {
       ? make("p", { class: "text none" }, "(empty)")
       : make("p", { class: "text" }, candidate.text.trim());
     const [score, weight] = [makeMeter("score"), makeMeter("weight")];
-    const facts = plural(candidate.num_tokens, "token") + (candidate.finish_reason === "stop" ? "" : `, ${describeEnd(candidate)}`);
+    const end = candidate.finish_reason === "stop" ? "" : `, ${describeEnd(candidate)}`;
+    const voted = says === undefined ? "" : says === null ? ", no answer" : `, votes for ${says}`;
+    const facts = plural(candidate.num_tokens, "token") + end + voted;
     const element = make(
       "li", { class: isChosen ? "card is-chosen" : "card", "data-index": index },
       make("div", { class: "card-head" }, make("h3", {}, open), make("span", { class: "badges" }, chosen, now)),

@@ -38,6 +38,32 @@ export function weigh(scores, beta) {
   return parts.map((part) => part / whole);
 }
 
+// Of support that counts, as on the server: classes of the same scores tie.
+const DIGITS = 12;
+
+/**
+ * Return the weights of a vote: each class is drawn by softmax(S / beta), S being log sum exp(score),
+ * and its best candidate is the answer. `classes` has null for a candidate without an answer; where
+ * nobody has one the scores decide.
+ */
+export function weighVote(scores, classes, beta) {
+  const names = [...new Set(classes)].filter((name) => name !== null);
+  if (names.length === 0) return weigh(scores, beta);
+  const members = names.map((name) => scores.flatMap((_, index) => (classes[index] === name ? [index] : [])));
+  const bests = members.map((inside) => Math.max(...inside.map((index) => scores[index])));
+  const support = members.map((inside, at) => {
+    const parts = inside.map((index) => Math.exp(scores[index] - bests[at]));
+    return bests[at] + Number(Math.log(sum(parts)).toFixed(DIGITS));
+  });
+  const shares = weigh(support, beta);
+  const weights = scores.map(() => 0);
+  for (const [at, inside] of members.entries()) {
+    const tied = inside.filter((index) => scores[index] === bests[at]);
+    for (const index of tied) weights[index] = shares[at] / tied.length;
+  }
+  return weights;
+}
+
 /**
  * Say what there is to say of weights: `kl` is log k - H in nats, `effective` is exp(H),
  * `likeliest` the indices of the largest weight, none of them where all are equal.

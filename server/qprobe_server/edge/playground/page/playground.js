@@ -2,7 +2,7 @@
 
 import { ApiError, ask } from "./api.js";
 import { Cards } from "./cards.js";
-import { assess, betaAt, betaReceived, LAST_POSITION, positionOf, weigh } from "./choice.js";
+import { assess, betaAt, betaReceived, LAST_POSITION, positionOf, weigh, weighVote } from "./choice.js";
 import { copy } from "./clipboard.js";
 import { Detail } from "./detail.js";
 import { byId, fillFigures, make } from "./elements.js";
@@ -81,8 +81,8 @@ function reweigh() {
   byId("figures").hidden = run === null;
   byId("beta-reset").hidden = run === null || run.beta === state.beta;
   if (run === null) return;
-  const { scores, selected } = run.result;
-  const weights = weigh(scores, state.beta);
+  const { scores, selected, vote } = run.result;
+  const weights = vote ? weighVote(scores, vote.classes, state.beta) : weigh(scores, state.beta);
   const { kl, effective, expected, mean, likeliest } = assess(scores, weights);
   state.choice = { weights, likeliest };
   cards.weigh(weights, likeliest);
@@ -92,7 +92,9 @@ function reweigh() {
   fillFigures(byId("figures"), [
     ["Chosen by the server", selected.join(", "), make("small", {}, formatPercent(weights[selected[0]]))],
     ["Most probable now", likeliest.join(", ") || "all alike", make("small", {}, share)],
-    ["KL to the base model", kl.toFixed(2), make("small", {}, `of ${Math.log(scores.length).toFixed(2)} nats`)],
+    vote
+      ? ["Different answers", String(vote.weights.length), make("small", {}, `of ${scores.length} candidates`)]
+      : ["KL to the base model", kl.toFixed(2), make("small", {}, `of ${Math.log(scores.length).toFixed(2)} nats`)],
     ["Effective candidates", effective.toFixed(1), make("small", {}, `of ${scores.length}`)],
     ["Expected score", formatScore(expected, digits), make("small", {}, `mean ${formatScore(mean, digits)}`)],
   ]);

@@ -16,6 +16,7 @@ const FIELDS = {
   "q_probe.probe": "probe",
   "q_probe.k": "k",
   "q_probe.beta": "beta",
+  "q_probe.vote": "vote",
 };
 
 /** Offer the models that a probe can stand behind: an alias is a model and a probe already. */
@@ -45,6 +46,7 @@ export function readRequest(probe, beta) {
     schedule: "off",
     return_token_scores: true,
   };
+  if (byId("vote").value !== "") request.q_probe.vote = { by: byId("vote").value };
   return request;
 }
 
