@@ -16,7 +16,7 @@ from qprobe.errors import RowError, SandboxError
 from qprobe.rewards.behaviour import LIMITS, group_outcomes, read_behaviour
 from qprobe.rewards.equal import Classes
 from qprobe.rewards.sandbox import Outcome, Program, watch_program
-from qprobe_server.choice.schemas import VoteRequest
+from qprobe_server.choice.vote_schemas import VoteRequest
 from qprobe_server.errors import RequestError
 from qprobe_server.settings import Settings
 

@@ -9,7 +9,8 @@ from qprobe.probe.voting import NO_CLASS, VoteDraw
 from qprobe.rewards.equal import Classes
 from qprobe_server.choice.candidates import Candidate
 from qprobe_server.choice.draw import combine
-from qprobe_server.choice.schemas import CandidateReply, ResultReply, VoteReply
+from qprobe_server.choice.schemas import CandidateReply, ResultReply
+from qprobe_server.choice.vote_schemas import VoteReply
 
 __all__ = ["dump_result", "make_result", "show_candidates"]
 

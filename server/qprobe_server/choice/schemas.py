@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
+from qprobe_server.choice.vote_schemas import VoteReply, VoteRequest, word_or_list
 from qprobe_server.errors import RequestError
 
 __all__ = [
@@ -16,16 +17,12 @@ __all__ = [
     "QProbeRequest",
     "ResultReply",
     "ScheduleStep",
-    "VoteReply",
-    "VoteRequest",
     "read_request",
     "show",
 ]
 
 MAX_MIX = 16
 MAX_STEPS = 16
-_MAX_PATTERN = 1_000
-_MAX_SOURCES = 32
 # Characters of a value that an error message repeats.
 _SHOWN = 60
 
@@ -41,10 +38,6 @@ def _name_or_mix(value: object) -> str:
     return "name" if isinstance(value, str) else "mix"
 
 
-def _word_or_list(value: object) -> str:
-    return "word" if isinstance(value, str) else "list"
-
-
 class ScheduleStep(BaseModel):
     """One checkpoint of early rejection."""
 
@@ -52,47 +45,6 @@ class ScheduleStep(BaseModel):
 
     tokens: _Count = Field(description="Compares candidates by their first so many tokens.")
     keep: _Count = Field(description="So many go on, but at least n.")
-
-
-class VoteRequest(BaseModel):
-    """How candidates vote: those with equal answers support each other."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    by: Literal["numeric", "regex", "json", "text", "code"] = Field(
-        description="What is compared: the number that an answer ends in, what a pattern finds, a "
-        "JSON value or calls of tools, the whole text, or what the answer's code does."
-    )
-    pattern: str | None = Field(
-        None,
-        max_length=_MAX_PATTERN,
-        description="With 'regex': its group 1, or the whole match, is the answer.",
-    )
-    inputs: list[str] | None = Field(
-        None,
-        min_length=1,
-        max_length=_MAX_SOURCES,
-        description="With 'code': calls in Python, such as f(2), whose results are compared.",
-    )
-    tests: list[str] | None = Field(
-        None,
-        min_length=1,
-        max_length=_MAX_SOURCES,
-        description="With 'code': statements in Python. What fails them is dropped, unless all do; "
-        "without inputs the calls in them are compared.",
-    )
-    setup: str | None = Field(
-        None, description="With 'code': Python that is run before the answer's code and the calls."
-    )
-    entry_point: (
-        Annotated[
-            Annotated[str, Tag("word")] | Annotated[list[str], Tag("list")],
-            Discriminator(_word_or_list),
-        ]
-        | None
-    ) = Field(
-        None, description="With 'code': what the answer must define, where the tests name more."
-    )
 
 
 class QProbeRequest(BaseModel):
@@ -119,7 +71,7 @@ class QProbeRequest(BaseModel):
         Annotated[
             Annotated[Literal["default", "off"], Tag("word")]
             | Annotated[list[ScheduleStep], Field(max_length=MAX_STEPS), Tag("list")],
-            Discriminator(_word_or_list),
+            Discriminator(word_or_list),
         ]
         | None
     ) = Field(
@@ -145,19 +97,6 @@ class CandidateReply(BaseModel):
     stop_reason: int | str | None
     tokens: list[str] | None = None
     token_scores: list[float] | None = None
-
-
-class VoteReply(BaseModel):
-    """How the candidates of a prompt voted."""
-
-    classes: list[int | None] = Field(
-        description="Of each candidate, equal for equal answers. Null without an answer, and if it "
-        "was dropped early."
-    )
-    weights: list[float] = Field(description="Probability of each class to be drawn first.")
-    answers: list[str] | None = Field(
-        default=None, description="With return_candidates: what each class says, cut short."
-    )
 
 
 class ResultReply(BaseModel):

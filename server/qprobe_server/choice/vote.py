@@ -20,7 +20,8 @@ from qprobe.rewards.equal import (
 )
 from qprobe.rewards.pattern import check_pattern
 from qprobe_server.choice.code_vote import CodeRunner, make_code_vote
-from qprobe_server.choice.schemas import VoteRequest, show
+from qprobe_server.choice.schemas import show
+from qprobe_server.choice.vote_schemas import VoteRequest
 from qprobe_server.errors import RequestError, ScoringError
 
 __all__ = ["Vote", "VoteReader"]
