@@ -5,7 +5,7 @@ from typing import Any
 from qprobe.data.fields import read_text, show
 from qprobe.errors import RowError
 
-__all__ = ["read_chat", "read_reply", "user"]
+__all__ = ["flatten", "read_chat", "read_reply", "user"]
 
 Json = dict[str, Any]
 
@@ -26,6 +26,17 @@ def read_chat(field: str, value: object) -> list[Json]:
     if not isinstance(value, list) or not value:
         raise RowError(field, f"must be a non-empty list of messages, got {show(value)}")
     return [_read_message(f"{field}[{index}]", each) for index, each in enumerate(value)]
+
+
+def flatten(chat: list[Json]) -> list[Json]:
+    """Return messages whose contents are text and not parts of it."""
+    made = []
+    for message in chat:
+        content = message.get("content")
+        if isinstance(content, list):
+            content = "\n".join(part["text"] for part in content)
+        made.append({**message, "content": content})
+    return made
 
 
 def read_reply(field: str, message: Json) -> str:

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qprobe.data.chats import flatten
 from qprobe.data.prompts import read_row
 from qprobe.errors import DatasetError
 from qprobe.files import TORN_PREFIX
@@ -63,7 +64,7 @@ def _make_table(arrow: Any, dataset: "Dataset") -> "pa.Table":  # noqa: ANN401 a
     asked = [read_row(fields).prompt for fields in dataset.prompts]
     own: dict[str, list[Any]] = {
         "prompt": [each if isinstance(each, str) else None for each in asked],
-        "messages": [None if isinstance(each, str) else _plain(each) for each in asked],
+        "messages": [None if isinstance(each, str) else flatten(each) for each in asked],
     }
     columns = {
         name: [values[each.prompt] for each in samples]
@@ -98,17 +99,6 @@ def _to_array(arrow: Any, values: list[Any]) -> "pa.Array":  # noqa: ANN401 as a
     except (arrow.ArrowInvalid, arrow.ArrowTypeError, OverflowError):
         pass
     return arrow.array([None if each is None else json.dumps(each) for each in values])
-
-
-def _plain(chat: list[Json]) -> list[Json]:
-    """Return messages of text alone, so that all of them are of one type."""
-    made = []
-    for message in chat:
-        content = message.get("content")
-        if isinstance(content, list):
-            content = "\n".join(part["text"] for part in content)
-        made.append({**message, "content": content})
-    return made
 
 
 def _import(name: str) -> Any:  # noqa: ANN401 a module without types

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qprobe.data.chats import read_chat
 from qprobe.data.columns import Columns
@@ -23,6 +23,9 @@ from qprobe.data.source import Source, read_objects
 from qprobe.data.split import check_split, has_split
 from qprobe.data.trees import is_flat, is_tree, walk_flat, walk_tree
 from qprobe.errors import PromptFileError, RowError
+
+if TYPE_CHECKING:  # it imports us
+    from qprobe.data.shots import Shot
 
 __all__ = ["GivenCompletion", "PromptRow", "read_prompts", "read_row"]
 
@@ -41,6 +44,7 @@ class PromptRow:
         fields: The whole row, as rewards get it; of published data sets, the row that theirs was
             turned into.
         completions: What the row brought, if anything.
+        shots: What stands in the prompt before the row's own, if anything.
         line: 1-based number of its line, or of the row in a file that has no lines; of several rows
             that were joined, the first.
     """
@@ -48,6 +52,7 @@ class PromptRow:
     prompt: str | list[Json]
     fields: Json
     completions: tuple[GivenCompletion, ...] = ()
+    shots: "tuple[Shot, ...]" = ()
     line: int = dataclass_field(default=0, compare=False)
 
 

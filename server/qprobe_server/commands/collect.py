@@ -21,6 +21,7 @@ from qprobe_server.commands.preflight import check_adapter, check_model, check_w
 from qprobe_server.commands.prompt_source import read_rows
 from qprobe_server.commands.rewarding import HowToReward, Rewarding, find_reward, try_out
 from qprobe_server.commands.serve import choose_default_model, name_given, prepare_environment
+from qprobe_server.commands.shots import put_shots
 from qprobe_server.commands.solutions import check_solutions
 from qprobe_server.commands.summary import print_summary
 from qprobe_server.errors import StartupError
@@ -114,7 +115,7 @@ def _read_rows(args: argparse.Namespace, reward: Reward | None) -> list[PromptRo
         and all(c.reward is not None for r in rows for c in r.completions)
     ):
         raise StartupError("--reward is not used: every completion of the file has a reward")
-    return rows
+    return put_shots(args, rows)
 
 
 def _collect(args: argparse.Namespace, reward: Reward | None, rows: list[PromptRow]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qprobe_server.commands import values
 from qprobe_server.commands.prompt_source import add_source_flags, source
+from qprobe_server.commands.shots import add_shots_flags
 from qprobe_server.settings import ADMIN_KEY_VARIABLE
 
 __all__ = ["SHOWN", "add_collect_flags", "add_reward_flags", "add_serve_flags"]
@@ -209,6 +210,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         help="The dataset's folder.",
     )
     add_reward_flags(group, required=False)
+    add_shots_flags(group)
     group.add_argument(
         "--layout",
         choices=["rows", "mbpp", "mbpp-raw", "humaneval", "humaneval-raw"],

@@ -14,6 +14,7 @@ from qprobe.data.sample import FORMAT_VERSION
 from qprobe.rewards.custom import find_source
 from qprobe_server.commands.prompt_source import SOURCE_FLAGS, describe_source
 from qprobe_server.commands.reward_service import is_url
+from qprobe_server.commands.shots import SHOTS_FLAGS, describe_shots
 from qprobe_server.errors import StartupError
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
@@ -47,6 +48,8 @@ _FLAGS = {
     "adapter": "--adapter",
     **{f"prompts.{name}": flag for name, flag in SOURCE_FLAGS.items()},
     "num_prompts": "--limit",
+    "shots": "--shots",
+    **{f"shots.{name}": flag for name, flag in SHOTS_FLAGS.items()},
     "completions": "--completions",
     "sampling.n": "--n",
     "sampling.seed": "--seed",
@@ -59,7 +62,7 @@ _FLAGS = {
     "readings": "--layers or --windows",
     "prompts_per_shard": "--prompts-per-shard",
 }
-_HASHES = ("model_files", "prompts.sha256", "reward_source")
+_HASHES = ("model_files", "prompts.sha256", "shots.sha256", "reward_source")
 _MENDED = (
     "collect into another folder, or go on with the old file and --on-reward-error skip, and "
     "reward all of it with the new one by `qprobe reward`"
@@ -90,6 +93,7 @@ def describe_flags(args: argparse.Namespace, rows: list[PromptRow]) -> Json:
         **name_reward(args.reward),
         "prompts": describe_source(args, rows),
         "num_prompts": len(rows),
+        "shots": describe_shots(args, rows),
         "prompts_per_shard": args.prompts_per_shard or max(1, _SAMPLES_PER_SHARD // per_prompt),
     }
 
@@ -156,8 +160,9 @@ def check_same(folder: Path, made: Json) -> None:
 def _flatten(manifest: Json) -> Json:
     """Return a manifest's fields as ``_FLAGS`` names them."""
     sampling = manifest.get("sampling") or {}
-    flat = {**manifest, "completions": not sampling}
-    for name, fields in (("prompts", manifest.get("prompts", {})), ("sampling", sampling)):
+    flat = {**manifest, "completions": not sampling, "shots": bool(manifest.get("shots"))}
+    for name in ("prompts", "shots", "sampling"):
+        fields = manifest.get(name) or {}
         flat |= {f"{name}.{field}": value for field, value in fields.items()}
     if sampling:
         flat["no_greedy"] = not sampling.get("greedy")
