@@ -34,6 +34,7 @@ class Settings:
         schedule: When candidates are dropped where the request does not say: ``default`` as the
             probe recommends; empty never.
         keep_alive_s: A reranked stream that is silent for so many seconds gets an SSE comment, > 0.
+        allow_model_mismatch: Whether a probe of an adapter's states scores those of others.
         admin_api_key: Opens the routes that change probes; None: there are none.
         json_access_log: One JSON object a request, instead of uvicorn's lines.
         allow_code_execution: Whether requests may have candidates' code run, for votes by it.
@@ -48,6 +49,7 @@ class Settings:
     max_body_mib: int = 32
     schedule: 'Schedule | Literal["default"]' = ()
     keep_alive_s: float = 10.0
+    allow_model_mismatch: bool = False
     admin_api_key: str | None = field(default=None, repr=False)
     json_access_log: bool = False
     allow_code_execution: bool = False
@@ -86,6 +88,13 @@ class Settings:
                 f"recommends k={info.k}, more than --max-k {self.max_k}: raise --max-k or set --k",
             )
 
+    def fits_adapter(self, info: "ProbeInfo", adapter: str | None) -> bool:
+        """Whether a probe may score the states of an adapter, or of the base model (None).
+
+        One that names no adapter may score any: its maker may not have said.
+        """
+        return self.allow_model_mismatch or info.adapter in (None, adapter)
+
 
 def find_admin_key(args: argparse.Namespace) -> str | None:
     """Return the admin key of the flags, or of the environment; an empty one there is none."""
@@ -115,6 +124,7 @@ def read_settings(args: argparse.Namespace) -> Settings:
         max_body_mib=args.max_body_mib,
         schedule=() if args.schedule is None else args.schedule,
         keep_alive_s=float(args.sse_keep_alive_interval or 0) or _KEEP_ALIVE_S,
+        allow_model_mismatch=args.allow_model_mismatch,
         admin_api_key=admin_key,
         json_access_log=args.json_access_log,
         allow_code_execution=args.allow_code_execution,

@@ -1,5 +1,6 @@
 """One real server process for the whole run, started as a user starts it, with the small model."""
 
+import json
 import os
 import re
 import signal
@@ -12,10 +13,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qprobe import Probe, ProbeInfo, Reading, Terms, load_probe, save_probe
 from qprobe.probe.values import Layer, Pooling
@@ -155,6 +158,59 @@ def make_probe(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> M
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """Return a function that writes a LoRA adapter for the small model: random, of a seed.
+
+    As peft writes it, for two of the projections of attention and one of the MLP.
+    """
+    shapes = {"self_attn.q_proj": (576, 576), "self_attn.v_proj": (576, 192)}
+    shapes["mlp.down_proj"] = (1536, 576)
+    rank, names = 4, [name.rpartition(".")[2] for name in shapes]
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": names}
+
+    def make(name: str, seed: int) -> Path:
+        folder = tmp_path_factory.mktemp("adapters") / name
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "bias": "none"}))
+        generator = torch.Generator().manual_seed(seed)
+        weights = {}
+        for layer in range(6):
+            for part, (wide_in, wide_out) in shapes.items():
+                prefix = f"base_model.model.model.layers.{layer}.{part}"
+                for side, shape in (("A", (rank, wide_in)), ("B", (wide_out, rank))):
+                    random = torch.randn(shape, generator=generator)
+                    weights[f"{prefix}.lora_{side}.weight"] = 0.1 * random
+        save_file(weights, folder / "adapter_model.safetensors")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def read_merged(small_model: Path) -> Callable[[Path | None], Any]:
+    """Return a function that loads transformers' small model with an adapter merged by hand.
+
+    That is W + B A * alpha / r; None is the model itself. What a server is compared with.
+    """
+    from transformers import AutoModelForCausalLM
+
+    def read(adapter: Path | None) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+        if adapter is None:
+            return model
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        weights = load_file(adapter / "adapter_model.safetensors")
+        for name in [each for each in weights if ".lora_A." in each]:
+            place = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
+            change = weights[name.replace(".lora_A.", ".lora_B.")] @ weights[name]
+            merged = model.get_submodule(place).weight
+            merged.data += change * config["lora_alpha"] / config["r"]
+        return model
+
+    return read
 
 
 @pytest.fixture(scope="session")

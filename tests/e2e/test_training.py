@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from qprobe import load_probe
@@ -21,6 +21,7 @@ from qprobe.evaluation.scoring import score
 from qprobe_server.default_model import SERVED_NAME
 
 QPROBE = str(Path(sys.executable).with_name("qprobe"))
+ReadMerged = Callable[[Path | None], Any]
 SEED_STRIDE = 10_000
 N = 4
 ENVIRONMENT = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -188,10 +189,10 @@ def find_probe(make_probe: Any, name: str) -> Path:
 class Reference:
     """Plain transformers: embeddings and log-probabilities of a dataset's completions."""
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    def __init__(self, folder: Path, model: Any) -> None:
+        from transformers import AutoTokenizer
 
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._model = model
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
 
     @torch.inference_mode()
@@ -214,12 +215,15 @@ class Reference:
         return embeddings, float(logprobs[range(len(sample.token_ids)), sample.token_ids].sum())
 
 
-def check_embeddings(dataset: Dataset, reference: Reference) -> None:
-    """The relative error is that of float16, which embeddings are stored in: 2^-11 a number."""
-    read = [
-        reference.read(dataset.prompts[each.prompt], each, dataset.readings)
-        for each in dataset.samples
-    ]
+def check_embeddings(
+    dataset: Dataset, reference: Reference, *, before: Sequence[dict[str, str]] = ()
+) -> None:
+    """The relative error is that of float16, which embeddings are stored in: 2^-11 a number.
+
+    ``before`` is what the model has read before the messages of each prompt.
+    """
+    asked = [{"messages": [*before, *row["messages"]]} for row in dataset.prompts]
+    read = [reference.read(asked[each.prompt], each, dataset.readings) for each in dataset.samples]
     for place, reading in enumerate(dataset.readings):
         right = torch.stack([embeddings[place] for embeddings, _ in read])
         error = (dataset.features(reading) - right).norm(dim=1) / right.norm(dim=1)
@@ -229,7 +233,7 @@ def check_embeddings(dataset: Dataset, reference: Reference) -> None:
 
 
 def test_sampled_and_given_completions_are_embedded_as_transformers_does(
-    job: Job, collected: Path, tmp_path: Path
+    job: Job, collected: Path, tmp_path: Path, read_merged: ReadMerged
 ) -> None:
     """The same texts sampled and, perhaps as other tokens, read."""
     sampled = Dataset.load(collected)
@@ -256,25 +260,20 @@ def test_sampled_and_given_completions_are_embedded_as_transformers_does(
     # The model reads all of a given text, and of a sampled one all but the last token.
     assert all(each.num_scored == len(each.token_ids) for each in given.samples)
     assert all(each.num_scored == len(each.token_ids) - 1 for each in sampled.samples)
-    reference = Reference(job.model)
+    reference = Reference(job.model, read_merged(None))
     check_embeddings(sampled, reference)
     check_embeddings(given, reference)
 
 
-def test_sampling_with_an_adapter(job: Job, collected: Path, tmp_path: Path) -> None:
-    """A LoRA adapter of random weights: other texts and states, and the manifest says so."""
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 32, "target_modules": ["q_proj"]}
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "bias": "none"}))
-    generator = torch.Generator().manual_seed(0)
-    name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
-    weights = {
-        name.format(layer, part): 0.1 * torch.randn(shape, generator=generator)
-        for layer in range(6)
-        for part, shape in (("A", (4, 576)), ("B", (576, 4)))
-    }
-    save_file(weights, adapter / "adapter_model.safetensors")
+def test_sampling_with_an_adapter(
+    job: Job,
+    collected: Path,
+    make_adapter: Callable[[str, int], Path],
+    read_merged: ReadMerged,
+    tmp_path: Path,
+) -> None:
+    """A LoRA adapter of random weights: its own texts and states, and the manifest says so."""
+    adapter = make_adapter("adapter", 0)
     folder = tmp_path / "data"
     run(*job.arguments(folder), "--limit", "2", "--adapter", str(adapter))
     adapted, bare = Dataset.load(folder), Dataset.load(collected)
@@ -283,6 +282,29 @@ def test_sampling_with_an_adapter(job: Job, collected: Path, tmp_path: Path) -> 
     assert len(pairs) == 2 * N
     assert all(mine.text != other.text for mine, other in pairs)
     assert [mine.seed for mine, _ in pairs] == [other.seed for _, other in pairs]
+    check_embeddings(adapted, Reference(job.model, read_merged(adapter)))
+
+
+def test_shots_stand_before_every_prompt(job: Job, read_merged: ReadMerged, tmp_path: Path) -> None:
+    """The states are those of a chat with the shots in it; the rows stay what they are."""
+    shots = tmp_path / "shots.jsonl"
+    rows = [{"prompt": [{"role": "user", "content": f"Say {i}."}]} for i in range(3)]
+    said = [row | {"completion": f"It is {i}."} for i, row in enumerate(rows)]
+    shots.write_text("".join(json.dumps(each) + "\n" for each in said))
+    folder = tmp_path / "data"
+    command = [*job.arguments(folder), "--limit", "3", "--shots", str(shots), "--num-shots", "2"]
+    run(*command)
+    made = Dataset.load(folder)
+    assert [row["messages"] for row in made.prompts] == [
+        [{"role": "user", "content": each}] for each in QUESTIONS[:3]
+    ]
+    before = []
+    for line in made.manifest["shots"]["lines"]:
+        answer = {"role": "assistant", "content": f"It is {line - 1}."}
+        before += [*rows[line - 1]["prompt"], answer]
+    assert len(before) == 4
+    check_embeddings(made, Reference(job.model, read_merged(None)), before=before)
+    run(*command)  # goes on where nothing is missing
 
 
 def test_train_sweep_and_eval(collected: Path, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ STEPS = (Step(16, 8), Step(32, 1))
 HERE = Listening(host=None, port=8000)
 
 
-def make_probe(name: str, *, k: int = 16, heads: bool = False) -> ServedProbe:
+def make_probe(
+    name: str, *, k: int = 16, heads: bool = False, adapter: str | None = None
+) -> ServedProbe:
     steps = STEPS if heads else ()
     info = ProbeInfo(
         base_model="any",
@@ -27,6 +29,7 @@ def make_probe(name: str, *, k: int = 16, heads: bool = False) -> ServedProbe:
         beta=0.1,
         checkpoints=tuple(step.tokens for step in steps),
         schedule=steps,
+        adapter=adapter,
     )
     return ServedProbe(
         name, "version", 0, info, 0, Reading("final", "mean"), {step.tokens: 1 for step in steps}
@@ -102,3 +105,23 @@ def test_many_probes_do_not_fill_the_terminal() -> None:
     block = describe(HERE, *(make_probe(f"p{index}") for index in range(100)))
     assert "and 92 more" in block
     assert len(block.splitlines()) < 20
+
+
+def test_a_probe_of_an_adapter_is_asked_with_it() -> None:
+    probes = [make_probe("own", heads=True, adapter="sql-3"), make_probe("any")]
+    with_it, without = (
+        describe_server(
+            HERE,
+            model="m",
+            is_chat=True,
+            probes=probes,
+            settings=Settings(),
+            adapters=adapters,
+        )
+        for adapters in ({"other": "x", "sql": "sql-3"}, {})
+    )
+    assert "sql:own  best of 16" in with_it
+    assert json.loads(read_curl(with_it)[-1])["model"] == "sql:own"
+    assert "own  is of the LoRA adapter 'sql-3', which is not served" in without
+    assert json.loads(read_curl(without)[-1])["model"] == "m:any"
+    assert "m:own" in describe(HERE, *probes, allow_model_mismatch=True)

@@ -69,6 +69,7 @@ def data(fields: dict[str, Any]) -> str:
 
 
 CHAT = "/v1/chat/completions"
+SAGEMAKER = "x-amzn-sagemaker-adapter-identifier"
 ALIASED = {"model": "base:good", "best_of": 3}
 
 
@@ -171,6 +172,30 @@ async def test_a_probe_is_refused_where_answers_are_not_reranked(
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
     assert f"answers of {path} are not reranked" in reply.json()["error"]["message"]
     assert bare.json() == {"body": {"model": "base", "q_probe": None}, "reranked": False}
+
+
+async def test_invocations_may_name_their_model_in_a_header(registry: ProbeRegistry) -> None:
+    """vLLM puts it over the body's, so that it must be no alias when it gets there."""
+
+    async def echo_header(request: Request) -> JSONResponse:
+        reply = json.loads(bytes((await echo(request)).body))
+        return JSONResponse({**reply, "header": request.headers.get(SAGEMAKER)})
+
+    async with serve(registry, {"/invocations": echo_header, CHAT: echo_header}) as client:
+
+        async def post(path: str, header: str, model: str) -> Any:
+            sent = {"model": model, "messages": []}
+            return (await client.post(path, json=sent, headers={SAGEMAKER: header})).json()
+
+        found = await post("/invocations", "base:good", "other")
+        assert (found["header"], found["body"]["model"]) == ("base", "base")
+        assert (found["reranked"], found["q_probe"]["probe"]) == (True, "good")
+        plain = await post("/invocations", "base", "base:good")
+        assert (plain["reranked"], plain["body"]["model"]) == (False, "base:good")
+        missing = await post("/invocations", "none", "base")
+        assert missing["error"]["param"] == "model"
+        # Elsewhere it means nothing.
+        assert (await post(CHAT, "none", "base:good"))["reranked"]
 
 
 async def test_invocations_are_chats_or_completions(registry: ProbeRegistry) -> None:

@@ -121,6 +121,15 @@ def test_probes_that_do_not_fit(
     assert "\n" not in str(refused.value)
 
 
+def test_a_probe_of_an_adapter_wants_a_server_that_takes_adapters(make_probe: MakeProbe) -> None:
+    probe = load_probe(make_probe("a", adapter="sql-3"))
+    with pytest.raises(ProbeFileError, match="--enable-lora") as refused:
+        check_fit(probe, MODEL, allow_model_mismatch=False)
+    assert refused.value.field == "adapter"
+    check_fit(probe, MODEL, allow_model_mismatch=True)
+    check_fit(probe, replace(MODEL, has_adapters=True), allow_model_mismatch=False)
+
+
 def test_probes_that_fit_pass(make_probe: MakeProbe) -> None:
     probe = load_probe(make_probe("end", layer="final"))
     for model in (MODEL, replace(MODEL, has_inner_layers=False)):

@@ -20,6 +20,7 @@ RESULT = ResultReply(selected=[0], scores=[1.0], weights=[1.0], kl=0.0, beta=0.1
 SETTINGS = Settings()
 VOTES = VoteReader()
 MODELS = ("base", "lora", "odd:name")
+ADAPTERS = {"lora": "sql-3", "odd:name": "other"}
 
 
 def read(
@@ -35,6 +36,7 @@ def read(
         registry=registry,
         votes=VOTES,
         is_model=MODELS.__contains__,
+        list_adapters=lambda: ADAPTERS,
         reads_best_of=reads_best_of,
     )
 
@@ -106,6 +108,37 @@ def test_the_default_probe_serves_the_base_name(registry: ProbeRegistry) -> None
     assert names(rerank) == [("kind", 1.0)]
     named = read(registry, {"model": "base:good"}, settings=Settings(default_probe="kind"))
     assert names(named) == [("good", 1.0)]
+
+
+def test_a_probe_of_an_adapters_states_is_asked_with_it(
+    registry: ProbeRegistry, serve: Any, make_probe: Callable[..., Path]
+) -> None:
+    """By the adapter's own name, whatever name it is served by; alone and in a mix."""
+    serve(registry, "sql", make_probe("sql", adapter="sql-3"))
+    serve(registry, "lost", make_probe("lost", adapter="gone"))
+    mix = {"probe": {"good": 1.0, "sql": 0.5}}
+    right: list[dict[str, Any]] = [
+        {"model": "lora:sql"},
+        {"model": "lora", "q_probe": {"probe": "sql"}},
+        {"model": "lora", "q_probe": mix},
+    ]
+    for body in right:
+        assert read(registry, body) is not None
+    served = r"the LoRA adapter 'sql-3', served as 'lora'; --allow-model-mismatch lets"
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"model": "base:sql"}, f"is the base model, but the probe 'sql' was trained on {served}"),
+        ({"q_probe": {"probe": "sql"}}, f"is the base model, but .* {served}"),
+        ({"model": "base", "q_probe": mix}, f"is the base model, but .* {served}"),
+        ({"model": "odd:name:sql"}, f"is the adapter 'other', but .* {served}"),
+        ({"model": "lora:lost"}, "is the adapter 'sql-3', but .* 'gone', which is not served; "),
+    ]
+    for body, said in wrong:
+        with pytest.raises(RequestError, match=f"^model: {said}") as refused:
+            read(registry, body)
+        assert (refused.value.param, refused.value.status) == ("model", 400)
+    assert registry.num_requests("sql") == 3
+    allowed = Settings(allow_model_mismatch=True)
+    assert names(read(registry, {"model": "base:sql"}, settings=allowed)) == [("sql", 1.0)]
 
 
 def test_best_of_is_k_where_openai_has_it(registry: ProbeRegistry) -> None:

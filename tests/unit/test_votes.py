@@ -48,6 +48,7 @@ def read(
         registry=registry,
         votes=votes,
         is_model="base".__eq__,
+        list_adapters=dict,
         reads_best_of=False,
     )
     assert request is not None

@@ -34,7 +34,7 @@ def read_former(header: Json, tensors: Tensors, version: int) -> Probe:
     reading = Reading(**{name: header.pop(name) for name in sorted(_READING)})
     if version == 2:
         header = read_lists(header)
-    info = ProbeInfo(**header)
+    info = ProbeInfo(**header, adapter=_find_adapter(header["training"]))
     heads = {
         tokens: _take(tensors, f"checkpoint.{tokens}", Reading(reading.layer, "mean", tokens))
         for tokens in info.checkpoints
@@ -44,6 +44,13 @@ def read_former(header: Json, tensors: Tensors, version: int) -> Probe:
             "tensors", "are of an MLP, which is no longer read: train a linear probe"
         )
     return Probe(info, _take(tensors, "0", reading), heads)
+
+
+def _find_adapter(training: object) -> str | None:
+    """Return the name of the adapter that ``collect`` had noted, if it was one of ours that did."""
+    noted = training.get("adapter") if isinstance(training, dict) else None
+    name = noted.get("name") if isinstance(noted, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _take(tensors: Tensors, name: str, reading: Reading) -> Terms:

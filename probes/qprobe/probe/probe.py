@@ -57,7 +57,8 @@ class ProbeInfo:
         checkpoints: The probe has a head for the beginning of so many tokens, for each of these
             numbers; >= 1, rising.
         schedule: When it recommends to drop candidates, at some of its checkpoints; empty if never.
-        adapter: The LoRA adapter whose states it was trained on, as ``base_model``; None: none.
+        adapter: The LoRA adapter whose states it was trained on, by the last part of its folder's
+            path; None if there was none, or it is not known.
         endpoint: How the embeddings endpoint reads; None if a model of ours does.
 
     Raises:

@@ -111,6 +111,7 @@ def make_probe(
     training = {
         "dataset": dataset.digest,
         "adapter": manifest.get("adapter"),
+        "shots": manifest.get("shots"),
         "prompts": manifest.get("prompts"),
         "reward": manifest.get("reward"),
         "sampling": manifest.get("sampling"),
@@ -139,6 +140,7 @@ def make_probe(
         training=training,
         licence=licence,
         checkpoints=tuple(heads or ()),
+        adapter=(manifest.get("adapter") or {}).get("name"),
     )
     return Probe(info, to_terms(reading, fitted), heads)
 

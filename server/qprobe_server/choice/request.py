@@ -1,6 +1,6 @@
 """From a request's body to what is to be reranked, and how. Knows JSON bodies, no HTTP, no vLLM."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,7 @@ def resolve(
     registry: ProbeRegistry,
     votes: VoteReader,
     is_model: Callable[[str], bool],
+    list_adapters: Callable[[], Mapping[str, str]],
     reads_best_of: bool,
 ) -> RerankRequest | None:
     """Settle how a request is reranked, and take what is ours out of its body.
@@ -102,6 +103,8 @@ def resolve(
         registry: The loaded probes.
         votes: Reads ``q_probe.vote``.
         is_model: Whether a name is a base model or a LoRA adapter that is served.
+        list_adapters: Returns, by the names of the adapters among them, what each is called to
+            probes.
         reads_best_of: Whether ``best_of`` means k here, as in OpenAI's completions.
 
     Returns:
@@ -124,6 +127,7 @@ def resolve(
             )
         return None
     _check_together(body, asked)
+    _check_adapter(body.get("model"), probes, settings, list_adapters)
     k = _choose_k(body, asked, probes, settings, reads_best_of=reads_best_of)
     schedule, notice = choose_schedule(asked, probes, settings)
     vote = None if asked.vote is None else votes.read(asked.vote)
@@ -160,6 +164,31 @@ def _check_together(body: Body, asked: QProbeRequest) -> None:
     if read_lax(body.get("use_beam_search"), bool):
         raise RequestError(
             "use_beam_search: beam search cannot be reranked by a probe", param="use_beam_search"
+        )
+
+
+def _check_adapter(
+    model: object,
+    probes: WeightedProbes,
+    settings: Settings,
+    list_adapters: Callable[[], Mapping[str, str]],
+) -> None:
+    """Check that a probe which was trained on the states of an adapter is asked with it."""
+    if all(probe.info.adapter is None for probe, _ in probes):
+        return
+    adapters = list_adapters()
+    mine = adapters.get(model) if isinstance(model, str) else None
+    for probe, _ in probes:
+        if settings.fits_adapter(probe.info, mine):
+            continue
+        wanted = probe.info.adapter
+        names = [repr(name) for name, adapter in adapters.items() if adapter == wanted]
+        where = f"served as {' or '.join(names)}" if names else "which is not served"
+        asked = "the base model" if mine is None else f"the adapter {show(mine)}"
+        raise RequestError(
+            f"model: is {asked}, but the probe {probe.name!r} was trained on the LoRA adapter "
+            f"{show(wanted)}, {where}; --allow-model-mismatch lets it score others",
+            param="model",
         )
 
 

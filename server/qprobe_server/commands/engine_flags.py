@@ -135,7 +135,7 @@ def _add_probe_management(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--allow-model-mismatch",
         action="store_true",
-        help="Serve probes that were trained on a model of another name.",
+        help="Serve probes that were trained on a model or a LoRA adapter of another name.",
     )
 
 

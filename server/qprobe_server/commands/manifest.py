@@ -84,7 +84,7 @@ def describe_flags(args: argparse.Namespace, rows: list[PromptRow]) -> Json:
     adapter = None
     if args.adapter is not None:
         weights = [*Path(args.adapter).glob("adapter_model.*")]
-        adapter = {"name": Path(args.adapter).name, "sha256": _hash(*weights)}
+        adapter = {"name": Path(args.adapter).absolute().name, "sha256": _hash(*weights)}
     return {
         **({} if args.model is None else _name_model(args.model)),
         "revision": args.revision,

@@ -5,7 +5,7 @@ read. Stands inside vLLM's own middleware, so that a request without a valid key
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,8 @@ Body = dict[str, Any]
 _COMPLETIONS = "/v1/completions"
 # What SageMaker calls; by its body vLLM takes it for a chat completion or a completion.
 _INVOCATIONS = "/invocations"
+# A header of SageMaker's that names the model there, whatever the body says.
+_SAGEMAKER_MODEL = "x-amzn-sagemaker-adapter-identifier"
 # Routes whose answers are reranked.
 RERANKED = (
     "/v1/chat/completions",
@@ -72,6 +74,8 @@ class AppState:
         is_model: Whether a name is a base model or LoRA adapter that vLLM serves.
         list_models: Returns these names; None where vLLM itself finds out what else is one.
         votes: Reads what requests ask to be voted on.
+        list_adapters: Returns, by the names of the LoRA adapters among them, what each is called to
+            probes: the last part of its path.
     """
 
     settings: Settings
@@ -79,6 +83,7 @@ class AppState:
     is_model: Callable[[str], bool]
     list_models: Callable[[], Sequence[str]] | None = None
     votes: VoteReader = field(default_factory=VoteReader)
+    list_adapters: Callable[[], Mapping[str, str]] = dict
 
 
 class RerankMiddleware:
@@ -102,7 +107,7 @@ class RerankMiddleware:
                 await self._app(scope, bodies.replay(raw, receive), send)
                 return
             body = bodies.parse(raw)
-            asked_model = body.get("model")
+            asked_model = _settle_model(scope, path, body)
             request, is_changed = _prepare(path, body, state)
             if is_changed:
                 await asyncio.sleep(0)  # a large body takes a while to read, and to write
@@ -110,7 +115,7 @@ class RerankMiddleware:
         except RequestError as error:
             await _refuse(error)(scope, receive, send)
             return
-        scope = _with_headers(scope, len(raw), body.get("request_id"))
+        scope = _with_headers(scope, path, body, len(raw))
         receive, send = bodies.replay(raw, receive), _unbuffered(send)
         if request is None:
             await self._app(scope, receive, send)
@@ -138,12 +143,23 @@ class RerankMiddleware:
             scope.get("qprobe_log", {}).update(_summarize(rerank))
 
 
-def _with_headers(scope: Scope, num_bytes: int, request_id: object) -> Scope:
+def _settle_model(scope: Scope, path: str, body: Body) -> Any:  # noqa: ANN401 JSON of any kind
+    """Return the model that is asked; a header that names it is put into the body, as vLLM does."""
+    if path == _INVOCATIONS:
+        named = Headers(scope=scope).get(_SAGEMAKER_MODEL)
+        if named:
+            body["model"] = named
+    return body.get("model")
+
+
+def _with_headers(scope: Scope, path: str, body: Body, num_bytes: int) -> Scope:
     """Return a request's scope with the headers that go with its body as it is now."""
     headers = MutableHeaders(raw=list(scope["headers"]))
     headers["content-length"] = str(num_bytes)
     del headers["transfer-encoding"]
-    settle_request_id(scope, headers, request_id)
+    settle_request_id(scope, headers, body.get("request_id"))
+    if path == _INVOCATIONS and headers.get(_SAGEMAKER_MODEL):
+        headers[_SAGEMAKER_MODEL] = body["model"]
     return {**scope, "headers": headers.raw}
 
 
@@ -178,14 +194,14 @@ def _prepare(path: str, body: Body, state: AppState) -> tuple[RerankRequest | No
             raise RequestError(f"q_probe: {path} samples nothing to rerank", param="q_probe")
         _check_model(body, state)
         return None, resolve_alias(body, state.registry, state.is_model) is not None
-    if path != _INVOCATIONS:  # there a header may name another model
-        _check_model(body, state)
+    _check_model(body, state)
     request = resolve(
         body,
         settings=state.settings,
         registry=state.registry,
         votes=state.votes,
         is_model=state.is_model,
+        list_adapters=state.list_adapters,
         reads_best_of=path == _COMPLETIONS or (path == _INVOCATIONS and "messages" not in body),
     )
     return request, request is not None

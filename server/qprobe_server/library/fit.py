@@ -27,6 +27,7 @@ class ModelFacts:
         hidden_size: Width of its states.
         num_layers: Number of blocks.
         has_inner_layers: Whether its vLLM class can give states of inner layers.
+        has_adapters: Whether the server takes LoRA adapters.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ModelFacts:
     hidden_size: int
     num_layers: int
     has_inner_layers: bool
+    has_adapters: bool = False
 
 
 def find_inner_layers(probes: Sequence[Probe]) -> tuple[int, ...]:
@@ -74,6 +76,12 @@ def check_fit(probe: Probe, model: ModelFacts, *, allow_model_mismatch: bool) ->
             "base_model",
             f"is {info.base_model!r}, the server's is {model.name!r}; --allow-model-mismatch "
             "serves it anyway",
+        )
+    if not allow_model_mismatch and info.adapter is not None and not model.has_adapters:
+        raise ProbeFileError(
+            "adapter",
+            f"is {info.adapter!r}, and this server takes no LoRA adapter: start it with "
+            "--enable-lora --lora-modules NAME=FOLDER; --allow-model-mismatch serves it anyway",
         )
 
 

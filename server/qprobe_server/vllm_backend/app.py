@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -149,7 +150,7 @@ async def _serve(
             serve_http(app, sock=sock, **_uvicorn_options(args)),
             requests,
             let_end_s=config.shutdown_timeout,
-            on_ready=partial(_announce, args, sock, engine, registry, settings),
+            on_ready=partial(_announce, args, sock, engine, app.state.qprobe),
         )
     finally:
         if engine is not None:
@@ -175,8 +176,7 @@ def _announce(
     args: argparse.Namespace,
     sock: socket.socket,
     engine: RerankingLLM,
-    registry: ProbeRegistry,
-    settings: Settings,
+    state: AppState,
 ) -> None:
     """Say on the terminal that the server is ready, and how to use it."""
     keys = [key for key in args.api_key or [envs.VLLM_API_KEY] if key]
@@ -197,8 +197,9 @@ def _announce(
         listening,
         model=_name_model(args),
         is_chat=template is not None,
-        probes=registry.probes(),
-        settings=settings,
+        probes=state.registry.probes(),
+        settings=state.settings,
+        adapters=state.list_adapters(),
     )
     sys.stdout.write(block)
     sys.stdout.flush()
@@ -228,14 +229,21 @@ def attach(
     def list_models() -> list[str]:
         return [*(each.name for each in models.base_model_paths), *models.lora_requests]
 
+    def list_adapters() -> dict[str, str]:
+        # As a dataset calls the one that it was sampled with.
+        loaded = models.lora_requests.items()
+        return {name: Path(each.lora_path).absolute().name for name, each in loaded}
+
     # vLLM may take any name, or load an adapter when it is first asked for.
-    is_open = envs.VLLM_SKIP_MODEL_NAME_VALIDATION or envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING
+    may_load = envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING and models.lora_resolvers
+    is_open = envs.VLLM_SKIP_MODEL_NAME_VALIDATION or may_load
     app.state.qprobe = AppState(
         settings=settings,
         registry=registry,
         is_model=is_model,
         list_models=None if is_open else list_models,
         votes=VoteReader(make_code_runner(settings)),
+        list_adapters=list_adapters,
     )
     app.add_exception_handler(RequestError, routes.refuse)
     # The first is outermost: it gives every request its id, also a refused one. Appended is

@@ -2,8 +2,9 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.settings import Settings
@@ -12,6 +13,7 @@ __all__ = ["Listening", "describe_server"]
 
 _PROMPT = "Write a Python function `is_odd(n)`."
 _SHOWN_PROBES = 8
+_NO_ADAPTERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ def describe_server(
     is_chat: bool,
     probes: Sequence[ServedProbe],
     settings: Settings,
+    adapters: Mapping[str, str] = _NO_ADAPTERS,
 ) -> str:
     """Return the block that ends a start.
 
@@ -60,11 +63,14 @@ def describe_server(
         is_chat: Whether the model has a chat template.
         probes: In the order in which they are listed.
         settings: The server's flags.
+        adapters: By the names that they are served by, what LoRA adapters are called to probes.
     """
     where = f" on the socket {listening.socket}" if listening.socket else ""
     rows = [("API", f"{listening.url}/v1{where}"), ("playground", f"{listening.url}/playground")]
+    names = {model: None, **adapters}
+    aliases = {probe: _find_alias(probe, names, settings) for probe in probes}
     rows += [
-        ("probe", f"{model}:{probe.name}  {_describe_choice(probe, settings)}")
+        ("probe", _describe_probe(probe, aliases[probe], settings))
         for probe in probes[:_SHOWN_PROBES]
     ]
     if len(probes) > _SHOWN_PROBES:
@@ -75,11 +81,17 @@ def describe_server(
         rows.append((model, "without a probe is sampled as by vLLM"))
     width = max(len(name) for name, _ in rows)
     lines = [f"  {name:<{width}}  {value}" for name, value in rows]
-    asked = _pick(probes, settings)
-    alias = model if asked is None else f"{model}:{asked.name}"
+    asked = _pick([probe for probe in probes if aliases[probe]], settings)
+    alias = (asked and aliases[asked]) or model
     curl = _make_curl(listening, alias, is_chat=is_chat)
     about = [f"qprobe serves {model}; Ctrl-C stops it.", *lines]
     return "\n".join(["", *about, "", "Try:", "", curl, "", ""])
+
+
+def _describe_probe(probe: ServedProbe, alias: str | None, settings: Settings) -> str:
+    if alias is None:
+        return f"{probe.name}  is of the LoRA adapter {probe.info.adapter!r}, which is not served"
+    return f"{alias}  {_describe_choice(probe, settings)}"
 
 
 def _describe_choice(probe: ServedProbe, settings: Settings) -> str:
@@ -93,6 +105,14 @@ def _describe_choice(probe: ServedProbe, settings: Settings) -> str:
     kept = ", ".join(str(step.keep) for step in steps)
     after = ", ".join(str(step.tokens) for step in steps)
     return f"{text}; {kept} are left after {after} tokens (--schedule off: all)"
+
+
+def _find_alias(
+    probe: ServedProbe, names: Mapping[str, str | None], settings: Settings
+) -> str | None:
+    """Return an alias that is answered; None while the adapter is not there that a probe wants."""
+    fit = (name for name, adapter in names.items() if settings.fits_adapter(probe.info, adapter))
+    return next((f"{name}:{probe.name}" for name in fit), None)
 
 
 def _pick(probes: Sequence[ServedProbe], settings: Settings) -> ServedProbe | None:

@@ -99,4 +99,5 @@ def describe_model(config: VllmConfig) -> ModelFacts:
         hidden_size=model.get_hidden_size(),
         num_layers=model.get_total_num_hidden_layers(),
         has_inner_layers=supports_eagle3(model_class),
+        has_adapters=config.lora_config is not None,
     )

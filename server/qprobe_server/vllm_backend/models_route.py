@@ -1,7 +1,8 @@
-"""``/v1/models``: vLLM's models, then an alias of the base model for every probe.
+"""``/v1/models``: vLLM's models, then the aliases of each.
 
 Relies on vLLM 0.32.0: ``OpenAIServingModels.show_available_models``
-(entrypoints/openai/models/serving.py), whose list begins with the base model.
+(entrypoints/openai/models/serving.py), whose list has every name of the base model, then the LoRA
+adapters; ``lora_requests`` there.
 """
 
 from typing import Any
@@ -18,12 +19,19 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """List vLLM's models, then an alias for every probe of the base model."""
-    state = request.app.state
-    reply: dict[str, Any] = (await state.openai_serving_models.show_available_models()).model_dump()
-    base = reply["data"][0]
-    for probe in state.qprobe.registry.probes():
-        reply["data"].append({**base, "id": f"{base['id']}:{probe.name}", "parent": base["id"]})
+    """List vLLM's models, then for the base model and each LoRA adapter an alias for every probe.
+
+    Those of a probe that is refused for that model are left out.
+    """
+    models, ours = request.app.state.openai_serving_models, request.app.state.qprobe
+    reply: dict[str, Any] = (await models.show_available_models()).model_dump()
+    adapters = ours.list_adapters()
+    base, *others = reply["data"]
+    for card in (base, *(each for each in others if each["id"] in adapters)):
+        for probe in ours.registry.probes():
+            if ours.settings.fits_adapter(probe.info, adapters.get(card["id"])):
+                alias = {**card, "id": f"{card['id']}:{probe.name}", "parent": card["id"]}
+                reply["data"].append(alias)
     return reply
 
 
