@@ -304,6 +304,7 @@ def test_merged_datasets_are_one_after_the_other(tmp_path: Path) -> None:
         ("hidden_size", 5, "hidden_size: is 3 in .*a' and 5 in .*b'"),
         ("num_layers", 7, "num_layers: is 6"),
         ("adapter", {"name": "mine"}, "adapter: is None in"),
+        ("shots", {"name": "a.jsonl"}, "shots: is None in"),
         ("readings", ["3/mean"], "readings: 3/last are in .*a' and not in .*b'"),
         ("readings", ["3/mean", "3/last", "4/last"], "readings: 4/last are in .*b' and not in"),
     ],
