@@ -209,6 +209,7 @@ def _parse_card(card: Fields) -> Probe:
         version=card.get("version", str),
         created=card.get("created", int),
         base_model=card.get("base_model", str),
+        adapter=card.find("adapter", str),
         layer=card.one_of("layer", int, str),
         pooling=card.get("pooling", str),
         window=card.find("window", int),

@@ -192,6 +192,7 @@ class Probe:
         version: SHA-256 of its file.
         created: When it was made or uploaded, in seconds since 1970.
         base_model: Id of the model that it was trained on.
+        adapter: The LoRA adapter of that model that it may score alone; None: any.
         layer: Index of the layer that it reads, or ``final``.
         pooling: ``last`` or ``mean``.
         window: With ``mean``, how many tokens are averaged; None for all.
@@ -209,6 +210,7 @@ class Probe:
     version: str
     created: int
     base_model: str
+    adapter: str | None
     layer: int | str
     pooling: str
     window: int | None

@@ -62,6 +62,7 @@ CARD: dict[str, Any] = {
     "version": "ab",
     "created": 1700000000,
     "base_model": "m",
+    "adapter": "sql-3",
     "layer": "final",
     "pooling": "mean",
     "window": None,
@@ -244,12 +245,8 @@ async def test_probes_are_listed_and_shown(make_client: MakeClient) -> None:
     seen: list[httpx.Request] = []
     shown = await settle(make_client({**CARD, "layer": 5, "window": 8}, seen).probe("kind"))
     assert seen[0].url.path == "/v1/probes/kind"
-    assert (listed.name, listed.layer, listed.window, listed.licence) == (
-        "kind",
-        "final",
-        None,
-        None,
-    )
+    assert (listed.name, listed.layer, listed.adapter) == ("kind", "final", "sql-3")
+    assert (listed.window, listed.licence) == (None, None)
     assert (shown.layer, shown.window, shown.training, shown.num_requests) == (5, 8, {"rows": 9}, 3)
     assert await settle(make_client({"data": [{"id": "m"}, {"id": "m:kind"}]}).models()) == [
         "m",

@@ -157,6 +157,21 @@ def test_the_former_formats_still_load(tmp_path: Path) -> None:
         assert same(head, Terms.linear(Reading(3, "mean", tokens), tokens * ONES))
 
 
+@pytest.mark.parametrize(
+    ("noted", "adapter"), [({"name": "sql-3", "sha256": "ab"}, "sql-3"), (None, None), (3, None)]
+)
+def test_a_former_probe_names_the_adapter_that_its_dataset_had(
+    tmp_path: Path, noted: Any, adapter: str | None
+) -> None:
+    path = tmp_path / "p.safetensors"
+    header = former_header(2, training={"adapter": noted})
+    tensors = {"0.weight": torch.tensor([WEIGHT]), "0.bias": torch.tensor([0.25])}
+    save_file(tensors, path, metadata={"qprobe": json.dumps(header)})
+    assert load_probe(path).info.adapter == adapter
+    save_probe(load_probe(path), path)
+    assert load_probe(path).info.adapter == adapter
+
+
 def test_an_mlp_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     tensors = {"0.weight": torch.ones(2, 4), "0.bias": torch.zeros(2)}

@@ -176,6 +176,23 @@ def test_eval_notes_another_adapter(
     other = write_dataset(tmp_path / "other")
     assert count_prompts(monkeypatch, probe, other, tmp_path / "r") == 5
     assert "warning: adapter: is {'name': 'mine'} in the dataset, None" in capsys.readouterr().err
+    with_it = train(monkeypatch, other, tmp_path / "with.safetensors")
+    assert load_probe(with_it).info.adapter == "mine"
+    assert load_probe(probe).info.adapter is None
+
+
+def test_eval_notes_other_shots(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shots = {"name": "good.jsonl", "num_shots": 5}
+    monkeypatch.setitem(MANIFEST, "shots", shots)
+    data = write_dataset(tmp_path / "data")
+    probe = train(monkeypatch, data, tmp_path / "p.safetensors")
+    assert load_probe(probe).info.training["shots"] == shots
+    monkeypatch.delitem(MANIFEST, "shots")
+    other = write_dataset(tmp_path / "other")
+    assert count_prompts(monkeypatch, probe, other, tmp_path / "r") == 5
+    assert "warning: shots: is None in the dataset, {'name'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from qprobe.data.provenance import SEEN_BY_SCHEDULE, identify_prompts, read_seen
 from qprobe.errors import DatasetError
 from qprobe.probe.probe import ProbeInfo
 
-__all__ = ["check_same_adapter", "check_same_model", "list_notes", "list_unseen"]
+__all__ = ["check_same_model", "check_same_sampling", "list_notes", "list_unseen"]
 
 
 def check_same_model(info: ProbeInfo, dataset: Dataset) -> None:
@@ -27,15 +27,16 @@ def check_same_model(info: ProbeInfo, dataset: Dataset) -> None:
             raise DatasetError(name, f"is {there} in the dataset, {here} in the probe")
 
 
-def check_same_adapter(info: ProbeInfo, dataset: Dataset) -> None:
-    """Check that the dataset was sampled with the LoRA adapter of the probe's, or both without one.
+def check_same_sampling(info: ProbeInfo, dataset: Dataset) -> None:
+    """Check that the dataset has the LoRA adapter and the shots of the probe's, or both have none.
 
     Raises:
-        DatasetError: It was not.
+        DatasetError: It has not.
     """
-    there, here = dataset.manifest.get("adapter"), info.training.get("adapter")
-    if there != here:
-        raise DatasetError("adapter", f"is {there!r} in the dataset, {here!r} in the probe")
+    for name in ("adapter", "shots"):
+        there, here = dataset.manifest.get(name), info.training.get(name)
+        if there != here:
+            raise DatasetError(name, f"is {there!r} in the dataset, {here!r} in the probe")
 
 
 def list_notes(info: ProbeInfo, dataset: Dataset) -> list[str]:
@@ -48,7 +49,7 @@ def list_notes(info: ProbeInfo, dataset: Dataset) -> list[str]:
     if not read_seen(info.training):  # made by other means, perhaps
         notes.append("the probe does not say which prompts it was trained on: all count as unseen")
     try:
-        check_same_adapter(info, dataset)
+        check_same_sampling(info, dataset)
     except DatasetError as error:
         notes.append(str(error))
     return notes

@@ -12,8 +12,8 @@ from qprobe.data.provenance import SEEN_BY_SCHEDULE, note_seen
 from qprobe.data.split import has_split, split_prompts
 from qprobe.errors import DatasetError, ProbeFileError
 from qprobe.evaluation.held_out import (
-    check_same_adapter,
     check_same_model,
+    check_same_sampling,
     list_notes,
     list_unseen,
 )
@@ -83,7 +83,7 @@ def recommend_schedule(
     if not info.checkpoints:
         raise ProbeFileError("checkpoints", "are none: train the probe with --checkpoints")
     check_same_model(info, dataset)
-    check_same_adapter(info, dataset)
+    check_same_sampling(info, dataset)
     dataset.require(list_readings(probe.terms))
     for tokens, head in probe.heads.items():
         dataset.require(list_readings(head, tokens=tokens))

@@ -164,6 +164,7 @@ class ProbeCard(BaseModel):
     version: str = Field(description="SHA-256 of the probe's file.")
     created: int
     base_model: str
+    adapter: str | None = Field(description="The LoRA adapter that it may score alone; null: any.")
     layer: int | Literal["final", "embedding"]
     pooling: Literal["last", "mean", "max"]
     window: int | None

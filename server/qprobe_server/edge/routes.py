@@ -137,6 +137,7 @@ def _make_card(probe: ServedProbe, registry: ProbeRegistry) -> ProbeCard:
         version=probe.version,
         created=probe.created,
         base_model=info.base_model,
+        adapter=info.adapter,
         layer=probe.reading.layer,
         pooling=probe.reading.pooling,
         window=probe.reading.window,
