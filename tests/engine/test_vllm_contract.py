@@ -13,6 +13,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -38,13 +39,17 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
 )
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.openai.responses.protocol import (
     ResponseCompletedEvent,
     ResponsesRequest,
     ResponsesResponse,
     StreamingResponsesResponse,
 )
+from vllm.entrypoints.serve.sagemaker import api_router as sagemaker
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.models.interfaces import SupportsEagle3, supports_eagle3
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.platforms.cpu import CpuPlatform
@@ -78,6 +83,7 @@ from qprobe_server.choice.fields import check_names
 from qprobe_server.commands.arguments import parse as read_arguments
 from qprobe_server.commands.parser import expand_config, normalize
 from qprobe_server.commands.preflight import DEFAULT_PORT
+from qprobe_server.edge.middleware import _SAGEMAKER_MODEL
 from qprobe_server.edge.reply import WITH_RESPONSE
 from qprobe_server.errors import StartupError
 from qprobe_server.quiet import EXPECTED
@@ -363,6 +369,33 @@ def test_how_the_app_is_built_and_served() -> None:
     ours = set(re.findall(r'"(\w+)": ', source(_uvicorn_options)))
     more = {"http", "timeout_graceful_shutdown"}
     assert options == ours - more, changed("the options of serve_http")
+
+
+async def test_which_models_and_adapters_are_served() -> None:
+    """By name: the base model's names come first, and an adapter's request has its path."""
+    engine: Any = SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=8), renderer=None, input_processor=None
+    )
+    models = OpenAIServingModels(engine, [BaseModelPath(name=n, model_path="m") for n in "ab"])
+    models.lora_requests["sql"] = LoRARequest("sql", 1, "/adapters/sql-3")
+    assert [each.id for each in (await models.show_available_models()).data] == ["a", "b", "sql"]
+    assert models.is_base_model("b"), changed("OpenAIServingModels.is_base_model")
+    assert not models.is_base_model("sql"), changed("OpenAIServingModels.is_base_model")
+    assert [each.name for each in models.base_model_paths] == ["a", "b"]
+    assert models.lora_requests["sql"].lora_path == "/adapters/sql-3"
+    assert models.lora_resolvers == []
+    for name in ("load_lora_adapter", "unload_lora_adapter", "resolve_lora"):
+        assert "self.lora_requests[" in source(getattr(OpenAIServingModels, name)), changed(name)
+
+
+def test_how_sagemaker_names_an_adapter() -> None:
+    """Its header is put over the body's model."""
+    assert 'inject_adapter_id(adapter_path="model")' in inspect.getsource(sagemaker), changed(
+        "/invocations"
+    )
+    name = "model_hosting_container_standards.sagemaker.lora.constants"
+    header = importlib.import_module(name).SageMakerLoRAApiHeader.ADAPTER_IDENTIFIER
+    assert header.lower() == _SAGEMAKER_MODEL
 
 
 def test_how_a_server_is_stopped_before_its_engine() -> None:

@@ -2,7 +2,9 @@
 
 Relies on vLLM 0.32.0: ``build_app`` (entrypoints/launchers/app.py), ``init_app_state``
 (entrypoints/launchers/api_server/app_state.py), ``setup_server, serve_http``
-(entrypoints/launchers/launcher.py); follows its ``build_and_serve``, which leaves no room between
+(entrypoints/launchers/launcher.py), ``OpenAIServingModels.is_base_model, base_model_paths,
+lora_requests, lora_resolvers`` (entrypoints/openai/models/serving.py), ``LoRARequest.lora_path``
+(lora/request.py); follows its ``build_and_serve``, which leaves no room between
 building the app and serving it.
 """
 
