@@ -18,9 +18,8 @@ from qprobe.training.objectives import (
     mse,
     pg,
     ppo,
-    segment_mean,
-    segment_softmax,
 )
+from qprobe.training.segments import segment_mean, segment_softmax
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 LOSSES: dict[str, Objective] = {"mse": mse, "ce": ce, "pg": pg, "ppo": ppo, "bt": bt, "dpo": dpo}
@@ -223,3 +222,62 @@ def test_unknown_objectives_are_named() -> None:
     with pytest.raises(TrainingError, match="magic") as refused:
         make_loss("magic", REWARDS, GROUPS)
     assert refused.value.field == "objective"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_intercepts_are_those_that_make_the_loss_least(seed: int) -> None:
+    """Against intercepts as parameters; prompts of equal rewards cost nothing and teach nothing."""
+    rng = np.random.default_rng(seed)
+    groups = torch.from_numpy(np.repeat(np.arange(6), rng.integers(2, 9, 6)))
+    scores = torch.from_numpy(6 * rng.normal(size=len(groups))).requires_grad_()
+    rewards = torch.from_numpy(rng.choice([0.0, 0.3, 1.0], len(groups)))
+    rewards[groups == 2] = 1.0
+    rewards[groups == 4] = 0.0
+    intercepts = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    telling = (groups != 2) & (groups != 4)
+    optimiser = torch.optim.LBFGS(
+        [intercepts],
+        max_iter=500,
+        tolerance_grad=1e-12,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def plain() -> Tensor:
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            scores + intercepts[groups], rewards, reduction="none"
+        )
+        return losses[telling].sum() / len(groups)
+
+    def step() -> float:
+        value = plain()
+        (intercepts.grad,) = torch.autograd.grad(value, intercepts)
+        return value.item()
+
+    optimiser.step(step)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    loss = make_loss("ce", rewards, groups, per_prompt=True)
+    assert loss(scores).item() == pytest.approx(plain().item(), abs=1e-9)
+    (found,) = torch.autograd.grad(loss(scores), scores)
+    (expected,) = torch.autograd.grad(plain(), scores)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mse", "ce"])
+def test_with_intercepts_a_constant_added_to_a_prompt_changes_nothing(name: str) -> None:
+    loss = make_loss(name, REWARDS, GROUPS, per_prompt=True)
+    moved = SCORES + torch.tensor([7.0, -3.0, 0.5, 0.0, 0.0, 1.0])[GROUPS]
+    assert float(loss(moved)) == pytest.approx(float(loss(SCORES)))
+
+
+def test_of_many_pairs_some_stand_for_all() -> None:
+    """Of 100 x 100 pairs 3,200, with every sample, weigh 1; their loss is near that of all."""
+    rng = np.random.default_rng(0)
+    rewards = torch.from_numpy(rng.permutation(np.repeat([0.0, 1.0], 100)))
+    scores = torch.from_numpy(rng.normal(size=200)) + rewards
+    scores.requires_grad_()
+    loss = make_loss("bt", rewards, torch.zeros(200, dtype=torch.int64))
+    (gradient,) = torch.autograd.grad(loss(scores), scores)
+    assert bool((gradient != 0).all())
+    margins = scores[rewards == 1][:, None] - scores[rewards == 0]
+    whole = torch.nn.functional.softplus(-margins).mean()
+    assert loss(scores).item() == pytest.approx(whole.item(), rel=0.02)

@@ -18,7 +18,8 @@ from qprobe.data.provenance import identify_prompts
 from qprobe.data.split import split_prompts
 from qprobe.errors import DatasetError, EvaluationError, TrainingError
 from qprobe.training import sweep
-from qprobe.training.cells import Cell
+from qprobe.training.cells import Cell, CellFile, TriedCell, choose_cell
+from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.fit import TrainingSettings, fit_probe
 from qprobe.training.inputs import prepare
 from qprobe.training.learning_curve import learning_curve
@@ -303,3 +304,65 @@ def test_a_training_set_without_a_signal_counts_as_the_base_model() -> None:
     known.rewards = np.ones(len(known.rewards))
     with pytest.raises(TrainingError, match="nothing to learn"):
         learning_curve(known, unseen, reading=GOOD, settings=SETTINGS, k=N)
+
+
+def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells that are there are not computed again, and the result is the same, bit by bit."""
+
+    def stop(cell: Cell) -> None:
+        if (cell.reading, cell.objective) == (GOOD, "mse"):
+            raise KeyboardInterrupt
+
+    def sweep_all(**fields: Any) -> Any:
+        return run_sweep(
+            DATASET, readings=[BAD, GOOD], objectives=["mse", "pg"], folder=tmp_path, **fields
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep_all(settings=SETTINGS, progress=stop)
+    tried: list[str] = []
+
+    def count(problem: Problem, *rest: Any) -> Any:
+        tried.append(problem.settings.objective)
+        return cross_validate(problem, *rest)
+
+    monkeypatch.setattr(sweep, "cross_validate", count)
+    told: list[Cell] = []
+    again = sweep_all(settings=SETTINGS, progress=told.append)
+    assert tried == ["pg"]
+    assert told == again.cells == RESULT.cells
+    assert again.winner == RESULT.winner
+    assert torch.equal(again.probe.weights[0], RESULT.probe.weights[0])
+    changed = r"output: .*sweep-cells.json.* beta 0.1 and not 0.5: .* remove the file"
+    with pytest.raises(EvaluationError, match=changed):
+        sweep_all(settings=replace(SETTINGS, beta=0.5))
+    write_sweep(again, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.csv", "sweep.json"]
+    tried.clear()
+    sweep_all(settings=SETTINGS)
+    assert tried == ["mse", "pg"] * 2
+
+
+def test_a_file_of_cells_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sweep-cells.json"
+    for text in ("{", "[]", '{"about": {}, "cells": [{"reading": "x"}]}'):
+        path.write_text(text)
+        with pytest.raises(EvaluationError, match="is no sweep's: remove it"):
+            CellFile(path, {})
+
+
+def tried_cell(reading: Reading, objective: str, rewards: list[float]) -> TriedCell:
+    cell = Cell(reading, objective, float(np.mean(rewards)), 1.0, None)
+    return TriedCell(cell, np.array(rewards))
+
+
+def test_the_steadier_objective_wins_where_the_difference_is_noise() -> None:
+    """Of the best reading; a difference in every prompt is none."""
+    noisy, sure = [0.5, 0.9, 0.1, 0.7], [0.6, 0.65, 0.62, 0.63]
+    other = tried_cell(BAD, "ce", [0.5] * 4)
+    ce, pg = tried_cell(GOOD, "ce", [0.5, 0.5, 0.6, 0.5]), tried_cell(GOOD, "pg", noisy)
+    assert choose_cell([other, pg, ce]) == ce.cell
+    assert choose_cell([other, tried_cell(GOOD, "pg", sure), ce]).objective == "pg"
+    assert choose_cell([tried_cell(GOOD, "pg", sure), tried_cell(GOOD, "bt", sure)]) == (
+        tried_cell(GOOD, "bt", sure).cell
+    )

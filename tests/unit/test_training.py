@@ -1,6 +1,7 @@
 """Fitted probes, against scikit-learn, closed forms and problems with a known answer."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,11 @@ from qprobe import Reading, Terms
 from qprobe.errors import TrainingError
 from qprobe.probe.probe import Probe, ProbeInfo
 from qprobe.probe.values import OBJECTIVES
+from qprobe.training import inputs as inputs_module
 from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
 from qprobe.training.inputs import prepare
+from qprobe.training.objectives import make_loss
 
 Vector = NDArray[np.float64]
 Drawn = tuple[Tensor, Vector, NDArray[np.int64]]
@@ -310,6 +313,188 @@ def test_held_out_reward_is_that_of_fits_without_those_prompts() -> None:
             options.append(expected_reward(scores, rewards, groups).mean())
         reward = found.cross_validation[0]["reward"]
         assert min(abs(reward - each) for each in options) < TOLERANCE / 0.1
+
+
+def reference(problem: Drawn, objective: str, decay: float, *, per_prompt: bool = False) -> Vector:
+    """Minimise the loss over all weights by torch's L-BFGS, in float64; return raw scores."""
+    features, rewards, groups = problem
+    z, places = torch.from_numpy(standardised(features)), torch.from_numpy(groups)
+    told = torch.from_numpy(rewards)
+    if objective != "ce":
+        told = told / within_std(told, groups)
+    loss = make_loss(objective, told, places, per_prompt=per_prompt)
+    parameters = torch.zeros(z.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [parameters],
+        max_iter=3000,
+        tolerance_grad=1e-10,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def step() -> float:
+        value = loss(z @ parameters[:-1] + parameters[-1])
+        value = value + decay / 2 * parameters[:-1].square().sum()
+        (parameters.grad,) = torch.autograd.grad(value, parameters)
+        return value.item()
+
+    optimiser.step(step)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return np.asarray((z @ parameters[:-1]).detach())
+
+
+def assert_same_raw_scores(found: FittedProbe, problem: Drawn, theirs: Vector) -> None:
+    """Up to a bias, to 1e-4 of their standard deviation in the mean, and 1e-3 at most."""
+    ours = found.scale * found.score([problem[0]]).double().numpy()
+    errors = ((ours - ours.mean()) - (theirs - theirs.mean())) / theirs.std()
+    assert np.sqrt(np.mean(errors**2)) < 1e-4
+    assert np.abs(errors).max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", ["long", "wide"])
+@pytest.mark.parametrize("objective", ["mse", "ce", "pg", "bt"])
+@pytest.mark.parametrize("per_prompt", [False, True])
+def test_weights_are_those_of_a_plain_optimiser(
+    objective: str, shape: str, *, per_prompt: bool
+) -> None:
+    """Also with more features than samples, where the axes are those of the Gram matrix.
+
+    ``pg`` has several optima where it is decayed little.
+    """
+    problem = draw(30, num_prompts=20, hidden=30 if shape == "long" else 400)
+    decay = 10.0 if objective == "pg" else 0.3
+    theirs = reference(problem, objective, decay, per_prompt=per_prompt)
+    found = fit(problem, objective=objective, per_prompt=per_prompt, weight_decays=(decay,))
+    assert_same_raw_scores(found, problem, theirs)
+
+
+def test_many_samples_of_wide_features_are_fitted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decays are chosen along 8 axes of 50; the weights are those of all 50."""
+    monkeypatch.setattr(inputs_module, "_MAX_FEATURES", 8)
+    monkeypatch.setattr(inputs_module, "_MAX_SAMPLES", 100)
+    problem = draw(31, hidden=50)
+    prepared = prepare([problem[0]])
+    assert prepared.reduced.shape == (320, 8)
+    assert prepared.whole is not None
+    theirs = reference(problem, "ce", 0.3)
+    assert_same_raw_scores(fit(problem, weight_decays=(0.3,)), problem, theirs)
+
+
+def test_the_axes_hold_all_that_varies() -> None:
+    """The Gram matrix and the covariance give the same variances and the same products."""
+    features, _, _ = draw(32, num_prompts=10, hidden=100)  # 80 samples
+    wide = prepare([features])
+    whole = torch.from_numpy(standardised(features))
+    assert wide.whole is None
+    assert torch.allclose(
+        (wide.reduced @ wide.reduced.T).double(), whole @ whole.T, atol=1e-3, rtol=1e-4
+    )
+    long = prepare([features[:, :40]])
+    assert torch.allclose(long.axes.T @ long.axes, torch.eye(40), atol=1e-5)
+    assert float(long.variances.sum()) == pytest.approx(40, rel=1e-4)
+
+
+def draw_planted(seed: int) -> tuple[Drawn, Vector]:
+    """200 prompts x 16 of 40 features; difficulty lies along others than the reward's direction."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(200), 16)
+    of_prompt, of_sample = rng.normal(size=(200, 40))[groups], rng.normal(size=(3200, 40))
+    direction, hard = np.linalg.qr(rng.normal(size=(40, 2)))[0].T
+    features = of_prompt + of_sample
+    logits = 2 * of_sample @ direction + 4 * of_prompt @ hard - 2 * of_prompt @ direction
+    rewards = (rng.random(3200) < 1 / (1 + np.exp(-logits))).astype(np.float64)
+    return (torch.tensor(features, dtype=torch.float32), rewards, groups), direction
+
+
+@pytest.mark.parametrize("objective", ["ce", "mse"])
+def test_an_intercept_for_each_prompt_finds_what_tells_its_samples_apart(objective: str) -> None:
+    problem, direction = draw_planted(0)
+    cosines = []
+    for per_prompt in (True, False):
+        found = fit(problem, objective=objective, per_prompt=per_prompt, num_folds=5)
+        weights = found.weights[0].double().numpy()
+        cosines.append(weights @ direction / np.linalg.norm(weights))
+    assert cosines[0] > 0.95
+    assert cosines[1] < 0.8
+
+
+def test_blocks_are_fitted_as_one() -> None:
+    features, rewards, groups = draw(33)
+    settings = TrainingSettings(num_folds=2)
+    whole = fit_probe([features], rewards, groups, settings)
+    parts = fit_probe([features[:, :5], features[:, 5:]], rewards, groups, settings)
+    assert [len(each) for each in parts.weights] == [5, 7]
+    assert torch.allclose(torch.cat(parts.weights), whole.weights[0], rtol=1e-3, atol=1e-4)
+    scores = parts.score([features[:, :5], features[:, 5:]])
+    assert torch.allclose(scores, whole.score([features]), atol=1e-3)
+
+
+def test_numbers_alone_and_beside_features() -> None:
+    """What a number tells outweighs 200 features of noise; a hundredth of the decay is theirs."""
+    features, rewards, groups = draw(34, hidden=200)
+    rng = np.random.default_rng(0)
+    number = torch.from_numpy(np.stack([3 * rewards + rng.normal(size=320), 1e3 * rewards * 0], 1))
+    settings = TrainingSettings(num_folds=2, weight_decays=(1.0,))
+    alone = fit_probe([], rewards, groups, settings, numbers=number)
+    assert alone.weights == []
+    assert alone.number_weights[1] == 0
+    both = fit_probe([features], rewards, groups, settings, numbers=number)
+    assert both.score([features], number).shape == (320,)
+    held_out = [
+        expected_reward(torch.from_numpy(each.held_out_scores), rewards, groups).mean()
+        for each in (both, fit((features, rewards, groups), weight_decays=(1.0,)))
+    ]
+    assert held_out[0] > held_out[1] + 0.1
+    scaled = features[:, :1] * 0.1  # a feature's decay is a hundred times a number's
+    decayed = TrainingSettings(num_folds=2, weight_decays=(0.01,))
+    one = fit_probe([], rewards, groups, settings, numbers=features[:, :1])
+    other = fit_probe([scaled], rewards, groups, decayed)
+    assert torch.allclose(one.number_weights * 10, other.weights[0], rtol=1e-3)
+
+
+def test_a_decay_at_the_edge_is_told() -> None:
+    problem = draw(12, hidden=100)
+    best = fit(problem, num_folds=4).weight_decay
+    for decays, side in [((best, 1e9), "weakest"), ((best, 0.0), "strongest"), ((best,), None)]:
+        (*notes,) = fit(problem, num_folds=4, weight_decays=decays).notes
+        assert [side in note for note in notes if side] == [True] * bool(side), notes
+    assert fit(problem, num_folds=4).notes == ()
+
+
+def test_progress_is_told_as_often_as_announced() -> None:
+    features, rewards, groups = draw(35)
+    calls: list[int] = []
+    settings = TrainingSettings(num_folds=2)
+    fit_probe([features], rewards, groups, settings, progress=lambda: calls.append(1))
+    assert len(calls) == len(settings.decays) + 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda features: features * 0 + 3, "do not vary"),
+        (lambda features: features * 1e25, "vary by more than float32 can square, in column 0"),
+        (lambda features: features * math.inf, "must be finite, but row 0 is not"),
+    ],
+)
+def test_features_that_nothing_can_be_fitted_to(
+    spoil: Callable[[Tensor], Tensor], said: str
+) -> None:
+    features, rewards, groups = draw(36)
+    with pytest.raises(TrainingError, match=said) as refused:
+        fit((spoil(features), rewards, groups))
+    assert refused.value.field == "features"
+    with pytest.raises(TrainingError, match=said) as refused:
+        fit_probe([features, spoil(features)], rewards, groups, TrainingSettings(num_folds=2))
+    assert refused.value.field == "features.1"
+
+
+def test_mostly_constant_features_do_no_harm() -> None:
+    """Their median spread is 0, and float32 cannot hold the mean of 0.1: still nothing blows up."""
+    features, rewards, groups = draw(16)
+    padded = torch.cat([features, torch.full((len(features), 50), 0.1)], dim=1)
+    plain = fit((features, rewards, groups), weight_decays=(1.0,))
+    other = fit((padded, rewards, groups), weight_decays=(1.0,))
+    assert torch.allclose(plain.score([features]), other.score([padded]), atol=1e-3)
 
 
 def test_constant_features_do_no_harm() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qprobe.errors import EvaluationError, TrainingError
+from qprobe.errors import DatasetError, EvaluationError, TrainingError
 from qprobe.files import write_file
 from qprobe.probe.reading import Reading
 
@@ -90,17 +90,17 @@ class CellFile:
             return
         try:
             stored = json.loads(path.read_text("utf-8"))
-            former = dict(stored["about"])
+            former = stored["about"]
             cells = [TriedCell.from_json(each) for each in stored["cells"]]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, DatasetError) as error:
             raise EvaluationError("output", f"{str(path)!r} is no sweep's: remove it") from error
         for name, value in self._about.items():
             if former.get(name) != value:
                 raise EvaluationError(
                     "output",
                     f"{str(path)!r} is of a sweep that was stopped, with {name} "
-                    f"{former.get(name)!r} and not {value!r}: go on with the same, or remove the "
-                    "file to start anew",
+                    f"{former.get(name)} and not {value}: go on with the same, or remove the file "
+                    "to start anew",
                 )
         self._cells = {(str(each.cell.reading), each.cell.objective): each for each in cells}
 

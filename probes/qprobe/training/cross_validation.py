@@ -15,13 +15,9 @@ from torch import Tensor
 from qprobe.errors import TrainingError
 from qprobe.training.folds import make_folds
 from qprobe.training.inputs import Inputs, use_threads
-from qprobe.training.objectives import (
-    make_loss,
-    segment_mean,
-    segment_softmax,
-    segment_spread,
-)
+from qprobe.training.objectives import make_loss
 from qprobe.training.optimiser import Linear, Loss, minimise
+from qprobe.training.segments import segment_mean, segment_softmax, segment_spread
 from qprobe.training.settings import TrainingSettings
 
 __all__ = ["CrossValidation", "Problem", "cross_validate"]
@@ -29,10 +25,10 @@ __all__ = ["CrossValidation", "Problem", "cross_validate"]
 Floats = NDArray[np.float64]
 Preconditioner = Callable[[Tensor], Tensor]
 # The share of the loss's decrease that a fit may leave: enough to rank decays by.
-_TOLERANCE = 1e-4
+_TOLERANCE = 1e-3
 # Weaker decays are not tried once so many in a row are behind the best: by so many standard errors,
 # and by such a share of the rewards' spread, as equal fits differ by little, but surely.
-_NUM_BEHIND, _BEHIND_ERRORS, _BEHIND_SHARE = 2, 2.0, 0.03
+_NUM_BEHIND, _BEHIND_ERRORS, _BEHIND_SHARE = 3, 2.0, 0.03
 # Scores that vary within prompts by less than this share of the weights' norm are rounding.
 _MIN_SPREAD = 1e-6
 # Keeps steps finite at decay 0; a share of the variance of a standardised feature.

@@ -23,7 +23,7 @@ __all__ = ["FittedProbe", "TrainingSettings", "describe_edge", "fit_inputs", "fi
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
 # The share of the loss's decrease that the fits may leave whose weights or scores are kept.
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def fit_probe(
 
     Features are standardised by the training samples, and that is folded into the weights. The
     weight decay is the one with the highest expected reward of resampling on held-out prompts, all
-    samples of a prompt being the candidates. Weaker decays are not tried once two in a row are
+    samples of a prompt being the candidates. Weaker decays are not tried once three in a row are
     clearly behind the best.
 
     Blocks are fitted together, as one block of all their features would be. A weight of a number

@@ -122,7 +122,7 @@ def prepare(blocks: Sequence[Tensor], numbers: Tensor | None = None) -> Inputs:
         ]
         means, scales = (torch.cat(each) for each in zip(*moments, strict=True))
         if not bool(scales.any()):
-            raise TrainingError(next(iter(parts)), "do not vary: all samples have the same")
+            raise TrainingError("numbers", "do not vary: all samples have the same")
         standard = standard.to("cuda" if torch.cuda.is_available() else "cpu")
         axes = _find_axes(standard)
         reduced = standard @ axes
@@ -181,6 +181,8 @@ def _standardise(name: str, raw: Tensor, place: Tensor) -> tuple[Tensor, Tensor]
         )
     std = variance.sqrt()
     varies = std > _CONSTANT * mean.abs()
+    if not bool(varies.any()) and name != "numbers":
+        raise TrainingError(name, "do not vary: all samples have the same")
     if name != "numbers":
         std = std.clamp_min(_MIN_STD * float(std.median()))
     scale = torch.where(varies, (_NUMBER_SCALE if name == "numbers" else 1.0) / std, 0.0)

@@ -14,6 +14,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from qprobe.errors import TrainingError
 from qprobe.probe.values import OBJECTIVES
+from qprobe.training.segments import (
+    number_segments,
+    segment_mean,
+    segment_softmax,
+    segment_sum,
+)
 
 __all__ = [
     "Loss",
@@ -24,14 +30,13 @@ __all__ = [
     "mse",
     "pg",
     "ppo",
-    "segment_mean",
-    "segment_softmax",
-    "segment_spread",
 ]
 
 Loss = Callable[[Tensor], Tensor]
 # The range in which PPO's ratio counts (Schulman et al. 2017, table 3).
 _CLIP = 0.2
+# Up to 33 samples a prompt, all pairs count.
+_MAX_BEATEN = 32
 # Of an intercept's search, and when it has moved little enough.
 _NEWTON_STEPS, _NEWTON_TOLERANCE = 50, 1e-9
 
@@ -86,7 +91,7 @@ def pg(scores: Tensor, rewards: Tensor, groups: Tensor, *, beta: float = 1.0) ->
     """
     _check_shapes(scores, rewards, groups)
     weights = segment_softmax(scores / beta, groups)
-    return -_sum_by_prompt(weights * _advantages(scores, rewards, groups), groups).mean()
+    return -segment_sum(weights * _advantages(scores, rewards, groups), groups).mean()
 
 
 def ppo(
@@ -114,7 +119,8 @@ def bt(scores: Tensor, rewards: Tensor, groups: Tensor) -> Tensor:
 
     Each prompt that has a pair counts the same, whatever its number of pairs: that number grows as
     the square of the number of samples, and the information does not. It is also how prompts count
-    where the probe is judged. With one pair a prompt this is the usual loss.
+    where the probe is judged. With one pair a prompt this is the usual loss. For the same reason a
+    sample that beats more than 32 meets 32 of them only, evenly spread, which stand for all.
 
     Arguments are those of ``pg``.
 
@@ -175,101 +181,62 @@ def make_loss(objective: str, rewards: Tensor, groups: Tensor, *, per_prompt: bo
 
 
 def _ce_with_intercepts(rewards: Tensor, groups: Tensor) -> Loss:
-    """``ce`` of score + intercept, at the intercepts that make it least.
+    """``ce`` of score + intercept, at the intercepts of prompts that make it least.
 
     Where all rewards of a prompt are 0, or all 1, that is 0 whatever the scores. The gradient by
     the scores is that at fixed intercepts, as the loss is flat in these.
     """
     ce(rewards, rewards, groups)  # refuses what it must
-    segments, num = _segments(groups)
-    totals = _sum_by_prompt(rewards, groups)  # (prompts,)
-    sizes = _sum_by_prompt(torch.ones_like(rewards), groups)
-    telling = (totals > 0) & (totals < sizes)
-    kept = telling[segments]
-    odds = (totals / (sizes - totals)).log()
+    mean = segment_mean(rewards, groups)
+    kept = ((mean > 0) & (mean < 1))[number_segments(groups)[0]].nonzero()[:, 0]
+    told, groups = rewards[kept], groups[kept]
 
     def loss(scores: Tensor) -> Tensor:
-        # The intercept lies where all of a prompt's scores being the highest, or the lowest, would
-        # put it; Newton's steps are kept between such bounds by bisection.
-        fixed = scores.detach()
-        highest = fixed.new_empty(num).scatter_reduce(
-            0, segments, fixed, "amax", include_self=False
-        )
-        lowest = fixed.new_empty(num).scatter_reduce(0, segments, fixed, "amin", include_self=False)
-        low, high = odds - highest, odds - lowest
-        intercepts = odds - segment_mean(fixed, groups)
-        for _ in range(_NEWTON_STEPS):
-            chances = torch.sigmoid(fixed + intercepts[segments])
-            excess = _sum_by_prompt(chances, groups) - totals
-            slope = _sum_by_prompt(chances * (1 - chances), groups)
-            low = torch.where(excess < 0, intercepts, low)
-            high = torch.where(excess > 0, intercepts, high)
-            moved = intercepts - excess / slope
-            inside = (moved > low) & (moved < high)
-            moved = torch.where(inside, moved, (low + high) / 2)
-            if bool(((moved - intercepts).abs() < _NEWTON_TOLERANCE)[telling].all()):
-                break
-            intercepts = torch.where(telling, moved, intercepts)
-        logits = (scores + intercepts[segments])[kept]
-        losses = binary_cross_entropy_with_logits(logits, rewards[kept], reduction="sum")
-        return losses / len(scores)
+        logits = scores.index_select(0, kept)
+        logits = logits + _find_intercepts(logits.detach(), told, groups)
+        losses = binary_cross_entropy_with_logits(logits, told, reduction="sum")
+        return losses / len(rewards)
 
     return loss
 
 
-def segment_softmax(logits: Tensor, groups: Tensor) -> Tensor:
-    """Softmax within each prompt: shape (samples,), sums to 1 over a prompt's samples.
+def _find_intercepts(scores: Tensor, rewards: Tensor, groups: Tensor) -> Tensor:
+    """Return each sample's intercept, with which its prompt's chances add up to its rewards.
 
-    Beside that of ``resampling``, as losses are differentiated through it, and prompts may differ
-    in their number of samples.
+    By Newton's method, between bounds: were all of a prompt's scores its highest one, or its
+    lowest, the intercept would be known.
     """
-    segments, num = _segments(groups)
-    highest = logits.new_empty(num).scatter_reduce(
-        0, segments, logits.detach(), "amax", include_self=False
-    )
-    powers = (logits - highest.index_select(0, segments)).exp()
-    return powers / _sum_by_prompt(powers, groups).index_select(0, segments)
-
-
-def segment_mean(values: Tensor, groups: Tensor) -> Tensor:
-    """Mean of each prompt's values: shape (prompts,), in order of the prompts that occur."""
-    sums = _sum_by_prompt(values, groups)
-    return sums / _sum_by_prompt(torch.ones_like(values), groups)
-
-
-def segment_spread(values: Tensor, groups: Tensor) -> float:
-    """Standard deviation within prompts: root of the mean over prompts of the unbiased variance.
-
-    Prompts with one sample say nothing of it. Unbiased, so that it means the same for 2 samples a
-    prompt as for 200.
-    """
-    _, segments, sizes = torch.unique_consecutive(groups, return_inverse=True, return_counts=True)
-    deviations = values - segment_mean(values, groups)[segments]
-    variances = segment_mean(deviations.square(), groups)[sizes > 1]
-    sizes = sizes[sizes > 1]
-    return float((variances * sizes / (sizes - 1)).mean().sqrt())
-
-
-def _segments(groups: Tensor) -> tuple[Tensor, int]:
-    """Return the prompt of each sample, numbered without gaps, and the number of prompts."""
-    _, segments = torch.unique_consecutive(groups, return_inverse=True)
-    return segments, int(segments[-1]) + 1
-
-
-def _sum_by_prompt(values: Tensor, groups: Tensor) -> Tensor:
-    segments, num = _segments(groups)
-    return values.new_zeros(num).index_add(0, segments, values)  # (prompts,)
+    if not len(scores):
+        return scores
+    segments, num = number_segments(groups)
+    mean = segment_mean(rewards, groups)
+    odds = (mean / (1 - mean)).log()
+    start = scores.new_empty(num)
+    low = odds - start.scatter_reduce(0, segments, scores, "amax", include_self=False)
+    high = odds - start.scatter_reduce(0, segments, scores, "amin", include_self=False)
+    intercepts = (low + high) / 2
+    for _ in range(_NEWTON_STEPS):
+        chances = torch.sigmoid(scores + intercepts[segments])
+        excess = segment_mean(chances, groups) - mean
+        low = torch.where(excess < 0, intercepts, low)
+        high = torch.where(excess > 0, intercepts, high)
+        moved = intercepts - excess / segment_mean(chances * (1 - chances), groups)
+        moved = torch.where((moved >= low) & (moved <= high), moved, (low + high) / 2)
+        shift, intercepts = (moved - intercepts).abs().max(), moved
+        if shift < _NEWTON_TOLERANCE:
+            break
+    return intercepts[segments]
 
 
 def _advantages(scores: Tensor, rewards: Tensor, groups: Tensor) -> Tensor:
-    segments, _ = _segments(groups)
+    segments, _ = number_segments(groups)
     rewards = rewards.to(scores.dtype)
     return rewards - segment_mean(rewards, groups).index_select(0, segments)
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The pairs with r_winner > r_loser; shapes (pairs,). The weights sum to 1."""
+    """Pairs with r_winner > r_loser; shapes (pairs,). The weights sum to 1."""
 
     winners: Tensor
     losers: Tensor
@@ -278,7 +245,7 @@ class _Pairs:
 
 def _find_pairs(scores: Tensor, rewards: Tensor, groups: Tensor) -> _Pairs:
     _check_shapes(scores, rewards, groups)
-    segments, num = _segments(groups)
+    segments, num = number_segments(groups)
     # Stable sorts by reward, then by prompt. A sample beats those of its prompt that come before
     # the first of its own reward.
     order = torch.argsort(rewards, stable=True)
@@ -292,13 +259,19 @@ def _find_pairs(scores: Tensor, rewards: Tensor, groups: Tensor) -> _Pairs:
     total = int(num_beaten.sum())
     if total == 0:
         raise TrainingError("rewards", "differ within no prompt, so there is no pair to learn from")
-    firsts = num_beaten.cumsum(0) - num_beaten
-    offsets = torch.arange(total) - firsts.repeat_interleave(num_beaten)
-    winners = order[places.repeat_interleave(num_beaten)]
-    losers = order[starts.repeat_interleave(num_beaten) + offsets]
+    num_met = num_beaten.clamp_max(_MAX_BEATEN)
+    firsts = num_met.cumsum(0) - num_met
+    numbers = torch.arange(int(num_met.sum())) - firsts.repeat_interleave(num_met)  # 0, 1, ...
+    # One pair stands for as many as there are between it and the next.
+    shares = (num_beaten / num_met).repeat_interleave(num_met).double()
+    # Each winner begins elsewhere, so that all losers are met.
+    turns = (places * 7).repeat_interleave(num_met) % num_beaten.repeat_interleave(num_met)
+    offsets = ((numbers * shares).long() + turns) % num_beaten.repeat_interleave(num_met)
+    winners = order[places.repeat_interleave(num_met)]
+    losers = order[starts.repeat_interleave(num_met) + offsets]
     prompts = segments[winners]
-    counts = torch.bincount(prompts, minlength=num)
-    return _Pairs(winners, losers, 1 / counts[prompts].double() / int((counts > 0).sum()))
+    counts = shares.new_zeros(num).index_add(0, prompts, shares)
+    return _Pairs(winners, losers, shares / counts[prompts] / int((counts > 0).sum()))
 
 
 def _pair_loss(scores: Tensor, pairs: _Pairs, *, scale: float) -> Tensor:
