@@ -21,8 +21,11 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.engine.output_processor import OutputProcessor
 
+from qprobe_server.choice.code_vote import CodeRunner
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.rerank import Rerank
+from qprobe_server.choice.vote import Vote, VoteReader
+from qprobe_server.choice.vote_schemas import VoteRequest
 from qprobe_server.edge.metrics import RerankMetrics
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun
@@ -338,3 +341,80 @@ async def test_nobody_is_woken_by_the_tokens_of_candidates(
         await asyncio.sleep(0)
     assert [winner.tape.num_tokens for winner in await task] == [500]
     assert looked <= 5
+
+
+def vote_by(**asked: Any) -> Vote:
+    return VoteReader(CodeRunner(num_workers=2, max_requests=1)).read(VoteRequest(**asked))
+
+
+async def vote_among(
+    served: ServedProbe, texts: Sequence[str], vote: Vote, **fields: Any
+) -> tuple[dict[str, Any], PromptRun, Engine]:
+    """Run a prompt whose candidates have these texts, and equal scores; return its reply."""
+    run, engine = make_run(served, k=len(texts), vote=vote, **fields)
+    outputs = [make_output([1, 2], "stop", text=text) for text in texts]
+    winners = await run.run(Requests(engine, lambda index, each: each.put(outputs[index])))
+    reply = json.loads(run.rerank.reply_json())
+    (result,) = reply["results"]
+    assert [run._candidates.index(each) for each in winners] == result["selected"]
+    return reply, run, engine
+
+
+async def test_equal_answers_outvote_others(probe: ServedProbe) -> None:
+    texts = ["It is 7.", "8", "so 7.0", "none", "9"]
+    reply, _, engine = await vote_among(
+        probe, texts, vote_by(by="numeric"), n=2, return_candidates=True
+    )
+    (result,) = reply["results"]
+    assert result["vote"] == {
+        "classes": [0, 1, 0, None, 2],
+        "weights": [1.0, 0.0, 0.0],
+        "answers": ["7", "8", "9"],
+    }
+    assert result["selected"][0] in (0, 2)
+    assert result["selected"][1] in (1, 4)
+    assert result["weights"] == [0.5, 0.0, 0.5, 0.0, 0.0]
+    assert result["kl"] is None
+    counted = engine.metrics._votes.labels("numeric")._value.get()
+    assert counted == 1
+
+
+async def test_code_is_run_and_its_results_vote(probe: ServedProbe) -> None:
+    codes = ["def f(x): return x * x", "def f(x): return x + x", "def f(x): return x ** 2"]
+    codes.append("def f(x):\n while True: pass")
+    reply, *_ = await vote_among(probe, codes, vote_by(by="code", inputs=["f(3)"]))
+    assert reply["results"][0]["vote"] == {"classes": [0, 1, 0, None], "weights": [1.0, 0.0]}
+    assert reply["results"][0]["selected"][0] in (0, 2)
+    tested = vote_by(by="code", tests=["assert f(3) == 6"])
+    reply, *_ = await vote_among(probe, codes, tested, n=2)
+    assert reply["results"][0]["vote"]["classes"] == [None, 0, None, None]
+    assert reply["results"][0]["selected"][0] == 1
+    assert "notice" not in reply
+
+
+async def test_without_an_answer_the_scores_decide(probe: ServedProbe) -> None:
+    reply, *_ = await vote_among(probe, ["a", "b"], vote_by(by="numeric"))
+    assert reply["notice"] == "no candidate has an answer by numeric: the scores decide"
+    assert reply["results"][0]["vote"] == {"classes": [None, None], "weights": []}
+    assert reply["results"][0]["weights"] == [0.5, 0.5]
+
+
+async def test_a_client_that_leaves_a_vote_ends_it(probe: ServedProbe) -> None:
+    """Programs of 9 s each: the loop is free meanwhile, and the engine's requests are ended."""
+    codes = [f"def f(x):\n import time\n time.sleep(9 + {i})" for i in range(8)]
+    vote = vote_by(by="code", inputs=["f(3)"])
+    run, engine = make_run(probe, k=8, vote=vote)
+    outputs = [make_output([1, 2], "stop", text=text) for text in codes]
+    give = Requests(engine, lambda index, each: each.put(outputs[index]))
+    async with heartbeat() as heart:
+        task = asyncio.create_task(run.run(give))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert heart.longest_s < 0.05
+    await asyncio.gather(*engine.cleanups)
+    assert engine.asked == ["begin", "end"]
+    begun_s = time.monotonic()
+    assert (await vote.group(["def f(x): return x"])).of == [0]
+    assert time.monotonic() - begun_s < 9

@@ -14,6 +14,7 @@ from qprobe.rewards.tested import check_tests
 __all__ = ["LIMITS", "group_outcomes", "read_behaviour"]
 
 Json = dict[str, Any]
+_Results = tuple[Result, ...] | None
 # Of each of a completion's two processes.
 LIMITS = Limits(cpu_s=2, wall_s=10.0, memory_bytes=512 << 20)
 _EQUALITY = (ast.Eq, ast.Is, ast.In)
@@ -106,9 +107,10 @@ def _outermost_calls(node: ast.AST, names: Collection[str]) -> list[ast.expr]:
 def group_outcomes(outcomes: Sequence[Outcome | None], program: Program) -> Classes:
     """Group completions by what a program showed of them: by all results of its calls.
 
-    Those that fail its tests are of no class, unless all do. Nor are those whose calls did not come
-    to an end: no code, a limit of time or memory, something that the sandbox lacks, or a result
-    that cannot be compared.
+    Those that fail its tests are of no class, unless all do. Nor are those whose every call raises,
+    unless there are no others: of MBPP's they are a tenth, and rarely right, but often alike. Nor
+    are those whose calls did not come to an end: no code, a limit of time or memory, something that
+    the sandbox lacks, or a result that cannot be compared.
 
     Args:
         outcomes: Of each completion; None where it was not run.
@@ -119,17 +121,24 @@ def group_outcomes(outcomes: Sequence[Outcome | None], program: Program) -> Clas
     if program.tests:
         passed = [each is not None and each.verdict == PASSED for each in outcomes]
         if any(passed):
-            results = [
-                found if is_passed else None
-                for found, is_passed in zip(results, passed, strict=True)
-            ]
+            results = _keep(results, passed)
         else:
             notice = "no candidate passes the tests: none is dropped for that"
+    return_something = [
+        found is not None and (not found or not all(one.was_raised for one in found))
+        for found in results
+    ]
+    if any(return_something):
+        results = _keep(results, return_something)
     classes = number(results, lambda each: tuple(one.key for one in each), _write)
     return replace(classes, notice=notice)
 
 
-def _results(outcome: Outcome | None, program: Program) -> tuple[Result, ...] | None:
+def _keep(results: Sequence[_Results], which: Sequence[bool]) -> list[_Results]:
+    return [each if is_kept else None for each, is_kept in zip(results, which, strict=True)]
+
+
+def _results(outcome: Outcome | None, program: Program) -> _Results:
     if outcome is None:
         return None
     if not program.calls:  # the tests alone tell

@@ -135,10 +135,12 @@ class Result:
     Attributes:
         key: Equal for values that are equal, and for errors of one type.
         text: For a person: the value, or the error's type; cut short.
+        was_raised: Whether it is an error that the call ended with.
     """
 
     key: str
     text: str
+    was_raised: bool
 
 
 @dataclass(frozen=True)

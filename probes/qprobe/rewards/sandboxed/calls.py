@@ -35,8 +35,10 @@ class _NoValueError(Exception):
 
 def evaluate(
     calls: Iterable[str], namespace: dict[str, Any], *, names: Collection[str]
-) -> list[list[str]]:
-    """Return a key and a text for what each expression gives or raises; run statements between.
+) -> list[Json]:
+    """Return a key and a text for what each expression gives, and whether it was raised.
+
+    Statements between them are run.
 
     A statement that raises is the last.
 
@@ -62,11 +64,11 @@ def evaluate(
             if is_limit or (missing in names and missing not in namespace):
                 raise
             kind = type(error).__name__
-            results.append([_digest(["raised", kind]), f"raises {kind}"[:_MAX_TEXT]])
+            results.append([_digest(["raised", kind]), f"raises {kind}"[:_MAX_TEXT], True])
             if expression is None:
                 break
         else:
-            results.append([_digest(["returned", _describe(value)]), _write(value)])
+            results.append([_digest(["returned", _describe(value)]), _write(value), False])
     return results
 
 

@@ -46,10 +46,9 @@ def main(*, wall_s: float, cpu_s: int, memory_bytes: int, numpy_folder: str) -> 
     """Judge the program on standard input; write the verdict to standard output and exit.
 
     The input is a JSON object: a ``Program`` of ``qprobe.rewards.sandbox``. The output is R once
-    both processes are confined, then, of calls that came to an end, a line of JSON with the key and
-    the text of each one's value, then P if all tests passed, else F, or N for no code, S for code
-    that is not Python, U for what the sandbox cannot carry; then T if time was up. Or it is E and a
-    reason.
+    both processes are confined, then, of calls that came to an end, a line of JSON: the fields of
+    a ``Result`` for each. Then P if all tests passed, else F, or N for no code, S for code that is
+    not Python, U for what the sandbox cannot carry; then T if time was up. Or it is E and a reason.
     """
     sys.path.pop(0)  # of this package
     import_by_descriptor()
