@@ -32,11 +32,11 @@ def make_scorer(
     device = torch.device("cpu")
     scorer = Scorer([10, 20], device, CopyQueue(), None, drafted=False)
     weights = np.random.default_rng(0).standard_normal((num_probes, hidden + 1), np.float32)
-    scorer.load([(index, 20, None, weights[index].tobytes()) for index in range(num_probes)])
+    scorer.load([(index, 20, weights[index].tobytes()) for index in range(num_probes)])
     for number in range(num_candidates):
         first = number // 16 * num_rows if own else 0
         rows = [(first + row) % num_probes for row in range(num_rows)]
-        scorer.begin(f"r{number}", "", str(number), rows, num_rows)
+        scorer.begin(f"r{number}", "", str(number), rows, [0] * num_rows)
     return scorer
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 import torch
@@ -26,8 +27,10 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from qprobe import Probe, ProbeInfo, Reading, Terms
+from qprobe.probe.confidence import Confidence, Isotonic, Platt
 from qprobe.probe.schedule import Step
-from qprobe.probe.values import Layer, Pooling
+from qprobe.probe.terms import GateTerm, StateTerm
+from qprobe.probe.values import NUMBERS, Layer, Pooling
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
@@ -70,8 +73,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.engine)
 
 
+def make_info(heads: dict[int, Terms]) -> ProbeInfo:
+    """Return what a probe says that has these heads."""
+    return ProbeInfo(
+        base_model="any",
+        hidden_size=HIDDEN,
+        num_layers=NUM_LAYERS,
+        objective="ce",
+        k=4,
+        beta=0.1,
+        checkpoints=tuple(heads),
+    )
+
+
 def make_probes() -> list[LoadedProbe]:
-    """Return random directions of every reading: index = reading * DIRECTIONS + direction."""
+    """Return random directions of every reading: index = reading * DIRECTIONS + direction.
+
+    After them, by name, what ``make_sums`` gives.
+    """
     torch.manual_seed(0)
     probes: list[LoadedProbe] = []
 
@@ -82,16 +101,9 @@ def make_probes() -> list[LoadedProbe]:
         direction: int,
         heads: dict[int, Terms] | None = None,
     ) -> None:
-        info = ProbeInfo(
-            base_model="any",
-            hidden_size=HIDDEN,
-            num_layers=NUM_LAYERS,
-            objective="ce",
-            k=4,
-            beta=0.1,
-            checkpoints=tuple(heads or ()),
-        )
-        weight, bias = torch.randn(HIDDEN) / HIDDEN**0.5, float(torch.randn(()))
+        info = make_info(heads or {})
+        weight = (torch.randn(HIDDEN) / HIDDEN**0.5).numpy()
+        bias = float(torch.randn(()))
         terms = Terms.linear(Reading(layer, pooling, window), weight, bias)
         name = f"{layer}-{pooling}-{window}-{direction}"
         probes.append(LoadedProbe(name, f"version of {name}", 0, Probe(info, terms, heads)))
@@ -103,7 +115,62 @@ def make_probes() -> list[LoadedProbe]:
     add(4, "mean", 16, 0)
     heads = {tokens: probes[index].probe.terms for tokens, index in HEADS.items()}
     add(4, "mean", None, DIRECTIONS, heads)
-    return probes
+    return [*probes, *make_sums()]
+
+
+def make_sums() -> list[LoadedProbe]:
+    """Return random probes of several terms: alone, together, with heads, with confidence."""
+    rng = np.random.default_rng(0)
+
+    def draw() -> Any:
+        return (rng.standard_normal(HIDDEN) / HIDDEN**0.5).astype(np.float32)
+
+    def states(*readings: tuple[Layer, Pooling, int | None]) -> tuple[StateTerm, ...]:
+        return tuple(StateTerm(Reading(*each), draw()) for each in readings)
+
+    def gate(layer: Layer, *segments: int) -> GateTerm:
+        return GateTerm(layer, segments, 0.1 * draw(), draw(), *rng.standard_normal(2).tolist())
+
+    def numbers(*names: str) -> dict[str, float]:
+        return {name: float(rng.standard_normal()) for name in names}
+
+    every = states((2, "mean", None), (4, "last", None), ("final", "mean", 8), (4, "max", 5))
+    gates = (gate(2), gate("final", 4, 16))
+    whole = Terms(every, gates, numbers(*NUMBERS), bias=0.7)
+    heads = {
+        tokens: Terms(
+            states((2, "mean", None), (4, "mean", 3), ("final", "last", None), (4, "max", 3)),
+            (gate(4), gate("final", 2, 6)),
+            numbers(*NUMBERS),
+            bias=-0.4,
+        )
+        for tokens in HEADS
+    }
+    own = Terms(states(("final", "mean", None)), numbers=numbers("mean_logprob"), bias=0.1)
+    knots = Isotonic((-40.0, 0.0, 40.0), (0.0, 0.25, 3.0))
+    made = {
+        "states": (Terms(every, bias=0.3), {}, Confidence(knots)),
+        "gates": (Terms(gates=gates, bias=-0.2), {}, None),
+        "numbers": (Terms(numbers=numbers(*NUMBERS), bias=0.5), {}, None),
+        "logprob": (Terms(numbers={"total_logprob": 1.0}), {}, None),
+        "all": (whole, heads, Confidence(Platt(0.05, -0.1), own)),
+        "length": (
+            Terms(numbers=numbers("length", "log_length", "cut")),
+            {4: Terms(numbers=numbers("total_logprob"))},
+            None,
+        ),
+        "numbers-heads": (
+            Terms(numbers=numbers(*NUMBERS)),
+            {4: Terms(numbers=numbers(*NUMBERS))},
+            None,
+        ),
+    }
+    return [
+        LoadedProbe(
+            name, f"version of {name}", 0, Probe(make_info(heads), terms, heads, confidence)
+        )
+        for name, (terms, heads, confidence) in made.items()
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -114,10 +181,10 @@ def probes() -> list[LoadedProbe]:
 
 @pytest.fixture(scope="session")
 def served(probes: list[LoadedProbe]) -> list[ServedProbe]:
-    """Return them as requests hold them; probe i has index i."""
+    """Return them as requests hold them; the first ones have one row each, probe i row i."""
     registry = ProbeRegistry()
     made = [registry.reserve(each) for each in probes]
-    assert [each.index for each in made] == list(range(len(probes)))
+    assert [each.score.rows for each in made[:HEADED]] == [(index,) for index in range(HEADED)]
     return made
 
 
@@ -223,7 +290,7 @@ def ask(engine: RerankingLLM, served: list[ServedProbe]) -> Ask:
     async def run(
         prompt_ids: list[int],
         *,
-        probe: int | dict[int, float] = 0,
+        probe: int | str | dict[int | str, float] = 0,
         k: int = 4,
         beta: float | None = 0.1,
         target_kl: float | None = None,
@@ -235,8 +302,10 @@ def ask(engine: RerankingLLM, served: list[ServedProbe]) -> Ask:
         **params: Any,
     ) -> Answer:
         mix = probe if isinstance(probe, dict) else {probe: 1.0}
+        by_name: dict[int | str, ServedProbe] = {each.name: each for each in served}
+        by_name.update(enumerate(served))
         request = RerankRequest(
-            probes=tuple((served[index], weight) for index, weight in mix.items()),
+            probes=tuple((by_name[name], weight) for name, weight in mix.items()),
             is_mix=isinstance(probe, dict),
             k=k,
             beta=beta if target_kl is None else None,

@@ -5,6 +5,7 @@ Of vLLM only its output processor works here; its other classes carry what the s
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +21,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.outputs import LogprobsLists
 
+from qprobe.probe.schedule import Step
+from qprobe.probe.values import NUMBERS
 from qprobe_server.choice.code_vote import CodeRunner
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.rerank import Rerank
@@ -105,6 +109,8 @@ Give = Callable[[int, CandidateRun], None]
 class Requests:
     """Begins candidates by a function."""
 
+    asked_workers = False
+
     def __init__(self, engine: Engine, give: Give) -> None:
         self._give = give
         self._asked = engine.asked
@@ -112,7 +118,9 @@ class Requests:
     def begin(self, candidates: Sequence[CandidateRun], ask: Any) -> None:
         self._asked.append("begin")
         for index, candidate in enumerate(candidates):
-            assert candidate.key in ask(candidate)
+            asked = ask(candidate)
+            assert asked is None or candidate.key in asked
+            self.asked_workers |= asked is not None
             self._give(index, candidate)
 
     async def abort(self, some: Sequence[CandidateRun]) -> None:
@@ -239,6 +247,70 @@ async def test_showing_many_tokens_gives_way_to_others(probe: ServedProbe) -> No
     assert heart.longest_s < 0.05
     (result,) = json.loads(reply)["results"]
     assert result["candidates"][15]["token_scores"] == [1.0] * (LONG - 3)
+
+
+LOGPROBS = LogprobsLists(
+    np.array([[5, 1], [6, 1], [7, 1]]),
+    np.array([[-0.5, -9.0], [-1.0, -9.0], [-4.0, -9.0]], np.float32),
+    np.zeros(3, np.int64),
+)
+
+
+async def test_numbers_are_those_of_what_was_sampled(served: list[ServedProbe]) -> None:
+    """Of a candidate that stops at its third token and of one that is cut there.
+
+    No worker is asked, and no log-probability is kept for the answer, which wants none.
+    """
+    (probe,) = (each for each in served if each.name == "numbers-heads")
+    weights = probe.score.numbers
+    run, engine = make_run(probe, k=2, n=2)
+
+    def give(index: int, candidate: CandidateRun) -> None:
+        finish = FinishReason.STOP if index == 0 else FinishReason.LENGTH
+        step = EngineCoreOutput("r", [5, 6, 7], finish_reason=finish, new_logprobs=LOGPROBS)
+        candidate.tape.update_from_output(step)
+        candidate.put(make_output([5, 6, 7], str(finish)))
+        assert candidate.tape.sums_logprobs
+        assert not candidate.tape.is_undecoded
+        for tokens, total, length, cut in ((None, -5.5, 3, index), (2, -1.5, 2, 1)):
+            assert candidate.read_numbers(tokens) == {
+                "mean_logprob": total / length,
+                "total_logprob": total,
+                "length": length,
+                "log_length": math.log(length),
+                "cut": cut,
+            }
+
+    requests = Requests(engine, give)
+    await run.run(requests)
+    assert not requests.asked_workers
+    expected = [
+        sum(
+            weights[name] * value
+            for name, value in zip(NUMBERS, (-5.5 / 3, -5.5, 3, math.log(3), cut), strict=True)
+        )
+        for cut in (0, 1)
+    ]
+    assert run.rerank.results[0].scores == pytest.approx(expected)
+
+
+async def test_log_probabilities_are_wanted_only_where_they_are_read(
+    served: list[ServedProbe],
+) -> None:
+    """By the score, by the confidence, or by the heads of a schedule that is followed."""
+    by_name = {each.name: each for each in served}
+
+    def is_wanted(name: str, **fields: Any) -> bool:
+        run, _ = make_run(by_name[name], k=4, **fields)
+        return all(each.tape.sums_logprobs for each in run._candidates)
+
+    assert is_wanted("logprob")
+    assert is_wanted("all")
+    assert not is_wanted("states")
+    assert not is_wanted("gates")
+    assert not is_wanted("length")
+    assert not is_wanted("length", schedule=(Step(4, 4),))
+    assert is_wanted("length", schedule=(Step(4, 1),))
 
 
 def end_some(ends: dict[int, str]) -> Give:

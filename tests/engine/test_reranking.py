@@ -17,6 +17,7 @@ from vllm.v1.engine.exceptions import EngineGenerateError
 from qprobe import Probe
 from qprobe_server.choice.rerank import current_rerank
 from qprobe_server.library.registry import LoadedProbe, ServedProbe
+from qprobe_server.library.sums import ServedSum
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 
 ChatIds = Callable[[str], list[int]]
@@ -203,15 +204,8 @@ async def test_a_probe_can_be_loaded_while_others_are_used(
     running = asyncio.create_task(ask(prompt, k=4, seed=9, max_tokens=60))
 
     def place(loaded: LoadedProbe, index: int) -> tuple[ServedProbe, Probe]:
-        served = ServedProbe(
-            loaded.name,
-            loaded.version,
-            0,
-            loaded.probe.info,
-            index,
-            loaded.probe.terms.readings[0],
-            {},
-        )
+        score = ServedSum.of(loaded.probe.terms, [index])
+        served = ServedProbe(loaded.name, loaded.version, 0, loaded.probe.info, score, None, {})
         return served, loaded.probe
 
     first = 100  # beyond all that are there

@@ -276,6 +276,16 @@ def test_a_request_is_added_in_two_steps() -> None:
     assert "return self.input_socket.send_multipart" in source(AsyncMPClient._send_input_message)
 
 
+def test_a_request_for_logprobs_of_none_others_has_the_sampled_tokens_own() -> None:
+    """It comes first in its row, and vLLM sums it; another flag may make other numbers of it."""
+    assert SamplingParams(logprobs=0).num_logprobs == 0, changed("SamplingParams")
+    assert SamplingParams().num_logprobs is None, changed("SamplingParams")
+    text = inspect.getsource(LogprobsProcessor._update_sample_logprobs)
+    assert "sampled_token_logprob = logprobs[0]" in text, changed("LogprobsProcessor")
+    assert "self.cumulative_logprob += sampled_token_logprob" in text, changed("LogprobsProcessor")
+    assert ModelConfig.logprobs_mode == "raw_logprobs", changed("ModelConfig")
+
+
 def test_which_failures_a_client_gets_to_see() -> None:
     text = source(AsyncLLM.generate)
     assert "except EngineDeadError:" in text, changed("AsyncLLM.generate")

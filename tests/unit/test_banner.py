@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from qprobe import ProbeInfo, Reading
+from qprobe import Probe, ProbeInfo, Terms
 from qprobe.probe.schedule import Step
-from qprobe_server.library.registry import ServedProbe
+from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
 from qprobe_server.settings import Settings
 from qprobe_server.vllm_backend.banner import Listening, describe_server
 
@@ -31,9 +31,9 @@ def make_probe(
         schedule=steps,
         adapter=adapter,
     )
-    return ServedProbe(
-        name, "version", 0, info, 0, Reading("final", "mean"), {step.tokens: 1 for step in steps}
-    )
+    score = Terms(numbers={"length": 1.0})
+    probe = Probe(info, score, {step.tokens: score for step in steps})
+    return ProbeRegistry().reserve(LoadedProbe(name, "version", 0, probe))
 
 
 def describe(listening: Listening = HERE, *probes: ServedProbe, **settings: Any) -> str:

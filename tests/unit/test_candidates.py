@@ -163,6 +163,22 @@ def test_the_result_of_a_schedule_keeps_the_places_of_the_candidates() -> None:
     }
 
 
+def test_the_confidence_keeps_the_places_of_the_candidates() -> None:
+    about: Any = {
+        "num_tokens": [5, 30, 9],
+        "scores": [1.0, 2.0],
+        "places": [0, 2],
+        "draw": choose([1.0, 2.0], beta=0.0, n=1, seed=0, prompt_index=0),
+        "beta": 0.0,
+        "shown": None,
+        "rejected_at": [None, 4, None],
+        "checkpoint_scores": None,
+    }
+    assert "confidence" not in make_result(**about).model_dump(exclude_unset=True)
+    result = make_result(**about, confidence=[0.25, 0.75])
+    assert result.model_dump(exclude_unset=True)["confidence"] == [0.25, None, 0.75]
+
+
 def test_token_scores_stand_beside_their_tokens() -> None:
     """Of a mix they are the weighted sums."""
     candidates = [candidate(list(b"abc"), "stop", text="ab"), candidate([], "stop")]

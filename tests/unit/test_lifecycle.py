@@ -10,12 +10,15 @@ from contextlib import closing
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 
-from qprobe import Probe, ProbeFileError
+from qprobe import Probe, ProbeFileError, Reading, Terms, load_probe, save_probe
 from qprobe.files import TORN_PREFIX
+from qprobe.probe.confidence import Confidence, Platt
+from qprobe.probe.terms import GateTerm, StateTerm
 from qprobe_server.edge import routes
 from qprobe_server.edge.middleware import AppState
 from qprobe_server.errors import RequestError, StartupError
@@ -40,7 +43,9 @@ class Workers:
         await asyncio.sleep(0)
         if self.fails:
             raise RuntimeError("the engine is gone")
-        self.probes.update((served.index, probe) for served, probe in probes)
+        self.probes.update(
+            (row, probe) for served, probe in probes for each in served.sums for row in each.rows
+        )
 
 
 def check(probe: Probe) -> None:
@@ -111,12 +116,37 @@ async def test_a_probe_comes_is_replaced_and_goes(
     assert replaced.json()["version"] != created.json()["version"]
     assert (await client.get("/v1/probes")).json()["data"] == [replaced.json()]
     assert (await client.get("/v1/probes/mine")).json() == replaced.json()
-    assert server.workers.probes[server.registry.probes()[0].index].info.k == 8
+    assert server.workers.probes[server.registry.probes()[0].score.rows[0]].info.k == 8
     gone = await client.delete("/v1/probes/mine", headers=KEY)
     assert gone.json() == {"id": "mine", "object": "probe", "deleted": True}
     assert (await client.get("/v1/probes/mine")).status_code == 404
     again = await client.delete("/v1/probes/mine", headers=KEY)
     assert (again.status_code, again.json()["error"]["param"]) == (404, "name")
+
+
+async def test_a_card_tells_the_terms_and_whether_there_is_a_confidence(
+    client: httpx.AsyncClient, make_probe: MakeProbe, tmp_path: Path
+) -> None:
+    plain = (await put(client, "plain", make_probe("p", window=8).read_bytes())).json()
+    assert plain["terms"] == [{"kind": "state", "layer": 3, "pooling": "mean", "window": 8}]
+    assert plain["confidence"] is False
+    ones = np.ones(4, np.float32)
+    terms = Terms(
+        (StateTerm(Reading("final", "last"), ones),),
+        (GateTerm(2, (4, 8), ones, ones),),
+        {"cut": -1.0, "mean_logprob": 1.0},
+    )
+    confident = Probe(
+        load_probe(make_probe("p")).info, terms, confidence=Confidence(Platt(1.0, 0.0))
+    )
+    save_probe(confident, tmp_path / "confident")
+    card = (await put(client, "sure", (tmp_path / "confident").read_bytes())).json()
+    assert card["terms"] == [
+        {"kind": "state", "layer": "final", "pooling": "last", "window": None},
+        {"kind": "gate", "layer": 2, "segments": [4, 8]},
+        {"kind": "numbers", "names": ["cut", "mean_logprob"]},
+    ]
+    assert card["confidence"] is True
 
 
 async def test_a_version_in_use_keeps_its_index(
@@ -127,10 +157,10 @@ async def test_a_version_in_use_keeps_its_index(
     assert held is not None
     for k in range(1, 6):
         await put(client, "mine", make_probe("b", k=k).read_bytes())
-        assert server.workers.probes[held.index].info == held.info
+        assert server.workers.probes[held.score.rows[0]].info == held.info
     await client.delete("/v1/probes/mine", headers=KEY)
     await put(client, "other", make_probe("c").read_bytes())
-    assert server.workers.probes[held.index].info == held.info
+    assert server.workers.probes[held.score.rows[0]].info == held.info
     del held
     gc.collect()
     await put(client, "third", make_probe("d").read_bytes())
@@ -310,7 +340,7 @@ async def test_uploads_at_once_end_in_one_of_them(
     assert sorted(reply.status_code for reply in replies) == [200] * 7 + [201]
     served = server.registry.get("mine")
     assert served is not None
-    assert server.workers.probes[served.index].info == served.info
+    assert server.workers.probes[served.score.rows[0]].info == served.info
     (entry,) = server.store._folder.glob("*.json")
     assert json.loads(entry.read_text())["version"] == served.version
 

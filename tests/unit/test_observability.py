@@ -84,6 +84,19 @@ def test_what_early_rejection_adds() -> None:
     assert spread == pytest.approx(1.0)
 
 
+def test_how_sure_answers_are_is_counted_where_a_probe_tells_it() -> None:
+    """Of those that are answers, and of no candidate that was dropped."""
+    registry = CollectorRegistry()
+    metrics = RerankMetrics(registry)
+    told = {"confidence": [0.15, None, 0.95, 0.5]}
+    metrics.observe("a", make_result([1, 0, 0, 0], [0, 2]).model_copy(update=told), [25] * 4)
+    metrics.observe("b", make_result([1, 0, 0, 0], [0]), [25] * 4)
+    for bound, count in (("0.1", 0), ("0.2", 1), ("0.9", 1), ("1.0", 2), ("+Inf", 2)):
+        labels = {"probe": "a", "le": bound}
+        assert registry.get_sample_value("qprobe_confidence_bucket", labels) == count
+    assert registry.get_sample_value("qprobe_confidence_count", {"probe": "b"}) is None
+
+
 def test_ten_thousand_probes_make_fifty_labels_and_two() -> None:
     registry = CollectorRegistry()
     metrics = RerankMetrics(registry)

@@ -6,9 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from qprobe import ProbeFileError, load_probe
+from qprobe import Probe, ProbeFileError, ProbeInfo, Reading, Terms, load_probe, save_probe
+from qprobe.probe.confidence import Confidence, Platt
+from qprobe.probe.probe import Endpoint
+from qprobe.probe.reading import EMBEDDING
+from qprobe.probe.terms import GateTerm, StateTerm
 from qprobe_server.errors import StartupError
 from qprobe_server.library.fit import (
     ModelFacts,
@@ -17,7 +22,7 @@ from qprobe_server.library.fit import (
     check_layers,
     find_inner_layers,
 )
-from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_probe
+from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe, read_probe
 from qprobe_server.settings import Settings
 
 MakeProbe = Callable[..., Path]
@@ -28,6 +33,7 @@ MODEL = ModelFacts(
     hidden_size=4,
     num_layers=6,
     has_inner_layers=True,
+    logprobs_mode="raw_logprobs",
 )
 
 
@@ -47,6 +53,50 @@ def test_bad_names_are_refused(make_probe: MakeProbe, name: str) -> None:
     assert refused.value.field == "name"
 
 
+def reserve(probe: Probe) -> ServedProbe:
+    return ProbeRegistry().reserve(LoadedProbe("p", "version", 0, probe))
+
+
+def test_every_sum_has_rows_of_its_own() -> None:
+    """One a reading and two a gate; numbers need none."""
+    ones = np.ones(4, np.float32)
+    state, gate = StateTerm(Reading(3, "mean"), ones), GateTerm(1, (), ones, ones)
+    score = Terms((state, StateTerm(Reading("final", "last"), ones)), (gate,), {"cut": 1.0}, 0.5)
+    heads = {4: Terms((state,)), 8: Terms(numbers={"length": 1.0}, bias=0.5)}
+    own = Terms(gates=(gate,), bias=0.5)
+    info = ProbeInfo(
+        base_model="org/model",
+        hidden_size=4,
+        num_layers=6,
+        objective="ce",
+        k=4,
+        beta=0.1,
+        checkpoints=(4, 8),
+    )
+    served = reserve(Probe(info, score, heads, Confidence(Platt(1.0, 0.0), own)))
+    assert served.confidence is not None
+    assert served.confidence.own is not None
+    sums = [served.score, served.confidence.own, *served.heads.values()]
+    assert served.sums == sums
+    assert [len(each.rows) for each in sums] == [4, 2, 1, 0]
+    assert sorted(row for each in sums for row in each.rows) == list(range(7))
+    # A bias goes with the first reading's row, else it is added.
+    assert [each.bias for each in sums] == [0.0, 0.5, 0.0, 0.5]
+    assert reserve(Probe(replace(info, checkpoints=()), score)).confidence is None
+
+
+def test_a_probe_of_very_many_terms_is_refused(tmp_path: Path) -> None:
+    info = ProbeInfo(base_model="m", hidden_size=1, num_layers=6, objective="ce", k=4, beta=0.1)
+    one = np.ones(1, np.float32)
+    for count in (64, 65):
+        states = [StateTerm(Reading(3, "mean", each), one) for each in range(1, count + 1)]
+        save_probe(Probe(info, Terms(tuple(states))), tmp_path / "many")
+        if count == 64:
+            read_probe("many", (tmp_path / "many").read_bytes())
+    with pytest.raises(ProbeFileError, match="score each token 65 times, more than a request's 64"):
+        read_probe("many", (tmp_path / "many").read_bytes())
+
+
 def test_an_index_is_used_again_only_when_nothing_holds_its_version(
     make_probe: MakeProbe, serve: Serve
 ) -> None:
@@ -57,16 +107,16 @@ def test_an_index_is_used_again_only_when_nothing_holds_its_version(
     second = serve(registry, "a", make_probe("a", beta=0.2))
     assert registry.get("a") is second
     third = serve(registry, "b", make_probe("b"))
-    assert len({running.index, second.index, third.index}) == 3
-    freed = running.index
+    assert len({*running.score.rows, *second.score.rows, *third.score.rows}) == 3
+    freed = running.score.rows
     del running
     gc.collect()
-    assert serve(registry, "c", make_probe("c")).index == freed
+    assert serve(registry, "c", make_probe("c")).score.rows == freed
     registry.remove("b")
-    freed = third.index
+    freed = third.score.rows
     del third
     gc.collect()
-    assert serve(registry, "d", make_probe("d")).index == freed
+    assert serve(registry, "d", make_probe("d")).score.rows == freed
     assert [each.name for each in registry.probes()] == ["a", "c", "d"]
 
 
@@ -128,6 +178,52 @@ def test_a_probe_of_an_adapter_wants_a_server_that_takes_adapters(make_probe: Ma
     assert refused.value.field == "adapter"
     check_fit(probe, MODEL, allow_model_mismatch=True)
     check_fit(probe, replace(MODEL, has_adapters=True), allow_model_mismatch=False)
+
+
+def test_probes_of_an_embeddings_endpoint_are_the_proxys() -> None:
+    info = ProbeInfo(
+        base_model="embedder",
+        hidden_size=4,
+        num_layers=1,
+        objective="ce",
+        k=4,
+        beta=0.1,
+        endpoint=Endpoint(template="{completion}", normalize=True),
+    )
+    for terms in (Terms.linear(EMBEDDING, np.ones(4)), Terms(numbers={"length": 1.0})):
+        with pytest.raises(ProbeFileError, match="qprobe proxy serves it") as refused:
+            check_fit(Probe(info, terms), MODEL, allow_model_mismatch=True)
+        assert refused.value.field == "endpoint"
+
+
+@pytest.mark.parametrize("place", ["terms", "heads", "confidence"])
+def test_log_probabilities_must_be_those_of_the_model(place: str) -> None:
+    """Wherever they are read; other numbers do not mind."""
+    with_states = Terms.linear(Reading(3, "mean"), np.ones(4))
+    for names in (["cut", "length"], ["total_logprob"]):
+        read = Terms(numbers=dict.fromkeys(names, 1.0))
+        info = ProbeInfo(
+            base_model="org/model",
+            hidden_size=4,
+            num_layers=6,
+            objective="ce",
+            k=4,
+            beta=0.1,
+            checkpoints=(4,) if place == "heads" else (),
+        )
+        probe = Probe(
+            info,
+            read if place == "terms" else with_states,
+            {4: read} if place == "heads" else {},
+            Confidence(Platt(1.0, 0.0), read) if place == "confidence" else None,
+        )
+        check_fit(probe, MODEL, allow_model_mismatch=False)
+        processed = replace(MODEL, logprobs_mode="processed_logprobs")
+        if names == ["total_logprob"]:
+            with pytest.raises(ProbeFileError, match="--logprobs-mode must be 'raw_logprobs'"):
+                check_fit(probe, processed, allow_model_mismatch=False)
+        else:
+            check_fit(probe, processed, allow_model_mismatch=False)
 
 
 def test_probes_that_fit_pass(make_probe: MakeProbe) -> None:

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
 from qprobe.probe.schedule import Step
+from qprobe.probe.terms import GateTerm, StateTerm
 from qprobe_server.choice.request import RerankRequest, resolve, split_alias
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.schemas import ResultReply
@@ -391,3 +394,40 @@ def test_the_reply_names_the_version_that_the_request_began_with(
     assert later is not None
     assert reply_to(later)["version"] != held.version
     assert registry.num_requests("good") == 2
+
+
+def test_terms_count_towards_the_limit(
+    registry: ProbeRegistry, tmp_path: Path, serve: Callable[..., Any]
+) -> None:
+    """Two probes of 20 readings and 2 gates each, and with a head of 10 readings."""
+    ones = np.ones(4, np.float32)
+
+    def read_windows(count: int) -> tuple[StateTerm, ...]:
+        return tuple(StateTerm(Reading(3, "mean", each), ones) for each in range(1, count + 1))
+
+    gates = tuple(GateTerm(each, (), ones, ones) for each in (1, 2))
+    info = ProbeInfo(
+        base_model="org/model",
+        hidden_size=4,
+        num_layers=6,
+        objective="ce",
+        k=4,
+        beta=0.1,
+        checkpoints=(16,),
+    )
+    probe = Probe(info, Terms(read_windows(20), gates), {16: Terms(read_windows(10))})
+    save_probe(probe, tmp_path / "wide")
+    for name in ("one", "two", "three"):
+        serve(registry, name, tmp_path / "wide")
+    two = {"one": 1.0, "two": 1.0}
+    body = {"model": "base", "q_probe": {"probe": two}}
+    assert read(registry, body) is not None
+    body = {"model": "base", "q_probe": {"probe": {**two, "three": 1.0}}}
+    with pytest.raises(RequestError, match="3 probes score each token 72 times") as refused:
+        read(registry, body)
+    assert refused.value.param == "q_probe.probe"
+    schedule = [{"tokens": 16, "keep": 1}]
+    body = {"model": "base", "q_probe": {"probe": two, "schedule": schedule}}
+    with pytest.raises(RequestError, match="1 checkpoints score each token 68 times") as refused:
+        read(registry, body)
+    assert refused.value.param == "q_probe.schedule"

@@ -72,7 +72,6 @@ def make_weights(
         (
             index,
             layers[index],
-            index % 5,
             weights[index].numpy().tobytes() + biases[index].numpy().tobytes(),
         )
         for index in range(num_probes)
@@ -109,7 +108,7 @@ def test_a_probe_that_is_replaced_scores_by_its_new_weights() -> None:
     probes, columns = loaded.sort(np.array([4]))
     wanted = WantedScores(np.array([0]), columns, probes)
     loaded.score(states, torch.tensor([0]), wanted)
-    loaded.load([(4, "final", None, np.full(HIDDEN + 1, 2, np.float32).tobytes())])
+    loaded.load([(4, "final", np.full(HIDDEN + 1, 2, np.float32).tobytes())])
     probes, columns = loaded.sort(np.array([4]))
     wanted = WantedScores(np.array([0]), columns, probes)
     assert loaded.score(states, torch.tensor([0]), wanted).item() == 2 * (HIDDEN + 1)
@@ -121,13 +120,11 @@ def make_table(num_rows: list[int], num_whole: int = 1) -> tuple[RowTable, list[
     rng = random.Random(3)
     made = {}
     for number, rows in enumerate(num_rows):
-        probes = np.array([rng.randrange(50) for _ in range(rows)])
         made[f"r{number}"] = Candidate.begin(
             address="",
             key=str(number),
-            probes=probes,
-            num_whole=num_whole,
-            windows=loaded.windows(probes) + 1,
+            probes=np.array([rng.randrange(50) for _ in range(rows)]),
+            ends=np.array([0 if row < num_whole else rng.randint(1, 5) for row in range(rows)]),
             pages=pages,
         )
     return RowTable(made, loaded.sort), list(made.values())

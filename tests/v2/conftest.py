@@ -30,6 +30,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from qprobe import Probe, ProbeInfo, Reading, Terms
 from qprobe.probe.schedule import Step
+from qprobe.probe.terms import GateTerm, StateTerm
 from qprobe.probe.values import Layer, Pooling
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.rerank import Rerank, current_rerank
@@ -83,7 +84,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def probes() -> list[LoadedProbe]:
-    """Return a random probe of each reading; the last one has a head."""
+    """Return a random probe of each reading, then one of several terms; the last two have heads."""
     torch.manual_seed(1)
     random = Random(1)
     made = []
@@ -91,7 +92,9 @@ def probes() -> list[LoadedProbe]:
         heads = {}
         if number == len(READINGS) - 1:
             beginning = Reading(layer, "mean", CHECKPOINT)
-            heads = {CHECKPOINT: Terms.linear(beginning, torch.randn(HIDDEN), random.gauss())}
+            heads = {
+                CHECKPOINT: Terms.linear(beginning, torch.randn(HIDDEN).numpy(), random.gauss())
+            }
         info = ProbeInfo(
             base_model="any",
             hidden_size=HIDDEN,
@@ -101,9 +104,21 @@ def probes() -> list[LoadedProbe]:
             beta=1.0,
             checkpoints=tuple(heads),
         )
-        terms = Terms.linear(Reading(layer, pooling, window), torch.randn(HIDDEN), random.gauss())
+        terms = Terms.linear(
+            Reading(layer, pooling, window), torch.randn(HIDDEN).numpy(), random.gauss()
+        )
         name = f"probe-{number}"
         made.append(LoadedProbe(name, f"version of {name}", 0, Probe(info, terms, heads)))
+    sums = [
+        Terms(
+            (StateTerm(Reading(1, "last"), torch.randn(HIDDEN).numpy()),),
+            (GateTerm(3, (), *torch.randn(2, HIDDEN).numpy()),),
+            {"total_logprob": 0.5, "length": 0.1, "cut": 2.0},
+            bias=0.5,
+        )
+        for _ in range(2)
+    ]
+    made.append(LoadedProbe("sum", "version", 0, Probe(info, sums[0], {CHECKPOINT: sums[1]})))
     return made
 
 

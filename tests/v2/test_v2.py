@@ -13,7 +13,7 @@ import torch
 from prometheus_client import REGISTRY
 from transformers import LlamaForCausalLM
 
-from qprobe import Probe
+from qprobe import Probe, Terms
 from qprobe.probe.schedule import Step
 from qprobe_server.library.registry import LoadedProbe, ServedProbe
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
@@ -46,6 +46,28 @@ class Reference:
             kept = kept[: reading.window]
         read = kept[-1] if reading.pooling == "last" else kept.mean(0)
         return float(read.numpy() @ term.weight) + probe.terms.bias
+
+    @torch.inference_mode()
+    def score_sum(self, prompt: list[int], answer: list[int], terms: Terms, kept: int) -> float:
+        """Score the first kept tokens of an answer that was cut by several terms.
+
+        All of its tokens have log-probabilities, also the last, but in its beginning.
+        """
+        found = self._model(torch.tensor([prompt + answer]), output_hidden_states=True)
+        score = terms.bias
+        for state in terms.states:
+            states = found.hidden_states[int(state.reading.layer)][0]
+            score += float(states[len(prompt) + kept - 1].numpy() @ state.weight)
+        for gate in terms.gates:
+            states = found.hidden_states[int(gate.layer)][0, len(prompt) : len(prompt) + kept]
+            opened = torch.sigmoid(states @ torch.from_numpy(gate.gate))
+            values = states @ torch.from_numpy(gate.value)
+            score += float((opened * values).sum() / opened.sum())
+        length = len(answer) if kept == len(answer) - 1 else kept
+        logs = torch.log_softmax(found.logits[0, len(prompt) - 1 : -1], -1)
+        total = float(logs[torch.arange(length), answer[:length]].sum())
+        numbers = {"total_logprob": total, "length": length, "cut": 1}
+        return score + sum(weight * numbers[name] for name, weight in terms.numbers.items())
 
     @torch.inference_mode()
     def score_head(self, prompt: list[int], answer: list[int], probe: Probe) -> float:
@@ -144,6 +166,23 @@ async def test_who_leaves_is_told_by_the_heads(
     for index, answer in zip(result["selected"], answers, strict=True):
         expected = reference.score_head(prompt, answer, probes[3].probe)
         assert heads[index] == pytest.approx(expected, abs=1e-3)
+
+
+async def test_several_terms_are_added_up(
+    ask: Any, probes: list[LoadedProbe], reference: Reference
+) -> None:
+    """A state, a gate and numbers with log-probabilities, of whole answers and at a checkpoint."""
+    prompt = make_prompt(7, 9)
+    probe = probes[4].probe
+    answers, result = await ask(
+        prompt, probe=4, k=4, n=2, max_tokens=6, seed=3, schedule=(Step(CHECKPOINT, 2),)
+    )
+    for index, answer in zip(result["selected"], answers, strict=True):
+        expected = reference.score_sum(prompt, answer, probe.terms, len(answer) - 1)
+        assert result["scores"][index] == pytest.approx(expected, abs=5e-3)
+        expected = reference.score_sum(prompt, answer, probe.heads[CHECKPOINT], CHECKPOINT)
+        scores = result["checkpoint_scores"][index]
+        assert scores[CHECKPOINT] == pytest.approx(expected, abs=5e-3)
 
 
 async def test_a_replaced_probe_and_requests_that_leave(

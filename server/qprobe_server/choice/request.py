@@ -11,6 +11,7 @@ from qprobe_server.choice.schemas import QProbeRequest, read_request, show
 from qprobe_server.choice.vote import Vote, VoteReader
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import ProbeRegistry, ServedProbe, WeightedProbes
+from qprobe_server.library.sums import MAX_ROWS
 from qprobe_server.settings import Settings
 
 __all__ = ["RerankRequest", "resolve", "resolve_alias", "split_alias"]
@@ -222,9 +223,17 @@ def _choose_mix(
         raise RequestError(
             f"q_probe.probe: a weight must be other than 0, got {show(mix)}", param="q_probe.probe"
         )
-    return tuple(
+    probes = tuple(
         (_find(registry, name, param="q_probe.probe"), weight) for name, weight in mix.items()
     )
+    num_rows = sum(len(probe.score.rows) for probe, _ in probes)
+    if num_rows > MAX_ROWS:
+        raise RequestError(
+            f"q_probe.probe: {len(probes)} probes score each token {num_rows} times, more than "
+            f"{MAX_ROWS}",
+            param="q_probe.probe",
+        )
+    return probes
 
 
 def _contradict(asked: object, aliased: ServedProbe) -> RequestError:

@@ -22,6 +22,7 @@ def make_result(
     places: Sequence[int],
     draw: Draw | VoteDraw,
     classes: Classes | None = None,
+    confidence: Sequence[float] | None = None,
     beta: float,
     shown: list[CandidateReply] | None,
     rejected_at: Sequence[int | None],
@@ -35,6 +36,7 @@ def make_result(
         places: Which these are.
         draw: Made from these scores.
         classes: Of these candidates, if they voted.
+        confidence: Of these candidates, if their probe tells it.
         beta: In units of score.
         shown: All candidates if they are wanted.
         rejected_at: Of each candidate, the checkpoint at which it left.
@@ -51,6 +53,11 @@ def make_result(
         given["vote"] = _show_vote(
             draw, classes, places, len(num_tokens), is_told=shown is not None
         )
+    if confidence is not None:
+        expected: list[float | None] = [None] * len(num_tokens)
+        for place, each in zip(places, confidence, strict=True):
+            expected[place] = each
+        given["confidence"] = expected
     all_scores: list[float | None] = [None] * len(num_tokens)
     weights = [0.0] * len(num_tokens)
     for place, score, weight in zip(places, scores, draw.weights.tolist(), strict=True):

@@ -4,12 +4,10 @@ from qprobe.probe.schedule import Schedule, Step, check_schedule
 from qprobe_server.choice.schemas import QProbeRequest
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import WeightedProbes
+from qprobe_server.library.sums import MAX_ROWS
 from qprobe_server.settings import Settings
 
-__all__ = ["choose_schedule"]
-
-# How often a token may be scored: by each probe and by its head for each checkpoint.
-_MAX_ROWS = 64
+__all__ = ["choose_schedule", "list_steps"]
 
 
 def choose_schedule(
@@ -37,6 +35,18 @@ def choose_schedule(
     if obstacle is not None:
         return (), f"no candidate is dropped early: {obstacle[1]}"
     return wanted, None
+
+
+def list_steps(schedule: Schedule, *, k: int, n: int) -> list[Step]:
+    """Return the steps at which one of k candidates leaves; n answers take n candidates."""
+    steps = []
+    num_left = k
+    for step in schedule:
+        keep = max(step.keep, n)
+        if keep < num_left:
+            steps.append(Step(step.tokens, keep))
+            num_left = keep
+    return steps
 
 
 def _read_schedule(asked: QProbeRequest, probes: WeightedProbes) -> Schedule:
@@ -80,10 +90,14 @@ def _find_obstacle(steps: Schedule, probes: WeightedProbes) -> tuple[str, str] |
                     f"the probe {probe.name!r} has no head for {step.tokens} tokens; "
                     f"it has: {there}"
                 )
-    num_rows = len(probes) * (1 + len(steps))
-    if num_rows > _MAX_ROWS:
+    num_rows = sum(
+        len(each.rows)
+        for probe, _ in probes
+        for each in (probe.score, *(probe.heads[step.tokens] for step in steps))
+    )
+    if num_rows > MAX_ROWS:
         return "", (
             f"{len(probes)} probes and {len(steps)} checkpoints score each token {num_rows} times, "
-            f"more than {_MAX_ROWS}"
+            f"more than {MAX_ROWS}"
         )
     return None

@@ -1,6 +1,6 @@
 """Our part of requests and replies: checked on the way in, documented in OpenAPI."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
@@ -10,9 +10,6 @@ from qprobe_server.errors import RequestError
 __all__ = [
     "CandidateReply",
     "ErrorReply",
-    "ProbeCard",
-    "ProbeDeleted",
-    "ProbeList",
     "QProbeReply",
     "QProbeRequest",
     "ResultReply",
@@ -112,6 +109,11 @@ class ResultReply(BaseModel):
     )
     beta: float | None = Field(description="Used for this prompt; null is infinite.")
     sampled_tokens: int = Field(description="Generated for all candidates.")
+    confidence: list[float | None] | None = Field(
+        default=None,
+        description="If the probe has it: the reward to be expected of each candidate, from 0 to 1 "
+        "the probability that it is right. Null if it was dropped early.",
+    )
     num_tokens: list[int] | None = Field(
         default=None, description="With a schedule: generated for each candidate."
     )
@@ -154,43 +156,6 @@ class ErrorReply(BaseModel):
 
     type: Literal["error"]
     error: ErrorDetail
-
-
-class ProbeCard(BaseModel):
-    """A probe that is served."""
-
-    id: str
-    object: Literal["probe"] = "probe"
-    version: str = Field(description="SHA-256 of the probe's file.")
-    created: int
-    base_model: str
-    adapter: str | None = Field(description="The LoRA adapter that it may score alone; null: any.")
-    layer: int | Literal["final", "embedding"]
-    pooling: Literal["last", "mean", "max"]
-    window: int | None
-    objective: str
-    k: int
-    beta: float
-    checkpoints: list[int] = Field(description="Tokens after which it can compare candidates.")
-    schedule: list[ScheduleStep] = Field(description="The early rejection that it recommends.")
-    training: dict[str, Any]
-    licence: str | None
-    num_requests: int = Field(description="Requests that have used it since the server started.")
-
-
-class ProbeList(BaseModel):
-    """The probes that are served."""
-
-    object: Literal["list"] = "list"
-    data: list[ProbeCard]
-
-
-class ProbeDeleted(BaseModel):
-    """A probe is served no more."""
-
-    id: str
-    object: Literal["probe"] = "probe"
-    deleted: Literal[True] = True
 
 
 _OWNERS: dict[str, type[BaseModel]] = {"schedule": ScheduleStep, "vote": VoteRequest}

@@ -93,13 +93,20 @@ class RerankMetrics:
             buckets=(0.01, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4),
             registry=registry,
         )
+        self._confidence = Histogram(
+            "qprobe_confidence",
+            "Reward to be expected of an answer, by a probe that tells it",
+            by_probe,
+            buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
+            registry=registry,
+        )
         self._non_finite = Counter(
             "qprobe_non_finite_scores", "Scores that are no number", by_probe, registry=registry
         )
         self._by_probe = (
             *(self._prompts, self._candidates, self._sampled_tokens, self._rejected_tokens),
             *(self._early_rejected, self._saved_tokens, self._wasted_tokens, self._score_mean),
-            *(self._score_spread, self._weight_entropy, self._non_finite),
+            *(self._score_spread, self._weight_entropy, self._confidence, self._non_finite),
         )
         self._overhead = Histogram(
             "qprobe_rerank_overhead_seconds",
@@ -167,6 +174,10 @@ class RerankMetrics:
         self._score_spread.labels(label).observe(statistics.pstdev(scores))
         entropy = -math.fsum(weight * math.log(weight) for weight in result.weights if weight)
         self._weight_entropy.labels(label).observe(max(entropy, 0.0))
+        for index in result.selected:
+            confidence = None if result.confidence is None else result.confidence[index]
+            if confidence is not None:
+                self._confidence.labels(label).observe(confidence)
         if result.rejected_at is not None:
             self._observe_rejection(label, result.rejected_at, num_tokens)
 

@@ -2,24 +2,16 @@
 
 import hashlib
 import secrets
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
-from qprobe.data.provenance import SEEN, SEEN_BY_SCHEDULE
-from qprobe_server.choice.schemas import (
-    ErrorReply,
-    ProbeCard,
-    ProbeDeleted,
-    ProbeList,
-    ScheduleStep,
-)
+from qprobe_server.choice.schemas import ErrorReply
+from qprobe_server.edge.cards import ProbeCard, ProbeDeleted, ProbeList, make_card
 from qprobe_server.edge.middleware import AppState
 from qprobe_server.errors import RequestError
 from qprobe_server.library.lifecycle import ProbeLifecycle
-from qprobe_server.library.registry import ProbeRegistry, ServedProbe
 
 __all__ = ["make_admin_router", "refuse", "router"]
 
@@ -43,7 +35,7 @@ router = APIRouter()
 async def list_probes(request: Request) -> ProbeList:
     """List the probes with their metadata."""
     registry = _state(request).registry
-    return ProbeList(data=[_make_card(each, registry) for each in registry.probes()])
+    return ProbeList(data=[make_card(each, registry) for each in registry.probes()])
 
 
 @router.get(_NAME, responses=_UNKNOWN)
@@ -55,7 +47,7 @@ async def get_probe(request: Request, name: str) -> ProbeCard:
         raise RequestError(
             f"name: the probe {name[:80]!r} does not exist", param="name", status=404
         )
-    return _make_card(probe, registry)
+    return make_card(probe, registry)
 
 
 def make_admin_router(lifecycle: ProbeLifecycle, admin_api_key: str) -> APIRouter:
@@ -85,7 +77,7 @@ def make_admin_router(lifecycle: ProbeLifecycle, admin_api_key: str) -> APIRoute
         """
         served, is_new = await lifecycle.put(name, await _read_body(request))
         response.status_code = 201 if is_new else 200
-        return _make_card(served, _state(request).registry)
+        return make_card(served, _state(request).registry)
 
     @admin.delete(_NAME, responses={**_UNKNOWN, 409: {"model": ErrorReply}})
     async def delete_probe(name: str) -> ProbeDeleted:
@@ -128,29 +120,3 @@ def _state(request: Request) -> AppState:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
-
-
-def _make_card(probe: ServedProbe, registry: ProbeRegistry) -> ProbeCard:
-    info = probe.info
-    return ProbeCard(
-        id=probe.name,
-        version=probe.version,
-        created=probe.created,
-        base_model=info.base_model,
-        adapter=info.adapter,
-        layer=probe.reading.layer,
-        pooling=probe.reading.pooling,
-        window=probe.reading.window,
-        objective=info.objective,
-        k=info.k,
-        beta=info.beta,
-        checkpoints=list(info.checkpoints),
-        schedule=[ScheduleStep(**asdict(step)) for step in info.schedule],
-        training={
-            name: value
-            for name, value in info.training.items()
-            if name not in (SEEN, SEEN_BY_SCHEDULE)
-        },
-        licence=info.licence,
-        num_requests=registry.num_requests(probe.name),
-    )

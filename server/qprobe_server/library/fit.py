@@ -27,6 +27,7 @@ class ModelFacts:
         hidden_size: Width of its states.
         num_layers: Number of blocks.
         has_inner_layers: Whether its vLLM class can give states of inner layers.
+        logprobs_mode: What it gives as log-probabilities, as vLLM's flag of that name says it.
         has_adapters: Whether the server takes LoRA adapters.
     """
 
@@ -35,6 +36,7 @@ class ModelFacts:
     hidden_size: int
     num_layers: int
     has_inner_layers: bool
+    logprobs_mode: str
     has_adapters: bool = False
 
 
@@ -55,6 +57,10 @@ def check_fit(probe: Probe, model: ModelFacts, *, allow_model_mismatch: bool) ->
         ProbeFileError: It does not fit; the field is named.
     """
     info = probe.info
+    if info.endpoint is not None:
+        raise ProbeFileError(
+            "endpoint", "is an embeddings endpoint, and no model's states: qprobe proxy serves it"
+        )
     if info.hidden_size != model.hidden_size:
         raise ProbeFileError(
             "hidden_size", f"is {info.hidden_size}, that of {model.name!r} is {model.hidden_size}"
@@ -69,6 +75,13 @@ def check_fit(probe: Probe, model: ModelFacts, *, allow_model_mismatch: bool) ->
             "terms",
             f"read layer {inner[0]}, and vLLM's class {model.architecture} gives the 'final' layer "
             "only",
+        )
+    reads_logprobs = any(each.reads_logprobs for each in probe.sums)
+    if reads_logprobs and model.logprobs_mode != "raw_logprobs":
+        raise ProbeFileError(
+            "terms",
+            "read log-probabilities, which must be those of the model itself: --logprobs-mode must "
+            f"be 'raw_logprobs', got {model.logprobs_mode!r}",
         )
     # The last part of the name, so that a copy of a hub's model in a folder of its name will do.
     if not allow_model_mismatch and Path(info.base_model).name != Path(model.name).name:

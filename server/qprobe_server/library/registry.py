@@ -8,7 +8,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qprobe import Probe, ProbeFileError, ProbeInfo, Reading, parse_probe
+from qprobe import Probe, ProbeFileError, ProbeInfo, parse_probe
+from qprobe_server.library.sums import MAX_ROWS, ServedConfidence, ServedSum, count_rows
 
 __all__ = [
     "LoadedProbe",
@@ -49,19 +50,26 @@ class ServedProbe:
         name: What requests call it.
         version: SHA-256 of its file, in hexadecimal.
         created: When it was first given to this server, in seconds since 1970.
-        info: Its metadata. The weights are in the workers.
-        index: What the workers call it; belongs to this version while anything refers to it.
-        reading: What it reads.
-        heads: Likewise what they call its heads, by the checkpoint's number of tokens.
+        info: Its metadata. The vectors are in the workers.
+        score: What its score is the sum of. The workers' indices in this and in the other sums
+            belong to this version while anything refers to it.
+        confidence: From the score to the expected reward, if it is known.
+        heads: What its heads are the sums of, by the checkpoint's number of tokens.
     """
 
     name: str
     version: str
     created: int
     info: ProbeInfo
-    index: int
-    reading: Reading
-    heads: Mapping[int, int]
+    score: ServedSum
+    confidence: ServedConfidence | None
+    heads: Mapping[int, ServedSum]
+
+    @property
+    def sums(self) -> list[ServedSum]:
+        """All of them, in the order of ``Probe.sums``."""
+        own = self.confidence.own if self.confidence else None
+        return [self.score, *([own] if own else []), *self.heads.values()]
 
 
 WeightedProbes = tuple[tuple[ServedProbe, float], ...]
@@ -94,9 +102,11 @@ def read_probe(name: str, data: bytes, *, created: int | None = None) -> LoadedP
     """
     check_name(name)
     probe = parse_probe(data)
-    for each in probe.sums:
-        if len(each.states) != 1 or each.gates or each.numbers:
-            raise ProbeFileError("terms", f"are {each.describe()}; one reading alone is served")
+    num_rows = sum(map(count_rows, probe.sums)) - sum(map(count_rows, probe.heads.values()))
+    if num_rows > MAX_ROWS:
+        raise ProbeFileError(
+            "terms", f"score each token {num_rows} times, more than a request's {MAX_ROWS}"
+        )
     version = hashlib.sha256(data).hexdigest()
     return LoadedProbe(name, version, int(time.time()) if created is None else created, probe)
 
@@ -124,18 +134,26 @@ class ProbeRegistry:
     def reserve(self, loaded: LoadedProbe) -> ServedProbe:
         """Give a probe indices of its own, which are free again once nothing refers to it."""
         self._forget_gone()
-        info = loaded.probe.info
-        index, *heads = [self._take_index() for _ in range(1 + len(info.checkpoints))]
+        probe = loaded.probe
+        sums = [
+            ServedSum.of(each, [self._take_index() for _ in range(count_rows(each))])
+            for each in probe.sums
+        ]
+        gone = loaded.name, [row for each in sums for row in each.rows]
+        score, *others = sums
+        confidence: ServedConfidence | None = None
+        if probe.confidence is not None:
+            own = None if probe.confidence.terms is None else others.pop(0)
+            confidence = ServedConfidence(probe.confidence.calibration, own)
         served = ServedProbe(
             loaded.name,
             loaded.version,
             loaded.created,
-            info,
-            index,
-            loaded.probe.terms.readings[0],
-            dict(zip(info.checkpoints, heads, strict=True)),
+            probe.info,
+            score,
+            confidence,
+            dict(zip(probe.heads, others, strict=True)),
         )
-        gone = loaded.name, [index, *heads]
         weakref.finalize(served, self._gone.append, gone).atexit = False
         return served
 

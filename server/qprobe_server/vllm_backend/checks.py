@@ -100,4 +100,5 @@ def describe_model(config: VllmConfig) -> ModelFacts:
         num_layers=model.get_total_num_hidden_layers(),
         has_inner_layers=supports_eagle3(model_class),
         has_adapters=config.lora_config is not None,
+        logprobs_mode=model.logprobs_mode,
     )

@@ -38,10 +38,10 @@ class Outbox:
     def __init__(self) -> None:
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
 
-    def send_head(self, address: str, key: str, row: int, score: float) -> None:
-        """Tell the score of a head at its checkpoint."""
+    def send_head(self, address: str, key: str, row: int, scores: Floats) -> None:
+        """Tell the scores of a head's row, as far as its checkpoint."""
         about = np.array([row], np.int32).tobytes()
-        self._send(address, [_HEAD, key.encode(), about, np.array([score]).tobytes()])
+        self._send(address, [_HEAD, key.encode(), about, scores.tobytes()])
 
     def send_all(self, address: str, key: str, rows: Sequence[Floats]) -> None:
         """Tell what is known of a candidate that has ended: the scores of its tokens, by row."""
@@ -71,13 +71,13 @@ class Scores:
     """What has come of one candidate.
 
     Attributes:
-        heads: Scores at checkpoints, by row.
+        heads: Of rows of heads, by row: the scores of the tokens up to the checkpoint, as below.
         tokens: By row the scores of its tokens, shape (tokens + 1,): [0] is the prompt's last one.
             None until the engine has ended the candidate.
         changed: Set when something has come.
     """
 
-    heads: dict[int, float] = field(default_factory=dict)
+    heads: dict[int, Floats] = field(default_factory=dict)
     tokens: list[Floats] | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -149,7 +149,7 @@ class Inbox:
             return  # its request has ended
         numbers = np.frombuffer(about, np.int32).tolist()
         if kind == _HEAD:
-            scores.heads[numbers[0]] = float(np.frombuffer(data, np.float64)[0])
+            scores.heads[numbers[0]] = np.frombuffer(data, np.float32)
         else:
             scores.tokens = np.split(np.frombuffer(data, np.float32), np.cumsum(numbers)[:-1])
         scores.changed.set()

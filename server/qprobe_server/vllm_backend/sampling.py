@@ -104,6 +104,11 @@ class SamplingEngine:
             _enable_lora(args, Path(adapter))
         claim_worker(args, find_worker_cls("EmbeddingWorker"), ())
         facts = describe_model(EngineArgs.from_cli_args(args).create_engine_config())
+        if facts.logprobs_mode != "raw_logprobs":
+            raise StartupError(
+                "--logprobs-mode: a dataset holds the log-probabilities of the model itself, "
+                f"'raw_logprobs', got {facts.logprobs_mode!r}"
+            )
         if layers is None:
             layers = default_layers(facts.num_layers) if facts.has_inner_layers else ("final",)
         for layer in layers:

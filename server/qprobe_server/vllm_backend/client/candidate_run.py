@@ -13,6 +13,7 @@ from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from qprobe.probe.pooling import read_numbers
 from qprobe_server.choice.candidates import Candidate
 from qprobe_server.vllm_backend.client.tape import Tape
 
@@ -70,6 +71,19 @@ class CandidateRun:
         reason = None if was_dropped else last.finish_reason
         return Candidate(last.text, last.token_ids, reason, last.stop_reason)
 
+    def read_numbers(self, tokens: int | None = None) -> dict[str, float]:
+        """Return its numbers as ``Dataset.numbers`` has them; see ``qprobe.probe.pooling``.
+
+        Args:
+            tokens: Of its first so many tokens, if it has more; None: of what it is at its end.
+        """
+        logprob = self.tape.sum_logprobs(tokens)
+        if tokens is not None and self.tape.num_tokens > tokens:
+            return read_numbers(logprob=logprob, length=tokens, cut=True)
+        whole = self.read()
+        cut = whole.finish_reason == "length"
+        return read_numbers(logprob=logprob, length=len(whole.token_ids), cut=cut)
+
     @property
     def was_cut_short(self) -> bool:
         """Whether the engine gave up on it, or it was dropped."""
@@ -88,9 +102,12 @@ class Requests(Protocol):
     """The candidates' requests in the engine."""
 
     def begin(
-        self, candidates: Sequence[CandidateRun], ask: Callable[[CandidateRun], list[Any]]
+        self, candidates: Sequence[CandidateRun], ask: Callable[[CandidateRun], list[Any] | None]
     ) -> None:
-        """Begin one for each, which asks the worker so; its output goes into the candidate."""
+        """Begin one for each, which asks the worker so, if for anything.
+
+        Its output goes into the candidate.
+        """
 
     async def abort(self, some: Sequence[CandidateRun]) -> None:
         """Abort those of some candidates."""

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-import numpy as np
 from vllm.exceptions import VLLMValidationError
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
@@ -24,6 +23,7 @@ from qprobe import Probe
 from qprobe_server.choice.rerank import Rerank, current_rerank
 from qprobe_server.edge.metrics import Outcome, RerankMetrics
 from qprobe_server.library.registry import ServedProbe
+from qprobe_server.library.sums import list_rows
 from qprobe_server.vllm_backend.client.fan_out import FanOut, PreparingLLM
 from qprobe_server.vllm_backend.client.prompt_run import PromptRun
 from qprobe_server.vllm_backend.client.replay import replay
@@ -37,7 +37,7 @@ __all__ = ["RerankingLLM"]
 _CHECK_ENGINE_S = 1.0
 # How often an engine that is to stop looks whether its prompts have ended.
 _CHECK_PROMPTS_S = 0.05
-# Probes that are given to the workers in one call: 4 MiB of a hidden size of 4,096.
+# Rows that are given to the workers in one call: 4 MiB of a hidden size of 4,096.
 _LOADED_AT_ONCE = 256
 
 
@@ -58,26 +58,18 @@ class RerankingLLM(PreparingLLM):
         self._default_temperature: float = defaults.get("temperature", 1.0)
 
     async def load_probes(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
-        """Give the workers linear probes and their heads; requests name them by their indices.
+        """Give the workers the rows of probes; requests name them by their indices.
 
         In parts, so that steps of the engine come between them.
         """
-        rows = []
-        for served, probe in probes:
-            rows.append((served.index, probe.terms))
-            rows += [(served.heads[tokens], head) for tokens, head in probe.heads.items()]
+        rows = [
+            (index, *row)
+            for served, probe in probes
+            for each, terms in zip(served.sums, probe.sums, strict=True)
+            for index, row in zip(each.rows, list_rows(terms), strict=True)
+        ]
         for start in range(0, len(rows), _LOADED_AT_ONCE):
-            some = [
-                (
-                    index,
-                    state.reading.layer,
-                    state.reading.window,
-                    state.weight.tobytes() + np.float32(terms.bias).tobytes(),
-                )
-                for index, terms in rows[start : start + _LOADED_AT_ONCE]
-                for state in terms.states
-            ]
-            await self.call_workers("qprobe_load", some)
+            await self.call_workers("qprobe_load", rows[start : start + _LOADED_AT_ONCE])
 
     async def num_held_candidates(self) -> int:
         """Return how many candidates the workers hold scores of: those that the engine runs."""

@@ -4,7 +4,8 @@ Relies on vLLM 0.32.0: ``AsyncLLM.add_request`` ends with ``_add_request`` for n
 copies the ``EngineCoreRequest`` it has made, checks admission once, and adds the copies by
 ``OutputProcessor.add_request`` and ``AsyncMPClient.add_request_async`` (v1/engine/async_llm.py,
 output_processor.py, core_client.py); ``OutputProcessor.external_req_ids`` holds several requests of
-one id, and ``request_states`` the state of each; ``AsyncLLM.abort``.
+one id, and ``request_states`` the state of each; ``AsyncLLM.abort``;
+``SamplingParams.num_logprobs`` (sampling_params.py).
 """
 
 import asyncio
@@ -96,7 +97,7 @@ class FanOut:
         self._sending: asyncio.Task[None] | None = None
 
     def begin(
-        self, candidates: Sequence[CandidateRun], ask: Callable[[CandidateRun], list[Any]]
+        self, candidates: Sequence[CandidateRun], ask: Callable[[CandidateRun], list[Any] | None]
     ) -> None:
         """Add a request for each candidate, seeded as vLLM seeds the children of n = k.
 
@@ -105,7 +106,7 @@ class FanOut:
 
         Args:
             candidates: Where their outputs go.
-            ask: What the request of a candidate tells the worker.
+            ask: What the request of a candidate tells the worker; None: nothing.
 
         Raises:
             QueueOverflowError: With them, too many requests would be queued.
@@ -120,7 +121,11 @@ class FanOut:
             request.sampling_params = params = copy(common.sampling_params)
             if params.seed is not None:
                 params.seed += index
-            params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: ask(candidate)}
+            asked = ask(candidate)
+            if asked is not None:
+                params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: asked}
+            if candidate.tape.sums_logprobs and params.num_logprobs is None:
+                params.logprobs = 0  # those of the tokens that are sampled
             self._register(request, candidate)
             requests.append(request)
         self._sending = asyncio.create_task(self._send(requests, candidates))

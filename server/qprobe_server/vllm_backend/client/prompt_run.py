@@ -12,10 +12,12 @@ from qprobe.probe.schedule import Step, find_losers
 from qprobe_server.choice.candidates import Candidate, count_scored_tokens
 from qprobe_server.choice.draw import check_finite, choose, combine, settle_beta
 from qprobe_server.choice.rerank import Rerank
-from qprobe_server.choice.result import make_result, show_candidates
-from qprobe_server.choice.schemas import CandidateReply, ResultReply
+from qprobe_server.choice.result import make_result
+from qprobe_server.choice.schedule import list_steps
+from qprobe_server.choice.schemas import ResultReply
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun, Requests
-from qprobe_server.vllm_backend.client.score_client import Engine, Row, ScoreClient
+from qprobe_server.vllm_backend.client.score_client import Engine, ScoreClient, Taken
+from qprobe_server.vllm_backend.client.showing import show
 from qprobe_server.vllm_backend.client.turns import Turns
 
 __all__ = ["PromptRun"]
@@ -61,25 +63,21 @@ class PromptRun:
         self.rank = rank
         self._probes = [probe for probe, _ in rerank.request.probes]
         self._weights = [weight for _, weight in rerank.request.probes]
-        # Steps at which somebody leaves; n answers take n candidates.
-        self._steps: list[Step] = []
-        num_left = rerank.k
-        for step in rerank.request.schedule:
-            keep = max(step.keep, params.n)
-            if keep < num_left:
-                self._steps.append(Step(step.tokens, keep))
-                num_left = keep
-        # The workers score by the probes first, then by their heads, checkpoint by checkpoint.
-        rows = [Row(each.index, each.reading.pooling, each.reading.window) for each in self._probes]
-        for step in self._steps:
-            rows += [Row(each.heads[step.tokens], "mean", step.tokens) for each in self._probes]
+        self._steps = list_steps(rerank.request.schedule, k=rerank.k, n=params.n)
+        # What a mix scores says nothing of how sure one of its probes is.
+        self._confidence = None if rerank.request.is_mix else self._probes[0].confidence
+        own = self._confidence and self._confidence.own
+        whole = [*(each.score for each in self._probes), *([own] if own else [])]
+        heads = {
+            step.tokens: [each.heads[step.tokens] for each in self._probes] for step in self._steps
+        }
         self._vote_s = 0.0  # what a vote took, which may be to run code
         self._changed = asyncio.Event()  # a candidate has ended, or has what a checkpoint waits for
         self._candidates = [
             CandidateRun(uuid.uuid4().hex, params.num_logprobs, self._changed.set)
             for _ in range(rerank.k)
         ]
-        self._scores = ScoreClient(engine, self._candidates, rows, len(self._probes))
+        self._scores = ScoreClient(engine, self._candidates, whole, heads)
 
     @property
     def num_candidates(self) -> int:
@@ -164,10 +162,9 @@ class PromptRun:
         for candidate in candidates:
             lengths.append(self._count_compared(candidate, step.tokens))
             await turns.give_way()
-        num_probes = len(self._probes)
-        first = num_probes * (1 + self._steps.index(step))
-        rows = list(range(first, first + num_probes))
-        scores = combine(await self._scores.peek(candidates, lengths, rows), self._weights)
+        numbers = [each.read_numbers(step.tokens) for each in candidates]
+        found = await self._scores.peek(candidates, step.tokens, lengths=lengths, numbers=numbers)
+        scores = combine(found, self._weights)
         self._engine.metrics.count_non_finite(self.label, scores)
         check_finite(scores)
         for candidate, score in zip(candidates, scores, strict=True):
@@ -185,9 +182,14 @@ class PromptRun:
         request, params = self.rerank.request, self.params
         candidates = [each.read() for each in self._candidates]
         lengths = await self._count_scored(candidates)
-        taken = await self._scores.take(lengths, with_tokens=request.return_token_scores)
+        taken = await self._scores.take(
+            lengths,
+            numbers=[each.read_numbers() for each in self._candidates],
+            with_tokens=request.return_token_scores,
+        )
         places = [self._candidates.index(each) for each in left]
-        scores = combine([taken[place][0][: len(self._probes)] for place in places], self._weights)
+        num_probes = len(self._probes)
+        scores = combine([taken[place].scores[:num_probes] for place in places], self._weights)
         self._engine.metrics.count_non_finite(self.label, scores)
         check_finite(scores)
         beta = settle_beta(request, scores)
@@ -206,8 +208,8 @@ class PromptRun:
         )
         # The engine may have gone on with a dropped candidate when nobody listened any more.
         num_tokens = [
-            max(len(each.token_ids), num_positions if each.finish_reason is None else 0)
-            for each, (_, _, num_positions) in zip(candidates, taken, strict=True)
+            max(len(each.token_ids), known.num_positions if each.finish_reason is None else 0)
+            for each, known in zip(candidates, taken, strict=True)
         ]
         result = make_result(
             num_tokens=num_tokens,
@@ -215,8 +217,11 @@ class PromptRun:
             places=places,
             draw=draw,
             classes=classes,
+            confidence=self._read_confidence([taken[place] for place in places]),
             beta=beta,
-            shown=await self._show(candidates, num_tokens, [each for _, each, _ in taken]),
+            shown=await show(
+                request, candidates, num_tokens, [each.tokens for each in taken], self._decode
+            ),
             rejected_at=[each.rejected_at for each in self._candidates],
             checkpoint_scores=[each.checkpoint_scores for each in self._candidates]
             if request.schedule
@@ -224,6 +229,14 @@ class PromptRun:
         )
         await self._note(result, num_tokens)
         return result.selected
+
+    def _read_confidence(self, taken: Sequence[Taken]) -> list[float] | None:
+        """Return the reward to be expected of candidates, if the request's probe tells it."""
+        if self._confidence is None:
+            return None
+        scores = [each.scores[-1] for each in taken]  # by its own terms, if it has any
+        check_finite(scores)
+        return self._confidence.expect(scores)
 
     async def _note(self, result: ResultReply, num_tokens: Sequence[int]) -> None:
         if result.candidates is None:
@@ -244,34 +257,6 @@ class PromptRun:
             )
             await turns.give_way()
         return lengths
-
-    async def _show(
-        self,
-        candidates: Sequence[Candidate],
-        num_tokens: Sequence[int],
-        token_scores: Sequence[list[list[float]]],
-    ) -> list[CandidateReply] | None:
-        """Return the candidates if the reply shows them; their tokens' scores are by each probe."""
-        if not self.rerank.request.return_candidates:
-            return None
-        texts: dict[int, str] = {}
-        turns = Turns()
-        for each in candidates if self.rerank.request.return_token_scores else ():
-            for token in each.token_ids:
-                if token not in texts:  # of many candidates' tokens most are the same
-                    texts[token] = self._decode([token])
-                    await turns.give_way()
-
-        return await asyncio.to_thread(
-            show_candidates,
-            candidates,
-            num_tokens=num_tokens,
-            token_scores=[each[: len(self._probes)] for each in token_scores]
-            if self.rerank.request.return_token_scores
-            else None,
-            weights=self._weights,
-            texts=texts,
-        )
 
     def _discard(self, requests: Requests) -> None:
         """Abort what still runs and drop its scores, whatever becomes of the caller's task.

@@ -2,22 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from qprobe.probe.pooling import pool
-from qprobe.probe.values import Pooling
 from qprobe_server.edge.metrics import RerankMetrics
 from qprobe_server.errors import ScoringError
+from qprobe_server.library.sums import ServedSum
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun
+from qprobe_server.vllm_backend.client.turns import Turns
 from qprobe_server.vllm_backend.mail import Floats, Inbox, Scores
 
-__all__ = ["Engine", "Row", "ScoreClient", "Taken"]
+__all__ = ["Engine", "ScoreClient", "Taken"]
 
-# A candidate's scores, by probe the scores of its tokens, and how many positions were computed.
-Taken = tuple[list[float], list[list[float]], int]
+Numbers = Mapping[str, float]
 
 # How often a wait for the worker looks whether the engine still lives.
 _CHECK_ENGINE_S = 1.0
@@ -46,12 +46,25 @@ class Engine(Protocol):
         """Hold a task that nobody waits for."""
 
 
-class Row(NamedTuple):
-    """What scores each token of a candidate: a probe or a head, as the worker calls it."""
+class Taken(NamedTuple):
+    """What is known of a candidate that has ended.
 
-    probe: int
-    pooling: Pooling
-    window: int | None
+    Attributes:
+        scores: One by each sum; NaN if the state of a token was never computed.
+        tokens: If wanted, by each sum the parts of the tokens that count.
+        num_positions: How many tokens the engine has generated of it, as far as rows tell.
+    """
+
+    scores: list[float]
+    tokens: list[list[float]]
+    num_positions: int
+
+
+class _Placed(NamedTuple):
+    """A sum, and where its rows stand among the candidate's."""
+
+    sum: ServedSum
+    rows: range
 
 
 class ScoreClient:
@@ -59,96 +72,126 @@ class ScoreClient:
 
     Args:
         engine: The client of vLLM's engine.
-        candidates: All of the prompt.
-        rows: First those that score whole completions, then the heads.
-        num_whole: How many rows score whole completions.
+        candidates: All of the prompt; their tapes keep log-probabilities if a sum reads them.
+        whole: What whole completions are scored by.
+        heads: By checkpoint what is scored there.
     """
 
     def __init__(
         self,
         engine: Engine,
         candidates: Sequence[CandidateRun],
-        rows: Sequence[Row],
-        num_whole: int,
+        whole: Sequence[ServedSum],
+        heads: Mapping[int, Sequence[ServedSum]],
     ) -> None:
         self._engine = engine
         self._candidates = candidates
-        self._rows = rows
-        self._num_whole = num_whole
+        self._rows: list[int] = []  # as the worker calls them
+        self._ends: list[int] = []  # 0 of those of whole completions
+        self._whole = [self._place(each, 0) for each in whole]
+        self._heads = {
+            tokens: [self._place(each, tokens) for each in some] for tokens, some in heads.items()
+        }
+        for each in candidates:
+            each.tape.sums_logprobs = any(
+                some.reads_logprobs for some in chain(whole, *heads.values())
+            )
         self._scores = {each.key: engine.inbox.expect(each.key) for each in candidates}
 
-    def ask(self, candidate: CandidateRun) -> list[Any]:
-        """Return what the request of a candidate tells the worker, as ``ScoringMixin`` reads it."""
-        rows = [row.probe for row in self._rows]
-        return [self._engine.inbox.address, candidate.key, rows, self._num_whole]
+    def _place(self, each: ServedSum, end: int) -> _Placed:
+        first = len(self._rows)
+        self._rows += each.rows
+        self._ends += [end] * len(each.rows)
+        return _Placed(each, range(first, len(self._rows)))
+
+    def ask(self, candidate: CandidateRun) -> list[Any] | None:
+        """Return what the request of a candidate tells the worker, as ``ScoringMixin`` reads it.
+
+        None if there is nothing for it to score.
+        """
+        if not self._rows:
+            return None
+        return [self._engine.inbox.address, candidate.key, self._rows, self._ends]
 
     async def peek(
-        self, some: Sequence[CandidateRun], lengths: list[int], rows: list[int]
+        self,
+        some: Sequence[CandidateRun],
+        tokens: int,
+        *,
+        lengths: Sequence[int],
+        numbers: Sequence[Numbers],
     ) -> list[list[float]]:
-        """Return what some candidates score at a checkpoint, by the heads in these rows.
+        """Return what some candidates score at a checkpoint, by each of its sums.
 
         Args:
             some: Candidates that have reached it, or have ended.
+            tokens: The checkpoint.
             lengths: How many leading tokens of each count.
-            rows: The heads.
+            numbers: Of each, there.
 
         Raises:
             ScoringError: The worker does not tell.
             EngineDeadError: The engine died meanwhile.
         """
+        wanted = [row for each in self._heads[tokens] for row in each.rows]
+        turns = Turns()
         found = []
-        for candidate, length in zip(some, lengths, strict=True):
+        for candidate, length, told in zip(some, lengths, numbers, strict=True):
             scores = self._scores[candidate.key]
             await self._wait(
                 candidate,
                 scores,
-                lambda now: now.tokens is not None or all(row in now.heads for row in rows),
+                lambda now: now.tokens is not None or all(row in now.heads for row in wanted),
             )
             found.append(
                 [
-                    scores.heads[row] if row in scores.heads else self._pool(scores, row, length)
-                    for row in rows
+                    each.add_up(_cut(scores, rows, length), told)
+                    for each, rows in self._heads[tokens]
                 ]
             )
+            await turns.give_way()
         return found
 
-    async def take(self, lengths: list[int], *, with_tokens: bool) -> list[Taken]:
+    async def take(
+        self, lengths: Sequence[int], *, numbers: Sequence[Numbers], with_tokens: bool
+    ) -> list[Taken]:
         """Return the scores of all candidates, each of which has ended or was dropped.
 
         Args:
             lengths: How many leading tokens of each completion make its embedding.
-            with_tokens: Whether the scores of those tokens are wanted too.
-
-        Returns:
-            For each candidate one score by each probe, NaN if a token's state was never computed;
-            if wanted the scores of its tokens by each probe, else nothing; and how many tokens the
-            engine has generated of it.
+            numbers: Of each, as ``read_numbers`` of ``qprobe.probe.pooling`` gives them.
+            with_tokens: Whether the parts of those tokens are wanted too.
 
         Raises:
             ScoringError: The worker does not tell.
             EngineDeadError: The engine died meanwhile.
         """
-        taken: list[Taken] = []
-        for candidate, length in zip(self._candidates, lengths, strict=True):
+        turns = Turns()
+        taken = []
+        for candidate, length, told in zip(self._candidates, lengths, numbers, strict=True):
             scores = self._scores[candidate.key]
-            await self._wait(candidate, scores, lambda now: now.tokens is not None)
-            whole = range(self._num_whole)
-            pooled = [self._pool(scores, row, length) for row in whole]
-            tokens = scores.tokens or []
-            shown = [_cut(tokens[row], length)[1:].tolist() for row in whole] if with_tokens else []
-            taken.append((pooled, shown, max((each.size for each in tokens), default=0)))
+            await self._wait(candidate, scores, self._has_all)
+            cut = [(each, _cut(scores, rows, length)) for each, rows in self._whole]
+            taken.append(
+                Taken(
+                    [each.add_up(rows, told) for each, rows in cut],
+                    [each.add_up_tokens(rows, length).tolist() for each, rows in cut]
+                    if with_tokens
+                    else [],
+                    max((row.size for row in scores.tokens or ()), default=0),
+                )
+            )
+            await turns.give_way()
         self.drop()
         return taken
+
+    def _has_all(self, scores: Scores) -> bool:
+        return scores.tokens is not None or not self._rows
 
     def drop(self) -> None:
         """Await nothing any more."""
         for candidate in self._candidates:
             self._engine.inbox.forget(candidate.key)
-
-    def _pool(self, scores: Scores, row: int, length: int) -> float:
-        _, pooling, window = self._rows[row]
-        assert scores.tokens is not None
-        return pool(_cut(scores.tokens[row], length), pooling=pooling, window=window)
 
     async def _wait(
         self, candidate: CandidateRun, scores: Scores, is_enough: Callable[[Scores], bool]
@@ -175,8 +218,15 @@ class ScoreClient:
         )
 
 
-def _cut(row: Floats, length: int) -> Floats:
-    """Return the scores at offsets 0 to length, NaN where there is none."""
-    cut = np.full(length + 1, np.nan, np.float32)
-    cut[: row.size] = row[: length + 1]
-    return cut
+def _cut(scores: Scores, rows: Sequence[int], length: int) -> list[Floats]:
+    """Return the scores by some rows at offsets 0 to length, NaN where there is none."""
+    made = []
+    for row in rows:
+        known = scores.heads.get(row)
+        if known is None:
+            assert scores.tokens is not None
+            known = scores.tokens[row]
+        cut = np.full(length + 1, np.nan, np.float32)
+        cut[: known.size] = known[: length + 1]
+        made.append(cut)
+    return made

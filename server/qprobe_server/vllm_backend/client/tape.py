@@ -2,7 +2,8 @@
 
 Relies on vLLM 0.32.0: ``OutputProcessor.process_outputs`` (v1/engine/output_processor.py) hands
 every ``EngineCoreOutput`` of a request to its ``RequestState.logprobs_processor``, a
-``LogprobsProcessor`` (v1/engine/logprobs.py), without the tokens after a stop string;
+``LogprobsProcessor`` (v1/engine/logprobs.py), without the tokens after a stop string; that sums
+the sampled tokens' as ``cumulative_logprob``;
 ``LogprobsLists`` (v1/outputs.py), whose rows are one a token, the token itself in front.
 """
 
@@ -33,7 +34,8 @@ _SELDOM = (
 class Tape(LogprobsProcessor):
     """Takes the place of a request's logprobs processor.
 
-    A token takes 8 bytes here, and with logprobs 8 more for each and 4 or 8 for the rank.
+    A token takes 8 bytes here, and with logprobs 8 more for each and 4 or 8 for the rank; 4 more
+    where they are summed.
 
     Args:
         num_logprobs: Beside the token's own, as the request has it; None for none, -1 for all.
@@ -42,6 +44,8 @@ class Tape(LogprobsProcessor):
     Attributes:
         num_tokens: How many have come.
         awaited: The token that somebody waits for, counted from 1, or None.
+        sums_logprobs: Whether ``sum_logprobs`` is wanted, also where the request itself has no
+            logprobs; to be set before the first token comes.
         is_undecoded: Whether there is anything but tokens that vLLM's last output lacks.
     """
 
@@ -56,10 +60,13 @@ class Tape(LogprobsProcessor):
         )
         self.num_tokens = 0
         self.awaited: int | None = None
+        self.sums_logprobs = False
         self.is_undecoded = False
         self._reached = reached
         self._counts: list[int] = []  # tokens of each step
         self._whole: dict[int, EngineCoreOutput] = {}  # by step
+        self._sampled = bytearray()  # float32: each token's own log-probability
+        self._is_asked = num_logprobs is not None
         # What a batch brings is as wide as the widest request in it wants.
         self._columns = None if num_logprobs in (None, -1) else num_logprobs + 1
         self._rows = [bytearray(), bytearray(), bytearray()]  # token ids, logprobs, ranks
@@ -73,7 +80,10 @@ class Tape(LogprobsProcessor):
             self.is_undecoded |= whole.new_prompt_logprobs_tensors is not None
             self.is_undecoded |= whole.prompt_token_id_logprobs is not None
         if output.new_logprobs is not None:
-            self._keep(output.new_logprobs)
+            if self.sums_logprobs:
+                self._sampled += output.new_logprobs.logprobs[:, 0].astype(np.float32).tobytes()
+            if self._is_asked:
+                self._keep(output.new_logprobs)
         self._counts.append(len(output.new_token_ids))
         self.num_tokens += len(output.new_token_ids)
         if self.awaited is not None and self.num_tokens >= self.awaited:
@@ -87,6 +97,11 @@ class Tape(LogprobsProcessor):
         self._kinds = [(part.dtype, part.shape[1:]) for part in parts]
         for rows, part in zip(self._rows, parts, strict=True):
             rows += part.tobytes()
+
+    def sum_logprobs(self, tokens: int | None = None) -> float:
+        """Return the sum over the first so many tokens, None: all; 0 where none are kept."""
+        sampled = np.frombuffer(bytes(self._sampled), np.float32)
+        return float(sampled[:tokens].sum(dtype=np.float64))
 
     def play(
         self, request_id: str, token_ids: Sequence[int], stop: int | str | None

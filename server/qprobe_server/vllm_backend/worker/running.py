@@ -22,11 +22,10 @@ class Candidate:
     Attributes:
         address: To whom its scores are sent.
         key: What it is called there.
-        probes: Shape (rows,): the probe of each of its rows; first those that score the whole
-            completion, then the heads.
+        probes: Shape (rows,): the probe of each of its rows.
         slots: Shape (rows,): where the scores of each row are.
-        ends: Shape (rows,): the offset at which a head is done; beyond all others.
-        is_open: Shape (rows,): False for a head that is done.
+        ends: Shape (rows,): the offset at which a head's row is done; beyond all others.
+        is_open: Shape (rows,): False for a row that is done.
     """
 
     address: str
@@ -43,18 +42,16 @@ class Candidate:
         address: str,
         key: str,
         probes: Ints,
-        num_whole: int,
-        windows: Ints,
+        ends: Ints,
         pages: ScorePages,
     ) -> "Candidate":
-        """Begin a candidate whose first ``num_whole`` rows score the whole completion."""
-        is_head = np.arange(probes.size) >= num_whole
+        """Begin a candidate; an end of 0 is that of a row that scores the whole completion."""
         return cls(
             address=address,
             key=key,
             probes=probes,
             slots=pages.begin(probes.size),
-            ends=np.where(is_head, windows, _ALL),
+            ends=np.where(ends > 0, ends, _ALL),
             is_open=np.ones(probes.size, np.bool_),
         )
 
@@ -106,7 +103,7 @@ class RowTable:
         return tokens, np.arange(tokens.size) + np.repeat(shift, counts)
 
     def find_done(self, owners: Ints, offsets: Ints, *, drafted: bool) -> list[tuple[int, int]]:
-        """Return the heads that a step has brought to their end, as (candidate, slot).
+        """Return the heads' rows that a step has brought to their end, as (candidate, slot).
 
         Args:
             owners: Shape (tokens,): each token's candidate; those of one stand together.

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qprobe.probe.pooling import pool
 from qprobe_server.vllm_backend.mail import Outbox
 from qprobe_server.vllm_backend.worker.copies import CopyQueue, start_copy, upload
 from qprobe_server.vllm_backend.worker.pages import ScorePages
@@ -63,13 +62,13 @@ class Scorer:
         """Whether a candidate runs."""
         return bool(self._running)
 
-    def load(self, probes: Sequence[tuple[int, int | str, int | None, bytes]]) -> None:
+    def load(self, probes: Sequence[tuple[int, int | str, bytes]]) -> None:
         """Set probes; see ``ProbeWeights.load``."""
         self.weights.load(probes)
         self._table = None  # which has them sorted by layer
 
     def begin(
-        self, request_id: str, address: str, key: str, rows: Sequence[int], num_whole: int
+        self, request_id: str, address: str, key: str, rows: Sequence[int], ends: Sequence[int]
     ) -> None:
         """Note a candidate that begins, unless it runs already.
 
@@ -78,17 +77,15 @@ class Scorer:
             address: To whom the scores are sent.
             key: What they call the candidate.
             rows: The probe of each of its rows.
-            num_whole: How many rows, the first, score whole completions; the others are heads.
+            ends: How many leading tokens each row is wanted of; 0 for all.
         """
         if request_id in self._running:
             return
-        probes = np.array(rows, np.int64)
         self._running[request_id] = Candidate.begin(
             address=address,
             key=key,
-            probes=probes,
-            num_whole=num_whole,
-            windows=self.weights.windows(probes),
+            probes=np.array(rows, np.int64),
+            ends=np.array(ends, np.int64),
             pages=self._pages,
         )
         self.num_held += 1
@@ -138,12 +135,11 @@ class Scorer:
         (row,) = np.flatnonzero(candidate.slots == slot).tolist()
         if not candidate.is_open[row]:
             return  # of a step that began before the head was done
-        end = int(candidate.ends[row])
-        score = pool(self._pages.read(slot)[: end + 1], pooling="mean", window=end)
         candidate.is_open[row] = False
         self._table = None
         if self._outbox is not None:
-            self._outbox.send_head(candidate.address, candidate.key, row, score)
+            scores = self._pages.read(slot)[: candidate.ends[row] + 1]
+            self._outbox.send_head(candidate.address, candidate.key, row, scores)
 
     def _send_all(self, candidate: Candidate) -> None:
         """Send what is known of a candidate that has ended, and forget it."""

@@ -1,9 +1,9 @@
 """Scores the tokens of running candidates inside vLLM's worker, as the model computes them.
 
-EXTRA_ARG holds [address, key, rows, num_whole]: whom to send the scores to and as what, the indices
-of the probes that score each token, and how many of them, the first, score whole completions. The
-others are heads of checkpoints: their scores are sent when the last token that they read has one.
-All others are sent when the engine has ended the request.
+EXTRA_ARG holds [address, key, rows, ends]: whom to send the scores to and as what, the index of the
+linear probe of each row, and how many leading tokens the row is wanted of, 0 for all. A row with an
+end is one of a head: its scores are sent when the last of these tokens has one. All others are sent
+when the engine has ended the request.
 """
 
 from typing import Any
@@ -30,8 +30,8 @@ class ScoringMixin(StepHooks):
             drafted=self.vllm_config.speculative_config is not None,
         )
 
-    def qprobe_load(self, probes: list[tuple[int, int | str, int | None, bytes]]) -> None:
-        """Set probes; see ``ProbeWeights.load``."""
+    def qprobe_load(self, probes: list[tuple[int, int | str, bytes]]) -> None:
+        """Set linear probes; see ``ProbeWeights.load``."""
         if self._reads:
             self._scorer.load(probes)
 

@@ -1,4 +1,7 @@
-"""The weights of the loaded probes on the device, and their products with states."""
+"""The weights of the loaded probes on the device, and their products with states.
+
+A probe here is one vector and its bias: what a probe's file calls a term is one of them, or two.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -57,15 +60,14 @@ class ProbeWeights:
         self._weights = torch.zeros(0, 0, device=device)  # (capacity, hidden)
         self._biases = torch.zeros(0, device=device)  # (capacity,)
         self._places = np.zeros(0, np.int64)  # (capacity,): of the layer among a step's states
-        self._windows = np.zeros(0, np.int64)  # (capacity,): 0 without one
         self._gathered: tuple[Ints, Tensor, Tensor] | None = None
 
-    def load(self, probes: Sequence[tuple[int, int | str, int | None, bytes]]) -> None:
+    def load(self, probes: Sequence[tuple[int, int | str, bytes]]) -> None:
         """Set probes; one that was there is replaced.
 
         Args:
-            probes: (index, layer, window, weights) each; weights are the bytes of hidden_size + 1
-                float32: the vector, then the bias.
+            probes: (index, layer, weights) each; weights are the bytes of hidden_size + 1 float32:
+                the vector, then the bias.
         """
         if not probes:
             return
@@ -77,9 +79,8 @@ class ProbeWeights:
         places = torch.tensor(indices, device=self._device)
         self._weights[places] = both[:, :-1].to(self._device)
         self._biases[places] = both[:, -1].to(self._device)
-        for index, layer, window, _ in probes:
+        for index, layer, _ in probes:
             self._places[index] = _FINAL if layer == "final" else self._layers.index(int(layer))
-            self._windows[index] = window or 0
         self._gathered = None
 
     def _reserve(self, needed: int, hidden_size: int) -> None:
@@ -95,11 +96,6 @@ class ProbeWeights:
             biases[:capacity] = self._biases
         self._weights, self._biases = weights, biases
         self._places = np.pad(self._places, (0, grown - capacity))
-        self._windows = np.pad(self._windows, (0, grown - capacity))
-
-    def windows(self, probes: Ints) -> Ints:
-        """Return how many leading tokens each of some probes reads; 0 if it reads all."""
-        return self._windows[probes]
 
     def sort(self, probes: Ints) -> tuple[Ints, Ints]:
         """Return probes once each, those of a layer together, and where each stands in that."""
