@@ -167,6 +167,7 @@ def _parse_rerank(ours: Fields, result: Fields) -> Rerank:
         if "checkpoint_scores" in result
         else None,
         vote=_parse_vote(result.below("vote")) if "vote" in result else None,
+        confidence=result.list_with_nulls("confidence", float) if "confidence" in result else None,
     )
 
 
@@ -210,9 +211,8 @@ def _parse_card(card: Fields) -> Probe:
         created=card.get("created", int),
         base_model=card.get("base_model", str),
         adapter=card.find("adapter", str),
-        layer=card.one_of("layer", int, str),
-        pooling=card.get("pooling", str),
-        window=card.find("window", int),
+        terms=card.list_of("terms", dict),
+        confidence=card.get("confidence", bool),
         objective=card.get("objective", str),
         k=card.get("k", int),
         beta=card.get("beta", float),

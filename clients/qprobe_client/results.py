@@ -79,6 +79,9 @@ class Rerank:
         rejected_at: With a schedule, the tokens of the checkpoint at which each candidate left.
         checkpoint_scores: With a schedule, each candidate's scores by the checkpoint's tokens.
         vote: How it came out, if the request asked for one.
+        confidence: The reward to be expected of each candidate, None for one that was dropped
+            early; None if the probe does not tell it. Of rewards 0 and 1 it is the probability of
+            1, whatever the other candidates are.
     """
 
     probe: str | dict[str, float]
@@ -98,6 +101,7 @@ class Rerank:
     rejected_at: list[int | None] | None = None
     checkpoint_scores: list[dict[int, float]] | None = None
     vote: Vote | None = None
+    confidence: list[float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -193,9 +197,9 @@ class Probe:
         created: When it was made or uploaded, in seconds since 1970.
         base_model: Id of the model that it was trained on.
         adapter: The LoRA adapter of that model that it may score alone; None: any.
-        layer: Index of the layer that it reads, or ``final``.
-        pooling: ``last`` or ``mean``.
-        window: With ``mean``, how many tokens are averaged; None for all.
+        terms: What its score is the sum of, as the server tells it: each has a ``kind``, and a
+            ``state`` also ``layer``, ``pooling`` and ``window``.
+        confidence: Whether it tells how sure it is of answers.
         objective: What it was trained for: ``mse``, ``ce`` ...
         k: Recommended number of candidates.
         beta: Recommended temperature of the choice.
@@ -211,9 +215,8 @@ class Probe:
     created: int
     base_model: str
     adapter: str | None
-    layer: int | str
-    pooling: str
-    window: int | None
+    terms: list[dict[str, Any]]
+    confidence: bool
     objective: str
     k: int
     beta: float

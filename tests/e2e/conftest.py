@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from qprobe import Probe, ProbeInfo, Reading, Terms, load_probe, save_probe
+from qprobe.probe.confidence import Confidence, Platt
+from qprobe.probe.terms import GateTerm, StateTerm
 from qprobe.probe.values import Layer, Pooling
 from qprobe_server.default_model import SERVED_NAME
 
@@ -158,6 +161,38 @@ def make_probe(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> M
         return path
 
     return make
+
+
+@pytest.fixture
+def sure(server: Any, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve a probe of states, a gate and log-probabilities that has a confidence; give its name.
+
+    No longer than a test runs.
+    """
+    rng = np.random.default_rng(3)
+    weights = [(rng.standard_normal(576) / 24).astype(np.float32) for _ in range(4)]
+    states = [Reading(4, "mean"), Reading("final", "last")]
+    terms = Terms(
+        tuple(StateTerm(each, weights.pop()) for each in states),
+        (GateTerm(2, (), weights.pop(), weights.pop()),),
+        {"mean_logprob": 1.0, "length": 0.01, "cut": -1.0},
+    )
+    own = Terms(numbers={"mean_logprob": 1.0})
+    info = ProbeInfo(
+        base_model=small_model.name,
+        hidden_size=576,
+        num_layers=6,
+        objective="ce",
+        k=4,
+        beta=0.1,
+    )
+    path = tmp_path_factory.mktemp("probes") / "sure.safetensors"
+    save_probe(Probe(info, terms, confidence=Confidence(Platt(1.0, 0.5), own)), path)
+    admin = {"authorization": f"Bearer {server.admin_key}"}
+    put = server.client().put("/v1/probes/sure", content=path.read_bytes(), headers=admin)
+    assert put.status_code == 201, put.text
+    yield "sure"
+    server.client().delete("/v1/probes/sure", headers=admin)
 
 
 @pytest.fixture(scope="session")

@@ -247,7 +247,8 @@ async def test_the_life_of_a_probe(
     first = make_probe("mine", layer=2, pooling="last")
     made = await settle(admin.upload_probe("mine", first))
     try:
-        assert (made.name, made.layer, made.pooling, made.num_requests) == ("mine", 2, "last", 0)
+        assert (made.name, made.confidence, made.num_requests) == ("mine", False, 0)
+        assert made.terms == [{"kind": "state", "layer": 2, "pooling": "last", "window": None}]
         assert made.version == hashlib.sha256(first.read_bytes()).hexdigest()
         assert await settle(client.probe("mine")) == made
         assert made in await settle(client.probes())
@@ -256,7 +257,7 @@ async def test_the_life_of_a_probe(
         assert got.rerank.version == made.version
         second = make_probe("mine2", layer="final").read_bytes()
         replaced = await settle(admin.upload_probe("mine", second))
-        assert (replaced.name, replaced.layer) == ("mine", "final")
+        assert (replaced.name, replaced.terms[0]["layer"]) == ("mine", "final")
         assert replaced.version == hashlib.sha256(second).hexdigest() != made.version
     finally:
         await settle(admin.delete_probe("mine"))

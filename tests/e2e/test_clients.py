@@ -63,8 +63,8 @@ def test_models_and_probes_are_listed(client: openai.OpenAI, server: Any) -> Non
     probes = server.client().get("/v1/probes").json()
     assert probes["object"] == "list"
     by_name = {probe["id"]: probe for probe in probes["data"]}
-    assert by_name["end"]["layer"] == "final"
-    assert by_name["early"]["window"] == 8
+    assert by_name["end"]["terms"][0]["layer"] == "final"
+    assert by_name["early"]["terms"][0]["window"] == 8
     training = by_name["python"]["training"]
     assert training["cross_validated_reward"] > training["train_base"] > 0
 

@@ -215,6 +215,24 @@ def test_a_run_shows_what_the_reply_says(visit: Visit) -> None:
     expect(page.locator("#figures")).to_contain_text(f"{result['kl']:.2f}")
 
 
+def test_how_sure_a_probe_is_stands_on_the_cards(visit: Visit, sure: str) -> None:
+    page = visit.page
+    page.reload()
+    expect(page.locator("#connection")).to_have_text("Connected, 4 probes")
+    page.locator("#probe-rows select").select_option(sure)
+    expect(page.locator("#probe-facts")).to_have_text(
+        "Reads layer 4, mean + layer final, last + layer 2, gated + mean logprob, length, cut; "
+        "trained by ce; tells how sure it is"
+    )
+    _, reply = visit.ask(k=3)
+    (result,) = reply["q_probe"]["results"]
+    for index, confidence in enumerate(result["confidence"]):
+        card = page.locator(f'.card[data-index="{index}"]')
+        expect(card).to_contain_text(f"confidence {confidence:.2f}")
+    page.get_by_role("button", name="Candidate 1").click()
+    expect(page.locator("#detail-figures")).to_contain_text(f"{result['confidence'][1]:.2f}")
+
+
 def test_moving_beta_weighs_anew_and_sends_nothing(visit: Visit) -> None:
     page = visit.page
     _, reply = visit.ask(k=6)

@@ -33,7 +33,7 @@ PRINTED = {
     "Streaming": rf".+\n{SELECTED} Usage\(prompt_tokens=\d+, completion_tokens=\d+\)\n",
     "Several prompts": rf"(\[.+, .+\] {FLOATS}\n){{2}}",
     "asyncio": r".+\n.+\n",
-    "Probes": r"[0-9a-f]{64} 4 \{.+\}\n\[.*'python'.*\] 0\n",
+    "Probes": r"[0-9a-f]{64} \[\{'kind': .+\}\] \{.+\}\n\[.*'python'.*\] 0\n",
     "Errors": r"404 q_probe\.probe \S+\n",
     "openai-python": rf".+ {SELECTED}\n",
     "openai-python, streamed": rf".+\n{SELECTED}\n",

@@ -63,9 +63,8 @@ CARD: dict[str, Any] = {
     "created": 1700000000,
     "base_model": "m",
     "adapter": "sql-3",
-    "layer": "final",
-    "pooling": "mean",
-    "window": None,
+    "terms": [{"kind": "state", "layer": "final", "pooling": "mean", "window": None}],
+    "confidence": True,
     "objective": "ce",
     "k": 4,
     "beta": 0.1,
@@ -243,11 +242,23 @@ async def test_a_prompt_without_a_result(make_client: MakeClient) -> None:
 async def test_probes_are_listed_and_shown(make_client: MakeClient) -> None:
     (listed,) = await settle(make_client({"data": [CARD]}).probes())
     seen: list[httpx.Request] = []
-    shown = await settle(make_client({**CARD, "layer": 5, "window": 8}, seen).probe("kind"))
+    numbers = [{"kind": "numbers", "names": ["cut"]}]
+    card = {**CARD, "terms": numbers, "confidence": False}
+    shown = await settle(make_client(card, seen).probe("kind"))
     assert seen[0].url.path == "/v1/probes/kind"
-    assert (listed.name, listed.layer, listed.adapter) == ("kind", "final", "sql-3")
-    assert (listed.window, listed.licence) == (None, None)
-    assert (shown.layer, shown.window, shown.training, shown.num_requests) == (5, 8, {"rows": 9}, 3)
+    assert (listed.name, listed.adapter, listed.licence) == ("kind", "sql-3", None)
+    assert (listed.terms, listed.confidence) == (CARD["terms"], True)
+    assert (shown.terms, shown.confidence) == (numbers, False)
+    assert (shown.training, shown.num_requests) == ({"rows": 9}, 3)
+
+
+async def test_how_sure_a_probe_is_of_its_candidates(make_client: MakeClient) -> None:
+    result = {**RESULT, "confidence": [0.25, None]}
+    reply = {**CHAT, "q_probe": {**RERANK, "results": [result]}}
+    got = await settle(make_client(reply).chat("hey", model="m:kind"))
+    assert got.rerank.confidence == [0.25, None]
+    without = await settle(make_client(CHAT).chat("hey", model="m:kind"))
+    assert without.rerank.confidence is None
     assert await settle(make_client({"data": [{"id": "m"}, {"id": "m:kind"}]}).models()) == [
         "m",
         "m:kind",

@@ -28,22 +28,22 @@ export class Cards {
   }
 
   /** Show a result of the reply's `q_probe`. */
-  show({ candidates, scores, selected, vote }) {
+  show({ candidates, scores, selected, vote, confidence }) {
     this.clear();
     this.scores = scores;
     const [low, high, digits] = [Math.min(...scores), Math.max(...scores), digitsFor(scores)];
     this.cards = candidates.map((candidate, index) => {
       const position = high > low ? (scores[index] - low) / (high - low) : 1;
-      const says = vote ? vote.answers[vote.classes[index]] ?? null : undefined;
-      const card = this.makeCard(candidate, index, selected.includes(index), says);
+      const notes = [describeVote(vote, index), confidence && `confidence ${formatScore(confidence[index])}`];
+      const card = this.makeCard(candidate, index, selected.includes(index), notes);
       card.score.meter.style.setProperty("--fill", position);
       card.score.value.textContent = formatScore(scores[index], digits);
       return card;
     });
   }
 
-  /** `says` is the answer that it votes for, null without one; undefined where nobody votes. */
-  makeCard(candidate, index, isChosen, says) {
+  /** `notes` stand below, the empty ones left out. */
+  makeCard(candidate, index, isChosen, notes) {
     const open = make("button", { type: "button", class: "open" }, `Candidate ${index}`);
     open.addEventListener("click", () => this.onOpen(index));
     const now = make("span", { class: "badge now", hidden: "" }, "most probable");
@@ -52,9 +52,8 @@ export class Cards {
       ? make("p", { class: "text none" }, "(empty)")
       : make("p", { class: "text" }, candidate.text.trim());
     const [score, weight] = [makeMeter("score"), makeMeter("weight")];
-    const end = candidate.finish_reason === "stop" ? "" : `, ${describeEnd(candidate)}`;
-    const voted = says === undefined ? "" : says === null ? ", no answer" : `, votes for ${says}`;
-    const facts = plural(candidate.num_tokens, "token") + end + voted;
+    const end = candidate.finish_reason === "stop" ? null : describeEnd(candidate);
+    const facts = [plural(candidate.num_tokens, "token"), end, ...notes].filter(Boolean).join(", ");
     const element = make(
       "li", { class: isChosen ? "card is-chosen" : "card", "data-index": index },
       make("div", { class: "card-head" }, make("h3", {}, open), make("span", { class: "badges" }, chosen, now)),
@@ -91,6 +90,12 @@ export function describeEnd({ finish_reason, stop_reason }) {
   if (finish_reason === "length") return "cut at max tokens";
   if (finish_reason !== "stop") return finish_reason ?? "not finished";
   return typeof stop_reason === "string" ? `at the stop string ${JSON.stringify(stop_reason)}` : "by itself";
+}
+
+function describeVote(vote, index) {
+  if (!vote) return null;
+  const says = vote.answers[vote.classes[index]];
+  return says === undefined ? "no answer" : `votes for ${says}`;
 }
 
 function makeMeter(name) {

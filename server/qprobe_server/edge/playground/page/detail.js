@@ -42,7 +42,7 @@ export class Detail {
 
   show(index) {
     this.index = index;
-    const { candidates, scores, selected } = this.result;
+    const { candidates, scores, selected, confidence } = this.result;
     const candidate = candidates[index];
     this.tokenScores = candidate.token_scores ?? [];
     this.tokens = candidate.tokens ?? [];
@@ -55,6 +55,7 @@ export class Detail {
     fillFigures(byId("detail-figures"), [
       ["Score", formatScore(scores[index], digitsFor(scores))],
       ["Weight", formatPercent(this.weights[index])],
+      ...(confidence ? [["Confidence", formatScore(confidence[index])]] : []),
       ["Tokens", String(candidate.num_tokens)],
       ["Ended", describeEnd(candidate)],
     ]);

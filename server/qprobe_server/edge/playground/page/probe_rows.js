@@ -89,8 +89,15 @@ export class ProbeRows {
   describe(numRows) {
     if (numRows === 0) return "No probe is loaded.";
     if (numRows > 1) return "The scores of a mix are weighted sums.";
-    const { layer, pooling, window, objective } = this.first();
-    const over = window ? ` of the first ${window} tokens` : "";
-    return `Layer ${layer}, ${pooling}${over}, trained by ${objective}`;
+    const { terms, confidence, objective } = this.first();
+    const sure = confidence ? "; tells how sure it is" : "";
+    return `Reads ${terms.map(describeTerm).join(" + ")}; trained by ${objective}${sure}`;
   }
+}
+
+function describeTerm({ kind, layer, pooling, window, names }) {
+  if (kind === "numbers") return names.join(", ").replaceAll("_", " ");
+  if (kind === "gate") return `layer ${layer}, gated`;
+  if (pooling === "max") return `layer ${layer}, largest mean of ${window} tokens`;
+  return `layer ${layer}, ${pooling}${window ? ` of the first ${window} tokens` : ""}`;
 }
