@@ -5,7 +5,8 @@ of cache and compilation. One request at a time, all of 64 tokens a sample (EOS 
 
 plain         n = k of ``vllm serve``
 not reranked  n = k of ``qprobe serve``, whose engine exposes the layers of four probes
-reranked      the best of k by one of them; streamed, by a mix of all, and with early rejection too
+reranked      the best of k by one of them; streamed, by a mix of all, and with early rejection too;
+              with --logprobs also by a probe that reads log-probabilities beside a state
 
 Two servers never run at once: they take turns, block by block, in an order that turns too. The
 ratios are of the median wall times of all rounds; their spread is from the least to the most of the
@@ -84,12 +85,7 @@ KINDS = {
     "k = 16, a mix of 4": Kind(16, {"probe": MIX}),
     "k = 16, early rejection": by_one(16, schedule=SCHEDULE),
 }
-# Each reranked kind, and what it is compared with.
-BARE = {
-    name: f"n = {kind.k}" + (", streamed" if kind.stream else "")
-    for name, kind in KINDS.items()
-    if kind.q_probe is not None
-}
+LOGPROBS = {f"k = {k}, log-probabilities": Kind(k, {"probe": "five"}) for k in (4, 16, 48)}
 
 
 def ask(client: httpx.Client, kind: Kind, number: int) -> float:
@@ -115,11 +111,10 @@ def check_tokens(kind: Kind, data: bytes) -> None:
         assert last["q_probe"]["results"][0]["sampled_tokens"] == kind.k * NUM_TOKENS
 
 
-def run_block(program: Program, flags: list[str], rounds: int, log: Path) -> dict[str, list[float]]:
+def run_block(
+    program: Program, kinds: Mapping[str, Kind], flags: list[str], rounds: int, log: Path
+) -> dict[str, list[float]]:
     """Start a server, warm it up, and return the seconds of each kind's rounds."""
-    kinds = {
-        name: kind for name, kind in KINDS.items() if program == "qprobe" or kind.q_probe is None
-    }
     names = list(kinds)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with (
@@ -137,15 +132,23 @@ def run_block(program: Program, flags: list[str], rounds: int, log: Path) -> dic
     return seconds
 
 
-def measure(flags: Mapping[Program, list[str]], rounds: int, blocks: int, out: Path) -> Times:
+def measure(
+    kinds: Mapping[str, Kind],
+    flags: Mapping[Program, list[str]],
+    rounds: int,
+    blocks: int,
+    out: Path,
+) -> Times:
     """Return the times of the blocks; ``plain`` before the kinds of ``vllm serve``."""
     times: Times = {}
     programs: tuple[Program, Program] = ("vllm", "qprobe")
+    bare = {name: kind for name, kind in kinds.items() if kind.q_probe is None}
     for block in range(blocks):
         for program in programs if block % 2 == 0 else programs[::-1]:
             begun_s = time.monotonic()
             log = out.with_name(f"{out.stem}-{program}.log")
-            found = run_block(program, flags[program], rounds, log)
+            some = kinds if program == "qprobe" else bare
+            found = run_block(program, some, flags[program], rounds, log)
             for name, seconds in found.items():
                 key = f"plain {name}" if program == "vllm" else name
                 times.setdefault(key, []).append(seconds)
@@ -215,6 +218,7 @@ def main() -> None:
     parser.add_argument("--model", help="default: the default model")
     parser.add_argument("--rounds", type=int, default=3, help="of each kind in a block")
     parser.add_argument("--blocks", type=int, default=3, help="of each server")
+    parser.add_argument("--logprobs", action="store_true", help="a probe that reads them, too")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
     args, others = parser.parse_known_args()
     model = args.model or str(prepare_default_model())
@@ -222,7 +226,15 @@ def main() -> None:
     both = [model, "--served-model-name", NAME, "--max-model-len", "2048", *engine_settings()]
     loaded = ["--allow-model-mismatch"]
     loaded += [word for name, path in probes.items() for word in ("--probe", f"{name}={path}")]
+    kinds = {**KINDS, **(LOGPROBS if args.logprobs else {})}
+    # Each reranked kind, and what it is compared with.
+    compared = {
+        name: f"n = {kind.k}" + (", streamed" if kind.stream else "")
+        for name, kind in kinds.items()
+        if kind.q_probe is not None
+    }
     times = measure(
+        kinds,
         {"vllm": [*both, *others], "qprobe": [*both, *others, *loaded]},
         args.rounds,
         args.blocks,
@@ -233,9 +245,9 @@ def main() -> None:
             "plain": compare(times, name, f"plain {bare}"),
             "not_reranked": compare(times, name, bare),
         }
-        for name, bare in BARE.items()
+        for name, bare in compared.items()
     }
-    for bare in dict.fromkeys(BARE.values()):
+    for bare in dict.fromkeys(compared.values()):
         results[f"not reranked, {bare}"] = {"plain": compare(times, bare, f"plain {bare}")}
     about = {"machine": describe_machine(), "model": Path(model).name, "flags": both[1:] + others}
     report = {**about, "tokens": NUM_TOKENS, "results": results, "seconds": times}

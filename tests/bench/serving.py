@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
-from qprobe.probe.values import Layer
+from qprobe.probe.values import NUMBERS, Layer
 
 __all__ = ["CHECKPOINTS", "Server", "engine_settings", "running", "write_probes"]
 
@@ -107,7 +107,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def write_probes(folder: Path, *, hidden_size: int, num_layers: int) -> dict[str, Path]:
     """Write four random probes of two inner layers and the last state, with heads; by their names.
 
-    What a probe costs does not depend on its weights.
+    A fifth reads the five numbers beside a state. What one costs does not depend on its weights.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -117,6 +117,7 @@ def write_probes(folder: Path, *, hidden_size: int, num_layers: int) -> dict[str
 
     first, second = max(1, num_layers // 2), max(1, 2 * num_layers // 3)
     layers: dict[str, Layer] = {"one": second, "two": second, "three": first, "four": "final"}
+    layers["five"] = second
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name, layer in layers.items():
@@ -131,5 +132,6 @@ def write_probes(folder: Path, *, hidden_size: int, num_layers: int) -> dict[str
         )
         paths[name] = folder / f"{name}.safetensors"
         heads = {each: draw(layer, each) for each in CHECKPOINTS}
-        save_probe(Probe(info, draw(layer), heads), paths[name])
+        numbers = dict.fromkeys(NUMBERS, 0.1) if name == "five" else {}
+        save_probe(Probe(info, replace(draw(layer), numbers=numbers), heads), paths[name])
     return paths
