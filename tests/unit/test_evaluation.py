@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binom, mannwhitneyu, spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 from scipy.stats import t as student
 
 from qprobe import softmax_resample
@@ -186,25 +186,42 @@ def test_what_has_no_value_is_refused(changes: dict[str, Any], field: str, words
     assert caught.value.field == field
 
 
-def test_intervals_cover_the_truth_as_often_as_theory_says() -> None:
-    """Intervals of a mean of 50 normal values hold the truth in 94.2 % of 3,000 data sets.
+@pytest.mark.parametrize(
+    ("name", "mean", "num"),
+    [("normal", 0.0, 10), ("exponential", 1.0, 10), ("lognormal", math.exp(0.5), 20)],
+)
+def test_intervals_of_few_and_skewed_values_hold_the_truth(
+    name: str, mean: float, num: int
+) -> None:
+    """In more than 88 % of 1,000 data sets each; the aim is 95, what is asked for is 90.
 
-    The percentile interval is the mean -+ 1.96 s sqrt(49/50) up to the noise of its 2,000
-    resamples, so it covers with the probability that |t_49| < 1.96 sqrt(49/50). The number that
-    cover is then binomial. The noise, shared by all data sets, moves either tail by sqrt(0.025
-    * 0.975 / 2000) = 0.0035, both by 0.005; 3 times that is allowed. An interval of 90 %, or one
-    wider by sqrt 2, lies outside.
+    Hoeffding: a true 92.5 % comes out below 88 % with probability exp(-2 * 1000 * 0.045^2) = 2 %,
+    and the seed is fixed. Percentiles alone hold 86, 82 and 84 %.
     """
-    num, noise = 3_000, 0.015
-    wanted = 1 - 2 * student.sf(1.96 * math.sqrt(49 / 50), 49)
-    low, high = binom.interval(1 - 1e-9, num, wanted) / np.float64(num)
-    bootstrap = Bootstrap(50)
-    values = np.random.default_rng(5).normal(size=(num, 50))
-    found = [bootstrap.mean(row) for row in values]
-    covered = np.mean([each.low <= 0 <= each.high for each in found])
-    assert low - noise < covered < high + noise
-    assert 1 - 2 * student.sf(1.645 * math.sqrt(49 / 50), 49) < low - noise
-    assert 1 - 2 * student.sf(1.96 * math.sqrt(2), 49) > high + noise
+    bootstrap, rng = Bootstrap(num), np.random.default_rng(5)
+    found = [bootstrap.mean(getattr(rng, name)(size=num)) for _ in range(1_000)]
+    assert np.mean([each.low <= mean <= each.high for each in found]) > 0.9
+
+
+def test_intervals_of_many_values_are_those_of_theory() -> None:
+    """Of 200 normal values: the mean -+ t s / sqrt(200), up to the noise of 2,000 resamples.
+
+    A quantile of 0.025 of 2,000 draws is off by sqrt(0.025 * 0.975 / 2000) / phi(1.96) = 0.06
+    standard errors; 5 times that is allowed for the wider of two.
+    """
+    values = np.random.default_rng(6).normal(size=200)
+    found, error = Bootstrap(200).mean(values), values.std(ddof=1) / math.sqrt(200)
+    for bound in (values.mean() - found.low, found.high - values.mean()):
+        assert bound / error == pytest.approx(student.ppf(0.975, 199), abs=0.3)
+
+
+def test_a_ratio_is_as_unsure_as_its_parts() -> None:
+    """Of a ratio that is the same in all prompts nothing is unsure; nor of equal values."""
+    sizes = np.random.default_rng(7).integers(1, 9, size=30).astype(float)
+    assert astuple(Bootstrap(30).ratio(0.4 * sizes, sizes)) == pytest.approx((0.4, 0.4, 0.4))
+    assert astuple(Bootstrap(30).mean(np.full(30, 2.0))) == pytest.approx((2, 2, 2))
+    noisy = Bootstrap(30).ratio(0.4 * sizes + np.resize([-0.1, 0.1], 30), sizes)
+    assert noisy.low < 0.4 < noisy.high
 
 
 def test_a_paired_difference_is_known_better_than_its_sides() -> None:
@@ -222,8 +239,8 @@ def test_prompts_that_ask_the_same_count_as_one() -> None:
     plain = Bootstrap(20).mean(values)
     found = Bootstrap(100, questions).mean(np.repeat(values, 5))
     assert astuple(found) == pytest.approx(astuple(plain))
-    runs = np.tile(np.repeat(values, 5), (3, 1))
-    assert Bootstrap(100, questions).mean_of_runs(runs).low == pytest.approx(plain.low)
+    runs = Bootstrap(100, questions).mean_of_runs(np.tile(np.repeat(values, 5), (3, 1)))
+    assert runs.low == pytest.approx(Bootstrap(20).mean_of_runs(np.tile(values, (3, 1))).low)
     with pytest.raises(EvaluationError, match="at least 2"):
         Bootstrap(3, np.zeros(3, dtype=np.int64))
 

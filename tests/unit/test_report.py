@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qprobe.data.dataset import Dataset, Reading, Sample
+from qprobe.evaluation.confidence import measure_confidence
 from qprobe.evaluation.metrics import measure
 from qprobe.files import write_files
 from qprobe.reports import evaluation as report
@@ -18,7 +19,7 @@ from qprobe.reports.evaluation import write_report
 from qprobe.reports.plots import PLOTS
 
 Json = dict[str, Any]
-NUM_PROMPTS, N = 12, 6
+NUM_PROMPTS, N = 24, 6
 # What HTML fetches from elsewhere, or runs.
 FETCHING = {"src", "srcset", "href", "action", "data", "poster", "background"}
 
@@ -75,8 +76,8 @@ def make_metrics() -> Json:
     dataset = Dataset(manifest, prompts, samples, embeddings, np.ones(NUM_PROMPTS))
     scores = rewards + rng.normal(size=len(rewards))
     cells = [
-        {"reading": "3/mean", "objective": "ce", "reward": 0.5, "weight_decay": 1.0},
-        {"reading": "3/mean", "objective": "bt", "reward": None, "weight_decay": None},
+        {"terms": "3/mean", "objective": "ce", "reward": 0.5, "weight_decay": 1.0},
+        {"terms": "3/mean", "objective": "bt", "reward": None, "weight_decay": None},
     ]
     curve = [
         {"num_prompts": size, "reward": 0.5, "low": 0.4, "high": 0.6, "runs": [0.4, 0.6]}
@@ -84,7 +85,8 @@ def make_metrics() -> Json:
     ]
     settings = {"objective": "ce", "note": "<script>alert(1)</script>", "hidden": ()}
     return {
-        **measure(scores, dataset, k=4, beta=0.1),
+        **measure(scores, dataset, k=4, beta=0.1, rivals={"numbers": -scores}),
+        "confidence": measure_confidence(1 / (1 + np.exp(-scores)), dataset),
         "settings": settings,
         "sweep": cells,
         "learning_curve": curve,
@@ -95,7 +97,9 @@ METRICS = make_metrics()
 PICTURES = {
     "calibration.png",
     "correlation.png",
+    "kept.png",
     "learning_curve.png",
+    "reliability.png",
     "reward_by_beta.png",
     "reward_by_k.png",
     "reward_by_kl.png",
@@ -171,6 +175,34 @@ def test_the_verdict_is_that_of_the_interval(
     assert words in (tmp_path / "report.html").read_text()
 
 
+def test_no_verdict_on_few_prompts_and_none_for_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 are enough; below neither the gain nor what needs no probe is judged."""
+    monkeypatch.setattr(report, "PLOTS", {})
+    gain = {"difference": 0.1, "low": 0.05, "high": 0.2}
+    minus: Json = {
+        "greedy": {"difference": -0.1, "low": -0.2, "high": -0.05},
+        "best_by_logprob": {"difference": 0.1, "low": -0.1, "high": 0.2},
+        "numbers": {"difference": 0.1, "low": 0.05, "high": 0.2},
+    }
+    row = METRICS["baselines"]["greedy"]
+    ways = {name: {**row, "policy_minus_baseline": each} for name, each in minus.items()}
+    for num, words, other in (
+        (20, "the probe helps", "too few for a verdict"),
+        (19, "These are 19 prompts, too few for a verdict: 20 are needed.", "the probe helps"),
+    ):
+        metrics = {**METRICS, "gain": gain, "num_questions": num, "baselines": ways}
+        write_report(metrics, tmp_path)
+        text = (tmp_path / "report.html").read_text()
+        assert words in text
+        assert other not in text
+        enough = num == 20
+        assert ("What needs no probe is better: greedy answer." in text) == enough
+        said = "not shown to beat what needs no probe: best total log-probability."
+        assert (said in text) == enough
+
+
 def test_a_poorer_report_leaves_no_plot_of_a_richer_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +210,7 @@ def test_a_poorer_report_leaves_no_plot_of_a_richer_one(
     monkeypatch.setattr(report, "PLOTS", few)
     (tmp_path / "sweep.png").write_bytes(b"old")
     (tmp_path / "mine.txt").write_text("kept")
-    poor = {key: METRICS[key] for key in METRICS.keys() - {"sweep", "learning_curve"}}
+    poor = {key: METRICS[key] for key in METRICS.keys() - {"sweep", "learning_curve", "confidence"}}
     poor |= {"gap_closed": None, "baselines": {}, "calibration": []}
     poor["correlation"] = {**METRICS["correlation"], "auc": None, "spearman": None}
     write_report(poor, tmp_path)

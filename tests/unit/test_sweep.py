@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +18,14 @@ from qprobe.data.dataset import Dataset, Reading, Sample
 from qprobe.data.provenance import identify_prompts
 from qprobe.data.split import split_prompts
 from qprobe.errors import DatasetError, EvaluationError, TrainingError
-from qprobe.training import sweep
+from qprobe.training import cells, recipe
 from qprobe.training.cells import Cell, CellFile, TriedCell, choose_cell
 from qprobe.training.cross_validation import Problem, cross_validate
+from qprobe.training.design import Design
 from qprobe.training.fit import TrainingSettings, fit_probe
 from qprobe.training.inputs import prepare
 from qprobe.training.learning_curve import learning_curve
-from qprobe.training.sweep import drop_equal, format_table, run_sweep, write_sweep
+from qprobe.training.sweep import count_cells, drop_equal, format_table, run_sweep, write_sweep
 
 NUM_PROMPTS, N, HIDDEN = 40, 6, 4
 GOOD, BAD = Reading(3, "mean", 8), Reading("final", "last")
@@ -49,27 +51,38 @@ def make_dataset(*, scale: float = 1.0) -> Dataset:
         )
         for i in range(len(good))
     ]
-    manifest = {"model": "org/model", "reward": "tests", "readings": [str(GOOD), str(BAD)]}
+    manifest = {
+        "model": "org/model",
+        "hidden_size": HIDDEN,
+        "num_layers": 6,
+        "reward": "tests",
+        "readings": [str(GOOD), str(BAD)],
+    }
     prompts: list[dict[str, Any]] = [{"prompt": f"p{i}"} for i in range(NUM_PROMPTS)]
     embeddings = {GOOD: torch.tensor(good).half(), BAD: torch.tensor(bad).half()}
     return Dataset(manifest, prompts, samples, embeddings, np.full(NUM_PROMPTS, np.nan))
 
 
 DATASET = make_dataset()
-RESULT = run_sweep(DATASET, readings=[BAD, GOOD], objectives=["mse", "pg"], settings=SETTINGS)
+RESULT = run_sweep(
+    DATASET, readings=[BAD, GOOD], objectives=["mse", "pg"], settings=SETTINGS, numbers=()
+)
+A, B, BOTH = Design((BAD,)), Design((GOOD,)), Design((GOOD, BAD))
 
 
 def test_the_planted_reading_wins() -> None:
-    assert [(cell.reading, cell.objective) for cell in RESULT.cells] == [
-        (BAD, "mse"),
-        (BAD, "pg"),
-        (GOOD, "mse"),
-        (GOOD, "pg"),
+    """Together with what says nothing it earns no more, so that it is tried, and loses."""
+    assert [(cell.terms, cell.objective) for cell in RESULT.cells] == [
+        (A, "mse"),
+        (A, "pg"),
+        (B, "mse"),
+        (B, "pg"),
+        (BOTH, "mse"),
+        (BOTH, "pg"),
     ]
-    rewards = {(cell.reading, cell.objective): cell.reward or 0.0 for cell in RESULT.cells}
-    assert RESULT.winner.reading == GOOD
-    assert RESULT.winner.objective == "mse"  # which is as good as pg, see test_choose_cell
-    assert rewards[GOOD, "mse"] > RESULT.base + 0.8 * (RESULT.ceiling - RESULT.base)
+    rewards = {(cell.terms, cell.objective): cell.reward or 0.0 for cell in RESULT.cells}
+    assert GOOD in RESULT.winner.terms.readings
+    assert rewards[B, "mse"] > RESULT.base + 0.8 * (RESULT.ceiling - RESULT.base)
     assert RESULT.metrics["gain"]["low"] > 0
 
 
@@ -80,13 +93,15 @@ def test_test_prompts_meet_nothing_but_the_winner(monkeypatch: pytest.MonkeyPatc
     assert len(RESULT.test) == NUM_PROMPTS // 4
     seen: set[bytes] = set()
 
-    def record(prepare: Callable[..., Any], blocks: list[torch.Tensor], *rest: Any) -> Any:
-        seen.update(row.numpy().tobytes() for row in blocks[0])
-        return prepare(blocks, *rest)
+    def record(
+        prepare: Callable[..., Any], blocks: list[torch.Tensor], *rest: Any, **named: Any
+    ) -> Any:
+        seen.update(row.numpy().tobytes() for block in blocks for row in block)
+        return prepare(blocks, *rest, **named)
 
-    monkeypatch.setattr(sweep, "prepare", partial(record, prepare))
-    monkeypatch.setattr(sweep, "fit_probe", partial(record, fit_probe))
-    run_sweep(DATASET, readings=[BAD, GOOD], objectives=["mse"], settings=SETTINGS)
+    monkeypatch.setattr(cells, "prepare", partial(record, prepare))
+    monkeypatch.setattr(recipe, "prepare", partial(record, prepare))
+    run_sweep(DATASET, readings=[BAD, GOOD], objectives=["mse"], settings=SETTINGS, numbers=())
     for reading in (BAD, GOOD):
         for prompt in range(NUM_PROMPTS):
             rows = DATASET.features(reading)[DATASET.groups == prompt]
@@ -102,7 +117,9 @@ def test_other_test_rewards_change_no_choice() -> None:
         for each, reward, flip in zip(changed.samples, changed.rewards, inside, strict=True)
     ]
     changed.rewards = np.array([each.reward for each in changed.samples])
-    again = run_sweep(changed, readings=[BAD, GOOD], objectives=["mse", "pg"], settings=SETTINGS)
+    again = run_sweep(
+        changed, readings=[BAD, GOOD], objectives=["mse", "pg"], settings=SETTINGS, numbers=()
+    )
     assert again.cells == RESULT.cells
     assert again.winner == RESULT.winner
     assert again.metrics["policy"] != RESULT.metrics["policy"]
@@ -111,12 +128,13 @@ def test_other_test_rewards_change_no_choice() -> None:
 def test_the_winner_can_be_trained_again() -> None:
     known = DATASET.subset(RESULT.development)
     again = fit_probe(
-        [known.features(RESULT.winner.reading)], known.rewards, known.groups, RESULT.settings
+        RESULT.winner.terms.read(known).blocks, known.rewards, known.groups, RESULT.settings
     )
     assert RESULT.settings.objective == RESULT.winner.objective
-    assert again.weight_decay == RESULT.probe.weight_decay == RESULT.winner.weight_decay
-    assert torch.equal(again.weights[0], RESULT.probe.weights[0])
-    assert again.bias == RESULT.probe.bias
+    assert again.weight_decay == RESULT.probe.info.training["weight_decay"]
+    assert again.weight_decay == RESULT.winner.weight_decay
+    for mine, theirs in zip(again.weights, RESULT.probe.terms.states, strict=True):
+        assert np.array_equal(mine.numpy(), theirs.weight)
 
 
 def test_an_objective_that_refuses_the_data_leaves_an_empty_cell() -> None:
@@ -129,7 +147,12 @@ def test_an_objective_that_refuses_the_data_leaves_an_empty_cell() -> None:
     shifted.rewards = np.array([each.reward for each in shifted.samples])
     found: list[Cell] = []
     result = run_sweep(
-        shifted, readings=[GOOD], objectives=["ce", "mse"], settings=SETTINGS, progress=found.append
+        shifted,
+        readings=[GOOD],
+        objectives=["ce", "mse"],
+        settings=SETTINGS,
+        progress=found.append,
+        numbers=(),
     )
     assert found == result.cells
     assert result.cells[0].reward is None
@@ -137,7 +160,38 @@ def test_an_objective_that_refuses_the_data_leaves_an_empty_cell() -> None:
     assert result.winner.objective == "mse"
     assert "-" in format_table(result).split()
     with pytest.raises(TrainingError, match="none can be trained"):
-        run_sweep(shifted, readings=[GOOD], objectives=["ce"], settings=SETTINGS)
+        run_sweep(shifted, readings=[GOOD], objectives=["ce"], settings=SETTINGS, numbers=())
+
+
+def test_what_states_and_numbers_tell_is_found_together() -> None:
+    """Rewards that are half a feature of a layer, and half the log-probability: both win.
+
+    The cells are each reading, the numbers, each reading with them, and both layers with them.
+    """
+    dataset = make_dataset()
+    logprobs = np.random.default_rng(1).normal(size=len(dataset.samples))
+    rewards = dataset.features(GOOD)[:, 0].numpy() + logprobs
+    dataset.samples = [
+        replace(each, logprob=float(logprob), reward=float(reward))
+        for each, logprob, reward in zip(dataset.samples, logprobs, rewards, strict=True)
+    ]
+    dataset.rewards = rewards.astype(np.float64)
+    result = run_sweep(dataset, readings=[BAD, GOOD], objectives=["mse"], settings=SETTINGS)
+    earned = {str(each.terms): each.reward or 0.0 for each in result.cells}
+    assert list(earned) == [
+        "final/last",
+        "3/mean/8",
+        "numbers",
+        "3/mean/8 + numbers",
+        "final/last + numbers",
+        "3/mean/8 + final/last + numbers",
+    ]
+    assert len(earned) == count_cells([BAD, GOOD], numbers=True, objectives=1)
+    assert {"3/mean/8", "numbers"} <= set(str(result.winner.terms).split(" + "))
+    best = earned["3/mean/8 + numbers"]
+    assert best - result.base > 1.2 * (max(earned["3/mean/8"], earned["numbers"]) - result.base)
+    again = [Design.parse(name) for name in earned]
+    assert again == [each.terms for each in result.cells]
 
 
 def test_files_say_what_was_found(tmp_path: Path) -> None:
@@ -145,7 +199,7 @@ def test_files_say_what_was_found(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "new").iterdir())
     assert names == ["sweep.csv", "sweep.json"]
     stored = json.loads((tmp_path / "new" / "sweep.json").read_text())
-    assert stored["winner"]["reading"] == "3/mean/8"
+    assert stored["winner"]["terms"] == str(RESULT.winner.terms)
     assert stored["test_prompts"] == RESULT.test
     assert stored["test"] == RESULT.metrics
     with (tmp_path / "new" / "sweep.csv").open(newline="") as file:
@@ -155,8 +209,12 @@ def test_files_say_what_was_found(tmp_path: Path) -> None:
 
 def test_table() -> None:
     lines = format_table(RESULT).splitlines()
-    assert lines[0].split() == ["reading", "mse", "pg"]
-    assert [line.split()[0] for line in lines[1:]] == ["final/last", "3/mean/8"]
+    assert lines[0].split() == ["terms", "mse", "pg"]
+    assert [re.split(r"\s{2,}", line)[0] for line in lines[1:]] == [
+        "final/last",
+        "3/mean/8",
+        str(BOTH),
+    ]
     assert format_table(RESULT).count("*") == 1
     starred = next(word for word in format_table(RESULT).split() if "*" in word)
     assert starred == f"{RESULT.winner.reward:.3f}*"
@@ -248,18 +306,22 @@ def test_rows_that_ask_the_same_are_on_one_side(seed: int) -> None:
 def test_settings_that_cannot_be_are_refused_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sweep, "prepare", None)
+    monkeypatch.setattr(cells, "prepare", None)
     with pytest.raises(EvaluationError, match=r"k: must be from 1 to 6, .* got 7"):
-        run_sweep(DATASET, readings=[GOOD], objectives=["mse"], settings=SETTINGS, k=N + 1)
+        run_sweep(
+            DATASET, readings=[GOOD], objectives=["mse"], settings=SETTINGS, k=N + 1, numbers=()
+        )
     with pytest.raises(EvaluationError, match="objectives: must not hold both 'bt' and 'dpo'"):
-        run_sweep(DATASET, readings=[GOOD], objectives=["dpo", "bt"], settings=SETTINGS)
+        run_sweep(DATASET, readings=[GOOD], objectives=["dpo", "bt"], settings=SETTINGS, numbers=())
     with pytest.raises(TrainingError, match="'pgg'"):
-        run_sweep(DATASET, readings=[GOOD], objectives=["mse", "pgg"], settings=SETTINGS)
+        run_sweep(
+            DATASET, readings=[GOOD], objectives=["mse", "pgg"], settings=SETTINGS, numbers=()
+        )
 
 
 def test_what_cannot_be_swept_is_refused() -> None:
     with pytest.raises(EvaluationError, match="at least one"):
-        run_sweep(DATASET, readings=[], objectives=["mse"], settings=SETTINGS)
+        run_sweep(DATASET, readings=[], objectives=["mse"], settings=SETTINGS, numbers=())
     with pytest.raises(DatasetError, match="7/last"):
         run_sweep(
             DATASET,
@@ -267,6 +329,7 @@ def test_what_cannot_be_swept_is_refused() -> None:
             objectives=["mse"],
             settings=SETTINGS,
             progress=lambda cell: pytest.fail(f"{cell} was tried first"),
+            numbers=(),
         )
 
 
@@ -276,14 +339,15 @@ def test_a_learning_curve_climbs_to_the_probe_of_all_prompts(
     """Every size trains on that many prompts, on 5 different choices of them."""
     sets: list[bytes] = []
 
-    def record(blocks: list[torch.Tensor], *rest: Any) -> Any:
+    def record(blocks: list[torch.Tensor], *rest: Any, **named: Any) -> Any:
         sets.append(blocks[0].numpy().tobytes())
-        return fit_probe(blocks, *rest)
+        return fit_probe(blocks, *rest, **named)
 
     monkeypatch.setattr(sys.modules[learning_curve.__module__], "fit_probe", record)
     known, unseen = DATASET.subset(RESULT.development), DATASET.subset(RESULT.test)
     settings = RESULT.settings
-    rows = learning_curve(known, unseen, reading=GOOD, settings=settings, k=N, sizes=(2, 8, 99))
+    design = RESULT.winner.terms
+    rows = learning_curve(known, unseen, design=design, settings=settings, k=N, sizes=(2, 8, 99))
     assert [row["num_prompts"] for row in rows] == [2, 8, 30]
     assert [len(row["runs"]) for row in rows] == [5, 5, 1]
     assert rows[-1]["reward"] == pytest.approx(RESULT.metrics["policy"]["reward"])
@@ -299,23 +363,28 @@ def test_a_training_set_without_a_signal_counts_as_the_base_model() -> None:
     """With equal rewards in all prompts but 8, some orders begin with 2 equal ones."""
     known, unseen = DATASET.subset(RESULT.development), DATASET.subset(RESULT.test)
     known.rewards = np.where(known.groups < 8, known.rewards, 1.0)
-    (first, *_) = learning_curve(known, unseen, reading=GOOD, settings=SETTINGS, k=N, sizes=(2,))
+    (first, *_) = learning_curve(known, unseen, design=B, settings=SETTINGS, k=N, sizes=(2,))
     assert min(first["runs"]) == pytest.approx(unseen.rewards.mean())
     known.rewards = np.ones(len(known.rewards))
     with pytest.raises(TrainingError, match="nothing to learn"):
-        learning_curve(known, unseen, reading=GOOD, settings=SETTINGS, k=N)
+        learning_curve(known, unseen, design=B, settings=SETTINGS, k=N)
 
 
 def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells that are there are not computed again, and the result is the same, bit by bit."""
 
     def stop(cell: Cell) -> None:
-        if (cell.reading, cell.objective) == (GOOD, "mse"):
+        if (cell.terms, cell.objective) == (B, "mse"):
             raise KeyboardInterrupt
 
     def sweep_all(**fields: Any) -> Any:
         return run_sweep(
-            DATASET, readings=[BAD, GOOD], objectives=["mse", "pg"], folder=tmp_path, **fields
+            DATASET,
+            readings=[BAD, GOOD],
+            objectives=["mse", "pg"],
+            numbers=(),
+            folder=tmp_path,
+            **fields,
         )
 
     with pytest.raises(KeyboardInterrupt):
@@ -326,13 +395,14 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         tried.append(problem.settings.objective)
         return cross_validate(problem, *rest)
 
-    monkeypatch.setattr(sweep, "cross_validate", count)
+    monkeypatch.setattr(cells, "cross_validate", count)
     told: list[Cell] = []
     again = sweep_all(settings=SETTINGS, progress=told.append)
-    assert tried == ["pg"]
+    assert tried == ["pg", "mse", "pg"]
     assert told == again.cells == RESULT.cells
     assert again.winner == RESULT.winner
-    assert torch.equal(again.probe.weights[0], RESULT.probe.weights[0])
+    mine, theirs = (each.probe.terms.states[0].weight for each in (again, RESULT))
+    assert np.array_equal(mine, theirs)
     changed = r"output: .*sweep-cells.json.* beta 0.1 and not 0.5: .* remove the file"
     with pytest.raises(EvaluationError, match=changed):
         sweep_all(settings=replace(SETTINGS, beta=0.5))
@@ -340,29 +410,29 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.csv", "sweep.json"]
     tried.clear()
     sweep_all(settings=SETTINGS)
-    assert tried == ["mse", "pg"] * 2
+    assert tried == ["mse", "pg"] * 3
 
 
 def test_a_file_of_cells_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sweep-cells.json"
-    for text in ("{", "[]", '{"about": {}, "cells": [{"reading": "x"}]}'):
+    for text in ("{", "[]", '{"about": {}, "cells": [{"terms": "x"}]}'):
         path.write_text(text)
         with pytest.raises(EvaluationError, match="is no sweep's: remove it"):
             CellFile(path, {})
 
 
-def tried_cell(reading: Reading, objective: str, rewards: list[float]) -> TriedCell:
-    cell = Cell(reading, objective, float(np.mean(rewards)), 1.0, None)
+def tried_cell(terms: Design, objective: str, rewards: list[float]) -> TriedCell:
+    cell = Cell(terms, objective, float(np.mean(rewards)), 1.0, None)
     return TriedCell(cell, np.array(rewards))
 
 
 def test_the_steadier_objective_wins_where_the_difference_is_noise() -> None:
-    """Of the best reading; a difference in every prompt is none."""
+    """Of the best terms; a difference in every prompt is none."""
     noisy, sure = [0.5, 0.9, 0.1, 0.7], [0.6, 0.65, 0.62, 0.63]
-    other = tried_cell(BAD, "ce", [0.5] * 4)
-    ce, pg = tried_cell(GOOD, "ce", [0.5, 0.5, 0.6, 0.5]), tried_cell(GOOD, "pg", noisy)
+    other = tried_cell(A, "ce", [0.5] * 4)
+    ce, pg = tried_cell(B, "ce", [0.5, 0.5, 0.6, 0.5]), tried_cell(B, "pg", noisy)
     assert choose_cell([other, pg, ce]) == ce.cell
-    assert choose_cell([other, tried_cell(GOOD, "pg", sure), ce]).objective == "pg"
-    assert choose_cell([tried_cell(GOOD, "pg", sure), tried_cell(GOOD, "bt", sure)]) == (
-        tried_cell(GOOD, "bt", sure).cell
+    assert choose_cell([other, tried_cell(B, "pg", sure), ce]).objective == "pg"
+    assert choose_cell([tried_cell(B, "pg", sure), tried_cell(B, "bt", sure)]) == (
+        tried_cell(B, "bt", sure).cell
     )

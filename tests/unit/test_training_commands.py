@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe import Probe, Terms, load_probe, save_probe
+from qprobe import Probe, Reading, Terms, TrainingSettings, load_probe, save_probe
+from qprobe import train as train_probe
 from qprobe.data.dataset import Dataset, Sample
 from qprobe.data.provenance import SEEN, identify_prompts, read_seen
 from qprobe.data.writer import DatasetWriter
+from qprobe.evaluation.scoring import score
+from qprobe.probe.values import NUMBERS
+from qprobe.training.design import Design
 from qprobe_server import cli
 
 NUM_PROMPTS, N, HIDDEN = 20, 4, 3
@@ -110,6 +114,64 @@ def test_heads_are_trained_like_probes_of_their_own(
         assert mine.bias == other.bias
     one, two = (probe.heads[window].states[0].weight for window in (8, 16))
     assert not np.array_equal(one, two)
+
+
+def test_a_probe_reads_what_the_flags_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All numbers by default where log-probabilities are known; several readings.
+
+    Numbers alone teach nothing here, since they are all the same.
+    """
+    data, path = write_dataset(tmp_path / "data"), tmp_path / "p.safetensors"
+    two = ("--reading", "3/mean/8", "--reading", "3/mean")
+    for flags, terms in (
+        (("--layer", 3), "3/mean + numbers"),
+        (("--layer", 3, "--window", 8, "--numbers", "none"), "3/mean/8"),
+        ((*two, "--numbers", "cut,length"), "3/mean/8 + 3/mean + numbers(cut,length)"),
+    ):
+        run(monkeypatch, "train", data, *flags, *SMALL, "-o", path)
+        assert load_probe(path).terms.describe() == terms
+    refused: list[tuple[tuple[object, ...], str]] = [
+        (("--layer", 3, *two), "--layer and --reading"),
+        ((*two, "--window", 8), "--window needs --layer"),
+        ((), "--layer, --reading or --numbers"),
+        (("--numbers", "none"), "--layer, --reading or --numbers"),
+        (("--numbers", "all"), "numbers: do not vary"),
+        (("--reading", "3/mean", "--reading", "3/mean"), "'3/mean' twice"),
+    ]
+    for given, said in refused:
+        with pytest.raises(SystemExit, match=said):
+            run(monkeypatch, "train", data, *given, *SMALL, "-o", path)
+
+
+def test_heads_read_the_numbers_if_the_dataset_knows_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without the log-probability of every token heads read states only, and the probe says so."""
+    data = Dataset.load(write_dataset(tmp_path / "data"))
+    settings = TrainingSettings(objective="mse", num_folds=2, weight_decays=(1.0,))
+    data.samples = [replace(each, token_ids=[1] * (8 + each.index * 4)) for each in data.samples]
+    made = train_probe(data, Reading(3, "mean"), settings, checkpoints=[8, 16])
+    assert made.terms.describe() == "3/mean + numbers"
+    assert [each.describe() for each in made.heads.values()] == ["3/mean/8", "3/mean/16"]
+    assert "heads read states only" in made.info.training["notes"][0]
+    rng = np.random.default_rng(0)
+    for place, each in enumerate(data.samples):
+        logprobs = rng.normal(size=len(each.token_ids)).round(4).tolist()
+        data.samples[place] = replace(each, logprobs=logprobs, logprob=sum(logprobs))
+    made = train_probe(data, Reading(3, "mean"), settings, checkpoints=[8, 16])
+    assert [each.describe() for each in made.heads.values()] == [
+        "3/mean/8 + numbers",
+        "3/mean/16 + numbers",
+    ]
+    assert not any("heads" in note for note in made.info.training["notes"])
+    alone = Design((Reading(3, "mean", 8),), NUMBERS)
+    scores = score(made.heads[8], data, tokens=8)
+    columns = alone.read(data, tokens=8)
+    assert columns.numbers is not None
+    weights = np.array(list(made.heads[8].numbers.values()))
+    expected = columns.blocks[0].numpy() @ made.heads[8].states[0].weight
+    expected += columns.numbers.numpy() @ weights + made.heads[8].bias
+    assert scores == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_checkpoint_that_the_dataset_lacks_is_named(
@@ -273,13 +335,13 @@ def test_a_sweep_prints_its_table_once_and_skips_what_no_answer_fills(
 ) -> None:
     """Answers of one token: every window is the whole answer."""
     data = write_dataset(tmp_path / "data")
-    flags = ("--objectives", "mse,ce", "--folds", "2")
+    flags = ("--objectives", "mse,ce", "--folds", "2", "--numbers", "none")
     run(monkeypatch, "sweep", data, *flags, "-o", tmp_path / "s")
     out, err = capsys.readouterr()
     assert err.splitlines()[0].endswith("longer than these windows: 3/mean/8, 3/mean/16")
-    assert [line.split()[0] for line in out.splitlines()[:2]] == ["reading", "3/mean"]
+    assert [line.split()[0] for line in out.splitlines()[:2]] == ["terms", "3/mean"]
     stored = json.loads((tmp_path / "s" / "sweep.json").read_text())
-    assert {cell["reading"] for cell in stored["cells"]} == {"3/mean"}
+    assert {cell["terms"] for cell in stored["cells"]} == {"3/mean"}
     for cell in stored["cells"]:
         assert out.count(f"{cell['reward']:.3f}") + err.count(f"{cell['reward']:.3f}") <= 2
     assert "on 5 prompts set aside, k=4, beta=0.1" in out
@@ -288,9 +350,13 @@ def test_a_sweep_prints_its_table_once_and_skips_what_no_answer_fills(
 def test_a_probe_that_does_not_help_is_told_on_the_terminal(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A good one is silent, one that prefers the worst is not; nor one trained on noise."""
-    data, path = write_dataset(tmp_path / "data"), tmp_path / "p.safetensors"
-    train(monkeypatch, data, path)
+    """A good one is silent, one that prefers the worst is not; nor one trained on noise.
+
+    Of less than 20 prompts it is told that they are too few.
+    """
+    data, path = write_dataset(tmp_path / "data", num_prompts=100), tmp_path / "p.safetensors"
+    flags = ("--layer", 3, "--objective", "mse", "--weight-decays", 1, *SMALL)
+    run(monkeypatch, "train", data, *flags, "-o", path)
     count_prompts(monkeypatch, path, data, tmp_path / "r")
     assert "warning" not in capsys.readouterr().err
     good = load_probe(path)
@@ -304,7 +370,9 @@ def test_a_probe_that_does_not_help_is_told_on_the_terminal(
     run(monkeypatch, "sweep", write_dataset(tmp_path / "n", noise=True), *flags, "-o", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["gain"]["low"] <= 0
-    assert "warning: the gain over one sample of the base" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "warning: the gain over one sample of the base" in err
+    assert "These are 5 prompts, too few for a verdict: 20 are needed." in err
     warned = set()
     for seed in range(6):  # with one weight decay: the best of many is mostly above the base
         noise = write_dataset(tmp_path / f"{seed}", seed=seed, noise=True)

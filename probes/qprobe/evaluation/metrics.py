@@ -5,7 +5,7 @@ are over prompts (see ``bootstrap``). Needs the scores only, so it knows nothing
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ def measure(
     *,
     k: int,
     beta: float,
+    rivals: Mapping[str, Floats] | None = None,
     read_answer: Callable[[str], Hashable | None] | None = None,
 ) -> Json:
     """Measure what resampling by these scores is worth; blocks for seconds on large datasets.
@@ -45,6 +46,7 @@ def measure(
         dataset: At least 2 prompts with at least k samples each.
         k: How many samples to choose among.
         beta: In units of score, finite, >= 0.
+        rivals: Other scores of the samples, by name, of which the best is taken: baselines too.
         read_answer: Gives a completion's answer, None if it has none. With it, the majority vote is
             among the baselines.
 
@@ -52,7 +54,8 @@ def measure(
         In JSON types: ``base``, ``ceiling`` (best of k by reward), ``policy`` (k samples at beta),
         ``gain`` (policy - base), ``gap_closed`` ((policy - base) / (ceiling - base), or None),
         ``resampled`` and ``ceilings`` over k and beta, ``kl``, ``baselines``, ``correlation``,
-        ``calibration``, ``dataset``, and counts. ``low`` and ``high`` bound 95 % intervals.
+        ``calibration``, ``dataset``, and counts (``num_questions``: of prompts
+        that ask the same as one). ``low`` and ``high`` bound 95 % intervals.
 
     Raises:
         EvaluationError: An argument is not as said above; it is named.
@@ -68,11 +71,14 @@ def measure(
     ceiling = expected_rewards(rewards, rewards, groups, k=k, beta=0)
     num_choices = _grid(int(counts.min()), k)
     baselines = _choose_by_baselines(dataset, k, read_answer)
+    for name, others in (rivals or {}).items():
+        baselines[name] = expected_rewards(others, rewards, groups, k=k, beta=0)
     by_k = _vary(scores, dataset, bootstrap, [(each, beta) for each in num_choices])
     by_beta = _vary(scores, dataset, bootstrap, [(k, each) for each in BETAS if each != beta])
     return {
         "dataset": {name: dataset.manifest[name] for name in _ABOUT if name in dataset.manifest},
         "num_prompts": len(counts),
+        "num_questions": bootstrap.num_questions,
         "num_samples": len(groups),
         "num_samples_per_prompt": [int(counts.min()), int(counts.max())],
         "k": k,

@@ -13,8 +13,9 @@ from qprobe.data.dataset import Dataset
 from qprobe.errors import EvaluationError
 from qprobe.evaluation.scoring import score
 from qprobe.probe.probe import Probe
-from qprobe.probe.reading import Reading
+from qprobe.probe.terms import Terms
 from qprobe.rejection.simulation import ScoredSamples
+from qprobe.training.design import Design
 from qprobe.training.fit import TrainingSettings, fit_probe
 
 __all__ = ["cross_fit", "score_samples"]
@@ -41,18 +42,19 @@ def cross_fit(
 ) -> ScoredSamples:
     """Score each fold's prompts by a probe and heads that were trained on the others' only.
 
-    Blocks for ``num_folds`` trainings of each reading, 1 to 2 s each for 300 prompts of 16.
+    Blocks for ``num_folds`` trainings of each sum of terms, 1 to 2 s each for 300 prompts of 16.
 
     Args:
         dataset: The prompts that the probe was trained on.
-        probe: Says which readings; of one term each.
+        probe: Says which terms.
         settings: What the probe was trained with.
-        progress: Called after each reading.
+        progress: Called after each of its sums: its own and the heads'.
 
     Raises:
-        DatasetError: A reading is not stored.
+        DatasetError: What a term reads is not stored.
         EvaluationError: There are fewer prompts than folds.
-        TrainingError: A probe cannot be trained on all folds but one.
+        TrainingError: A probe cannot be trained on all folds but one, or has terms that are not
+            trained here.
     """
     num_folds = settings.num_folds
     questions = dataset.questions[dataset.groups]  # (samples,)
@@ -66,27 +68,29 @@ def cross_fit(
     folds[order] = np.arange(len(order)) % num_folds
     sample_folds = folds[questions]
 
-    def fit_and_score(reading: Reading) -> Floats:
-        features, scores = dataset.features(reading), np.empty(len(dataset.groups))
+    def fit_and_score(terms: Terms, tokens: int | None = None) -> Floats:
+        columns = Design.of(terms).read(dataset, tokens=tokens)
+        scores = np.empty(len(dataset.groups))
         for fold in range(num_folds):
             known = np.flatnonzero(sample_folds != fold)
             rest = np.flatnonzero(sample_folds == fold)
             fitted = fit_probe(
-                [features[known]],
+                columns[known].blocks,
                 dataset.rewards[known],
                 dataset.groups[known],
                 settings,
                 questions[known],
+                numbers=columns[known].numbers,
             )
-            scores[rest] = fitted.score([features[rest]]).double().numpy()
+            unseen = columns[rest]
+            scores[rest] = fitted.score(unseen.blocks, unseen.numbers).double().numpy()
         progress()
         return scores
 
-    (final,) = probe.terms.readings
     return _make_samples(
         dataset,
-        fit_and_score(final),
-        {tokens: fit_and_score(head.readings[0]) for tokens, head in probe.heads.items()},
+        fit_and_score(probe.terms),
+        {tokens: fit_and_score(head, tokens) for tokens, head in probe.heads.items()},
     )
 
 

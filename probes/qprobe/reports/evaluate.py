@@ -9,13 +9,13 @@ from qprobe.data.provenance import SEEN, SEEN_BY_SCHEDULE
 from qprobe.errors import DatasetError
 from qprobe.evaluation.executions import Execution
 from qprobe.evaluation.held_out import check_same_model, list_notes, list_unseen
-from qprobe.evaluation.metrics import measure
 from qprobe.evaluation.scoring import score
 from qprobe.evaluation.votes import Vote, find_classes, measure_vote
 from qprobe.probe.probe import Probe
 from qprobe.rejection.measures import judge_schedule
 from qprobe.rejection.scores import score_samples
-from qprobe.rewards.answers import read_number
+from qprobe.training.design import Design
+from qprobe.training.judgement import judge
 from qprobe.training.learning_curve import learning_curve
 from qprobe.training.recipe import read_settings
 
@@ -42,7 +42,7 @@ def evaluate(
     of 16 samples.
 
     Args:
-        probe: Its reading must be stored in the dataset.
+        probe: What its terms read must be stored in the dataset.
         dataset: Loaded whole: the one that it was trained on, or another of the same model.
         k: How many samples to choose among; None takes what the probe recommends, or the fewest
             samples of a prompt if they are fewer.
@@ -53,7 +53,7 @@ def evaluate(
         progress: Called after each of these trainings with the number of all.
 
     Returns:
-        What ``measure`` returns, in JSON types, with ``settings`` of the probe and ``notes``, a
+        What ``judge`` returns, in JSON types, with ``settings`` of the probe and ``notes``, a
         sentence for each thing that one must know to believe the figures. If they can be had:
         ``schedule`` (what ``judge_schedule`` returns of the probe's), ``learning_curve`` and
         ``votes`` (what ``measure_vote`` returns of each).
@@ -71,15 +71,13 @@ def evaluate(
     if wanted is None and k < info.k:
         notes.append(f"k is {k}, the fewest samples of a prompt; the probe recommends {info.k}")
     beta = info.beta if beta is None else beta
-    scores = score(probe.terms, held_out)
-    metrics = measure(
-        scores,
-        held_out,
-        k=k,
-        beta=beta,
-        read_answer=read_number if dataset.manifest.get("reward") == "numeric" else None,
-    )
+    known = sorted(set(range(len(dataset.prompts))) - set(unseen))
+    # With other prompts the learning curve, and what was trained besides, would be another probe's.
+    whole = len(known) == info.training.get("train_prompts")
+    development = dataset.subset(known) if whole else None
+    metrics = judge(probe, held_out, known=development, k=k, beta=beta)
     if votes:
+        scores = score(probe.terms, held_out)
         metrics["votes"] = [
             measure_vote(
                 scores, find_classes(held_out, each, execution), held_out, each, k=k, beta=beta
@@ -92,14 +90,12 @@ def evaluate(
             metrics["schedule"] = judge_schedule(samples, info.schedule, k=k, beta=beta)
         except DatasetError as error:  # collected without what its checkpoints read
             notes.append(f"the probe's schedule is not measured: {error}")
-    known = sorted(set(range(len(dataset.prompts))) - set(unseen))
-    # With other prompts it would be the curve of another probe.
-    if curve and len(known) == info.training.get("train_prompts"):
+    if curve and development is not None:
         settings = replace(read_settings(info), beta=beta)
         metrics["learning_curve"] = learning_curve(
-            dataset.subset(known),
+            development,
             held_out,
-            reading=probe.terms.readings[0],
+            design=Design.of(probe.terms),
             settings=settings,
             k=k,
             progress=progress,

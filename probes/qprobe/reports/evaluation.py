@@ -12,9 +12,10 @@ from typing import Any
 
 from qprobe.files import write_files
 from qprobe.reports.page import INTERVAL, format_figure, make_plot, render_page
-from qprobe.reports.plots import BASELINES, PLOTS
+from qprobe.reports.plots import PLOTS
+from qprobe.reports.verdict import BASELINES, judge_free, judge_gain
 
-__all__ = ["judge_gain", "write_report"]
+__all__ = ["write_report"]
 
 Json = dict[str, Any]
 
@@ -32,6 +33,10 @@ _CAPTIONS = {
     "their prompt's mean earn more than its mean.",
     "correlation": "Prompts right of 0 are ranked the right way round; those where all rewards, or "
     "all scores, are the same say nothing and are left out.",
+    "reliability": "On the dotted line the probe expects what comes. Each dot is a tenth of the "
+    "samples, every one taken as the one answer to its prompt.",
+    "kept": "The further the line climbs to the right, the more it is worth to answer only where "
+    "the confidence is high, and to hand the rest over.",
     "sweep": "The further from the page's colour the better; the best is in bold. Rewards are "
     "cross-validated on the development prompts and, as the best of several, a little too high.",
 }
@@ -116,7 +121,7 @@ def _summarise(metrics: Json) -> list[str]:
         f"Choosing among {metrics['k']} samples by the probe's scores earns {policy} in "
         f"expectation (95 % interval {policy_interval}), against {base} for one "
         f"sample of the base model. The difference is {gain} ({gain_interval}). "
-        f"{judge_gain(metrics['gain'])}"
+        f"{judge_gain(metrics)}"
     ]
     beaten = [
         f"{BASELINES[name]} {format_figure(row, 'reward')[0]} (the probe's difference "
@@ -124,7 +129,8 @@ def _summarise(metrics: Json) -> list[str]:
         for name, row in metrics["baselines"].items()
     ]
     if beaten:
-        sentences.append(f"Without a probe, on the same samples: {'; '.join(beaten)}.")
+        text = f"Without a probe, on the same samples: {'; '.join(beaten)}."
+        sentences.append(" ".join([text, *judge_free(metrics)]))
     auc = metrics["correlation"]["auc"]
     if auc is not None:
         value, interval = format_figure(auc, "mean")
@@ -132,6 +138,8 @@ def _summarise(metrics: Json) -> list[str]:
             f"Of two samples of one prompt with different rewards, the better one has the higher "
             f"score {value} of the time ({interval}; 0.500 is chance)."
         )
+    if "confidence" in metrics:
+        sentences.append(_summarise_confidence(metrics["confidence"]))
     if "schedule" in metrics:
         row = metrics["schedule"]
         reward, interval = format_figure(row, "reward")
@@ -144,13 +152,18 @@ def _summarise(metrics: Json) -> list[str]:
     return sentences + [f"Note: {note}." for note in metrics.get("notes", [])]
 
 
-def judge_gain(gain: Json) -> str:
-    """Return what the interval of a probe's gain over the base model says, as a sentence."""
-    if gain["low"] > 0:
-        return "The interval lies above 0: on prompts like these the probe helps."
-    if gain["high"] < 0:
-        return "The interval lies below 0: on prompts like these the probe does harm."
-    return "The interval holds 0: these prompts do not show whether the probe helps."
+def _summarise_confidence(found: Json) -> str:
+    def show(name: str) -> str:
+        return " (".join(format_figure(found[name], "value")) + ")"
+
+    ranks = f" Its AUROC over all samples is {show('auroc')}." if found["auroc"] else ""
+    shares = ", ".join(f"{row['reward']:.3f} of {row['share']:.0%}" for row in found["kept"][::4])
+    return (
+        f"The confidence of single answers is off by {show('ece')} on average (expected "
+        f"calibration error, 10 bins); its Brier score is {show('brier')}, that of always saying "
+        f"the mean {found['brier_constant']['value']:.3f}.{ranks} Keeping the most confident "
+        f"answers only earns {shares}."
+    )
 
 
 def _list_tables(metrics: Json) -> list[Json]:

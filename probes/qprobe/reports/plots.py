@@ -14,18 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qprobe.reports.axes import Theme, finish_plot, plot_band, start_plot, tick_log
+from qprobe.reports.verdict import BASELINES
 
-__all__ = ["BASELINES", "PLOTS", "draw_schedule", "draw_sweep"]
+__all__ = ["PLOTS", "draw_schedule", "draw_sweep"]
 
 Json = dict[str, Any]
-
-
-BASELINES = {
-    "greedy": "greedy answer",
-    "best_by_mean_logprob": "best mean log-probability",
-    "best_by_logprob": "best total log-probability",
-    "majority_vote": "majority vote",
-}
 
 
 def draw_k(metrics: Json, theme: Theme) -> Figure:
@@ -38,7 +31,7 @@ def draw_k(metrics: Json, theme: Theme) -> Figure:
     axes.plot(ks, ceilings, color=theme.third, ls="--", lw=1.4, label="ceiling: best by reward")
     plot_band(axes, ks, rows, color=theme.first, label=f"probe, beta = {metrics['beta']:g}")
     _draw_base(axes, metrics, theme)
-    markers = zip("Ds^v", BASELINES.items(), strict=True)
+    markers = zip("Ds^Pv", BASELINES.items(), strict=True)
     for marker, (name, label) in markers:
         if name in metrics["baselines"]:
             row = metrics["baselines"][name]
@@ -144,18 +137,44 @@ def draw_correlation(metrics: Json, theme: Theme) -> Figure:
     return finish_plot(figure, axes, theme)
 
 
+def draw_reliability(metrics: Json, theme: Theme) -> Figure:
+    """Draw the reward that came against the reward that the probe's confidence said."""
+    figure, axes = start_plot(theme, "What a confidence is worth", "expected reward, as said")
+    axes.set_ylabel("mean reward, as it came")
+    rows = metrics["confidence"]["bins"]
+    said = [row["said"] for row in rows]
+    ends = [min(said), max(said)]
+    axes.plot(ends, ends, color=theme.muted, ls=":", lw=1.6, label="as said")
+    plot_band(axes, said, rows, color=theme.first, label="mean of each tenth of the samples")
+    return finish_plot(figure, axes, theme)
+
+
+def draw_kept(metrics: Json, theme: Theme) -> Figure:
+    """Draw the reward of single answers against the share of them that is kept."""
+    figure, axes = start_plot(
+        theme, "Reward of the most confident answers, k = 1", "share of the answers kept, %"
+    )
+    axes.set_ylabel("mean reward")
+    rows = metrics["confidence"]["kept"]
+    shares = [100 * row["share"] for row in rows]
+    plot_band(axes, shares, rows, color=theme.first, label="those of the highest confidence")
+    _draw_base(axes, metrics, theme)
+    axes.invert_xaxis()
+    return finish_plot(figure, axes, theme)
+
+
 def draw_sweep(cells: Sequence[Json], theme: Theme) -> Figure:
-    """Draw the cross-validated reward of every reading (rows) with every objective (columns)."""
-    readings = list(dict.fromkeys(cell["reading"] for cell in cells))
+    """Draw the cross-validated reward of all terms (rows) with every objective (columns)."""
+    terms = list(dict.fromkeys(cell["terms"] for cell in cells))
     objectives = list(dict.fromkeys(cell["objective"] for cell in cells))
-    values = np.full((len(readings), len(objectives)), np.nan)
+    values = np.full((len(terms), len(objectives)), np.nan)
     for cell in cells:
         if cell["reward"] is not None:
-            place = readings.index(cell["reading"]), objectives.index(cell["objective"])
+            place = terms.index(cell["terms"]), objectives.index(cell["objective"])
             values[place] = cell["reward"]
     figure, axes = start_plot(theme, "Cross-validated reward", "objective")
-    figure.set_size_inches(max(3.4, 1.5 + 0.75 * len(objectives)), 1.4 + 0.36 * len(readings))
-    axes.set_ylabel("reading: layer/pooling/window")
+    figure.set_size_inches(max(3.4, 1.5 + 0.75 * len(objectives)), 1.4 + 0.36 * len(terms))
+    axes.set_ylabel("layer/pooling/window")
     axes.grid(visible=False)
     colours = LinearSegmentedColormap.from_list("reward", [theme.page, theme.first])
     axes.imshow(values, cmap=colours, aspect="auto", vmin=_floor(values))
@@ -173,7 +192,7 @@ def draw_sweep(cells: Sequence[Json], theme: Theme) -> Figure:
             weight="bold" if (row, column) == best else "normal",
         )
     axes.set_xticks(range(len(objectives)), objectives)
-    axes.set_yticks(range(len(readings)), readings)
+    axes.set_yticks(range(len(terms)), terms)
     return finish_plot(figure, axes, theme)
 
 
@@ -215,6 +234,8 @@ PLOTS: dict[str, tuple[str, Callable[[Json, Theme], Figure]]] = {
     "learning_curve": ("learning_curve", draw_learning_curve),
     "calibration": ("calibration", draw_calibration),
     "correlation": ("correlation", draw_correlation),
+    "reliability": ("confidence", draw_reliability),
+    "kept": ("confidence", draw_kept),
     "sweep": ("sweep", lambda metrics, theme: draw_sweep(metrics["sweep"], theme)),
 }
 

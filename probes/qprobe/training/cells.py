@@ -1,7 +1,7 @@
-"""The cells of a sweep: what each is, which one wins, and the file that a sweep goes on from."""
+"""The cells of a sweep: how each is tried, which one wins, and the file to go on from."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qprobe.errors import DatasetError, EvaluationError, TrainingError
+from qprobe.data.dataset import Dataset
+from qprobe.errors import EvaluationError, QProbeError, TrainingError
 from qprobe.files import write_file
-from qprobe.probe.reading import Reading
+from qprobe.training.cross_validation import Problem, cross_validate
+from qprobe.training.design import Design
+from qprobe.training.inputs import Inputs, prepare
+from qprobe.training.settings import TrainingSettings
 
-__all__ = ["CELLS_FILE", "Cell", "CellFile", "TriedCell", "choose_cell"]
+__all__ = ["CELLS_FILE", "Cell", "CellFile", "TriedCell", "choose_cell", "try_objectives"]
 
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -24,10 +28,10 @@ _STEADIEST = ("ce", "mse", "bt", "dpo", "ppo", "pg")
 
 @dataclass(frozen=True)
 class Cell:
-    """One reading with one objective.
+    """The terms of a probe with one objective.
 
     Attributes:
-        reading: What the probe reads.
+        terms: What the probe is the sum of.
         objective: What it is trained with.
         reward: Cross-validated expected reward on the development prompts at the best weight decay,
             so a little too high; None if the objective does not go with the data.
@@ -35,15 +39,15 @@ class Cell:
         refusal: Why there is no reward, or None.
     """
 
-    reading: Reading
+    terms: Design
     objective: str
     reward: float | None
     weight_decay: float | None
     refusal: str | None
 
     def to_json(self) -> Json:
-        """Return the fields in JSON types, the reading as a string."""
-        return {**asdict(self), "reading": str(self.reading)}
+        """Return the fields in JSON types, the terms as a string."""
+        return {**asdict(self), "terms": str(self.terms)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class TriedCell:
     @classmethod
     def from_json(cls, stored: Json) -> "TriedCell":
         """Read what ``to_json`` returned."""
-        fields = {**stored, "reading": Reading.parse(stored["reading"])}
+        fields = {**stored, "terms": Design.parse(stored["terms"])}
         rewards = np.array(fields.pop("rewards"), dtype=np.float64)
         return cls(Cell(**fields), rewards)
 
@@ -76,7 +80,7 @@ class CellFile:
 
     Args:
         path: Of the file, which may be there.
-        about: What cells depend on besides their reading and objective, in JSON types.
+        about: What cells depend on besides their terms and objective, in JSON types.
 
     Raises:
         EvaluationError: The file is of another sweep, or none of ours.
@@ -92,7 +96,7 @@ class CellFile:
             stored = json.loads(path.read_text("utf-8"))
             former = stored["about"]
             cells = [TriedCell.from_json(each) for each in stored["cells"]]
-        except (ValueError, KeyError, TypeError, DatasetError) as error:
+        except (ValueError, KeyError, TypeError, QProbeError) as error:
             raise EvaluationError("output", f"{str(path)!r} is no sweep's: remove it") from error
         for name, value in self._about.items():
             if former.get(name) != value:
@@ -102,11 +106,11 @@ class CellFile:
                     f"{former.get(name)} and not {value}: go on with the same, or remove the file "
                     "to start anew",
                 )
-        self._cells = {(str(each.cell.reading), each.cell.objective): each for each in cells}
+        self._cells = {(str(each.cell.terms), each.cell.objective): each for each in cells}
 
-    def find(self, reading: Reading, objective: str) -> TriedCell | None:
+    def find(self, terms: Design, objective: str) -> TriedCell | None:
         """Return the cell if it is finished."""
-        return self._cells.get((str(reading), objective))
+        return self._cells.get((str(terms), objective))
 
     def add(self, tried: TriedCell) -> None:
         """Keep a finished cell.
@@ -114,7 +118,7 @@ class CellFile:
         Raises:
             OSError: The file cannot be written; it is as it was.
         """
-        self._cells[str(tried.cell.reading), tried.cell.objective] = tried
+        self._cells[str(tried.cell.terms), tried.cell.objective] = tried
         cells = [each.to_json() for each in self._cells.values()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"about": self._about, "cells": cells}, allow_nan=False)
@@ -122,7 +126,7 @@ class CellFile:
 
 
 def choose_cell(tried: Sequence[TriedCell]) -> Cell:
-    """Return the winner: of the reading that earns most, the steadiest objective that is as good.
+    """Return the winner: of the terms that earn most, the steadiest objective that is as good.
 
     An objective is as good if it earns less than the best one by no more than a standard error of
     their difference, over prompts. With few prompts that is much, and the choice falls on ``ce``
@@ -140,6 +144,45 @@ def choose_cell(tried: Sequence[TriedCell]) -> Cell:
     for each in trained:
         lost = best.rewards - each.rewards
         error = lost.std(ddof=1) / len(lost) ** 0.5
-        if each.cell.reading == best.cell.reading and lost.mean() <= error:
+        if each.cell.terms == best.cell.terms and lost.mean() <= error:
             good.append(each.cell)
     return min(good, key=lambda cell: _STEADIEST.index(cell.objective))
+
+
+def try_objectives(
+    known: Dataset, design: Design, choices: Sequence[TrainingSettings], cells: CellFile | None
+) -> Iterator[TriedCell]:
+    """Yield the cells of some terms; their features are prepared once, if at all."""
+    inputs: Inputs | TrainingError | None = None
+    for settings in choices:
+        found = cells.find(design, settings.objective) if cells else None
+        if found is None:
+            if inputs is None:
+                inputs = _prepare(known, design)
+            found = _try(known, inputs, design, settings)
+            if cells:
+                cells.add(found)
+        yield found
+
+
+def _prepare(known: Dataset, design: Design) -> Inputs | TrainingError:
+    columns = design.read(known)
+    try:
+        return prepare(columns.blocks, columns.numbers)
+    except TrainingError as error:
+        return error
+
+
+def _try(
+    known: Dataset, inputs: Inputs | TrainingError, design: Design, settings: TrainingSettings
+) -> TriedCell:
+    try:
+        if isinstance(inputs, TrainingError):
+            raise inputs
+        questions = known.questions[known.groups]
+        tried = cross_validate(Problem(known.rewards, known.groups, settings, questions), inputs)
+    except TrainingError as error:
+        return TriedCell(Cell(design, settings.objective, None, None, str(error)), np.zeros(0))
+    rewards, decay = tried.rewards[tried.best], tried.weight_decays[tried.best]
+    cell = Cell(design, settings.objective, float(rewards.mean()), decay, None)
+    return TriedCell(cell, rewards)

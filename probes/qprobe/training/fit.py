@@ -40,9 +40,8 @@ class FittedProbe:
             as softmax(score), resampling at beta = 1 / scale is the policy that was trained.
         cross_validation: ``{"weight_decay", "reward"}`` for each tried, strongest first; the reward
             is the mean expected reward on held-out prompts.
-        held_out_scores: Shape (samples,): each by a fit without its prompt, in the same unit. Fits
-            without a part of the prompts have other biases than this probe, so that these scores
-            compare samples of one prompt, or of all prompts roughly.
+        held_out_scores: Shape (samples,): each by the weights of a fit without its prompt, and this
+            probe's bias, in the same unit.
         notes: What one must know to believe it, in words.
     """
 
@@ -179,6 +178,8 @@ def _refit(
 
     scores = torch.empty_like(problem.rewards)
     found = [fit(fold, start) for fold, start in enumerate(starts)]
+    whole = fit(None, torch.stack(found).mean(0))
     for places, part, parameters in zip(problem.places, parts, found, strict=True):
-        scores[places] = Linear(part).score(parameters)
-    return scores, fit(None, torch.stack(found).mean(0))
+        # With the one bias: those of the folds differ, by much beside weights of a strong decay.
+        scores[places] = Linear(part).score(torch.cat([parameters[:-1], whole[-1:]]))
+    return scores, whole

@@ -11,7 +11,7 @@ from qprobe.data.dataset import Dataset
 from qprobe.errors import TrainingError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expected_rewards
-from qprobe.probe.reading import Reading
+from qprobe.training.design import Design
 from qprobe.training.fit import TrainingSettings, fit_probe
 
 __all__ = ["SIZES", "learning_curve"]
@@ -28,7 +28,7 @@ def learning_curve(
     development: Dataset,
     test: Dataset,
     *,
-    reading: Reading,
+    design: Design,
     settings: TrainingSettings,
     k: int,
     sizes: Sequence[int] = SIZES,
@@ -42,7 +42,7 @@ def learning_curve(
     Args:
         development: What to train on.
         test: At least 2 other prompts, with at least k samples each.
-        reading: Stored in both.
+        design: What is trained; stored in both.
         settings: Of every training; beta also of the evaluation.
         k: How many samples to choose among.
         sizes: Numbers of prompts, at least 2; those not below the number of all are left out. All
@@ -59,7 +59,7 @@ def learning_curve(
         EvaluationError: The test prompts cannot be evaluated.
     """
     total = len(development.prompts)
-    features = (development.features(reading), test.features(reading))
+    columns, unseen = design.read(development), design.read(test)
     bootstrap = Bootstrap(len(test.prompts), test.questions)
     rng = np.random.default_rng(_SEED)
     orders = [rng.permutation(total) for _ in range(_NUM_ORDERS)]
@@ -75,10 +75,16 @@ def learning_curve(
         folds = max(2, min(settings.num_folds, int(differing)))
         chosen = replace(settings, num_folds=folds)
         questions = development.questions[development.groups[rows]]
+        picked = columns[rows]
         fitted = fit_probe(
-            [features[0][rows]], development.rewards[rows], groups, chosen, questions
+            picked.blocks,
+            development.rewards[rows],
+            groups,
+            chosen,
+            questions,
+            numbers=picked.numbers,
         )
-        return expect(fitted.score([features[1]]).double().numpy())
+        return expect(fitted.score(unseen.blocks, unseen.numbers).double().numpy())
 
     # First, so that what no set of prompts can be trained with is an error, not the base model.
     curve = {total: run(range(total))[None]}

@@ -1,7 +1,9 @@
 """The recipe that makes a servable probe of a dataset: split, training, heads and provenance."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,11 @@ from qprobe.evaluation.expectation import expected_rewards
 from qprobe.probe.probe import Probe, ProbeInfo
 from qprobe.probe.reading import Reading
 from qprobe.probe.terms import Terms
-from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
+from qprobe.training.confidence import find_confidence
+from qprobe.training.cross_validation import Problem
+from qprobe.training.design import Design, has_logprobs, settle_numbers
+from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
+from qprobe.training.inputs import prepare
 
 __all__ = ["DEFAULT_K", "make_probe", "read_settings", "train"]
 
@@ -23,9 +29,10 @@ DEFAULT_SETTINGS = TrainingSettings()
 
 def train(
     dataset: Dataset,
-    reading: Reading,
+    readings: Reading | Sequence[Reading],
     settings: TrainingSettings = DEFAULT_SETTINGS,
     *,
+    numbers: Sequence[str] | None = None,
     k: int | None = None,
     test_fraction: float | None = None,
     licence: str | None = None,
@@ -36,18 +43,23 @@ def train(
 
     Args:
         dataset: Loaded whole.
-        reading: Stored in it.
+        readings: Stored in it; of several the score is the sum. There may be none if there are
+            numbers.
         settings: Of the training; the seed also of the split.
+        numbers: Of ``NUMBERS``, which the score reads too. None takes all of them if the dataset
+            knows the log-probabilities, and else none.
         k: How many candidates the probe will recommend, from 1 to the fewest samples of a prompt;
             None takes 16, or these if they are fewer. The training does not depend on it.
         test_fraction: Of the prompts, 0 <= test_fraction < 1; None as in ``split_prompts``.
         licence: SPDX expression for the weights.
-        checkpoints: Numbers of tokens. The probe gets a linear head for each, trained in the same
-            way on the mean over the first so many tokens of the same layer.
+        checkpoints: Numbers of tokens. The probe gets a head for each, trained in the same way on
+            the means over the first so many tokens of the same layers, and on the same numbers of
+            these tokens if the dataset knows them; else ``training.notes`` says that it does not.
         progress: Called ``len(settings.decays) + 1`` times for the probe and for each head.
 
     Raises:
-        QProbeError: The dataset cannot be split or trained on, lacks the reading, or k is too much.
+        QProbeError: The dataset cannot be split or trained on, lacks what is read, or k is too
+            much.
     """
     k = dataset.settle_k(k, default=DEFAULT_K)
     kept: list[int] = list(range(len(dataset.prompts)))
@@ -60,62 +72,107 @@ def train(
             places=dataset.places,
         )
     known = dataset.subset(kept)
-    questions = known.questions[known.groups]
+    given = (readings,) if isinstance(readings, Reading) else tuple(readings)
+    design = Design(given, settle_numbers(known, numbers))
+    heads, notes = _design_heads(design, known, checkpoints)
+    known.require([each for part in (design, *heads.values()) for each in part.readings])
 
-    def fit(reading: Reading) -> FittedProbe:
-        return fit_probe(
-            [known.features(reading)],
-            known.rewards,
-            known.groups,
-            settings,
-            questions,
-            progress=progress,
-        )
+    problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
 
-    readings = {tokens: Reading(reading.layer, "mean", tokens) for tokens in sorted({*checkpoints})}
-    known.require([reading, *readings.values()])
-    fitted = fit(reading)
-    heads = {tokens: to_terms(of_head, fit(of_head)) for tokens, of_head in readings.items()}
+    def fit(head: Design, tokens: int) -> Terms:
+        columns = head.read(known, tokens=tokens)
+        inputs = prepare(columns.blocks, columns.numbers)
+        return head.to_terms(fit_inputs(problem, inputs, progress=progress))
+
     return make_probe(
-        dataset, reading, settings, fitted, k=k, test=test, licence=licence, heads=heads
+        dataset,
+        design,
+        settings,
+        k=k,
+        test=test,
+        licence=licence,
+        heads={tokens: fit(head, tokens) for tokens, head in heads.items()},
+        notes=notes,
+        progress=progress,
     )
+
+
+def _design_heads(
+    design: Design, dataset: Dataset, checkpoints: Sequence[int]
+) -> tuple[dict[int, Design], list[str]]:
+    """Return the terms of each head, and in words what they lack."""
+    heads = {tokens: design.begin(tokens) for tokens in sorted({*checkpoints})}
+    known = not design.numbers or has_logprobs(dataset, tokens=list(heads))
+    if known or not design.readings:  # without readings the dataset says what it lacks
+        return heads, []
+    note = (
+        "the heads read states only: the dataset does not hold the log-probability of every "
+        "token, which newer ones do"
+    )
+    return {tokens: replace(head, numbers=()) for tokens, head in heads.items()}, [note]
 
 
 def make_probe(
     dataset: Dataset,
-    reading: Reading,
+    design: Design,
     settings: TrainingSettings,
-    fitted: FittedProbe,
     *,
     k: int,
     test: list[int],
     licence: str | None,
     heads: Mapping[int, Terms] | None = None,
+    notes: Sequence[str] = (),
+    progress: Callable[[], object] = lambda: None,
 ) -> Probe:
-    """Return a fitted network as a probe that says where it comes from.
+    """Train a probe with its confidence, and say where it comes from.
 
     Args:
         dataset: Loaded whole.
-        reading: What the network reads.
-        settings: What it was trained with.
-        fitted: The network.
+        design: What the score is the sum of.
+        settings: What it is trained with.
         k: How many candidates it recommends.
-        test: The prompts of the dataset that it was not trained on.
+        test: The prompts of the dataset that it is not trained on.
         licence: SPDX expression for the weights.
         heads: For each checkpoint.
+        notes: What one must know to believe it, besides what the fit says.
+        progress: Called ``len(settings.decays) + 1`` times.
     """
-    manifest = dataset.manifest
-    trained_on = ~np.isin(dataset.groups, test)  # (samples,)
-    rewards, groups = dataset.rewards[trained_on], dataset.groups[trained_on]
+    known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
+    columns = design.read(known)
+    inputs = prepare(columns.blocks, columns.numbers)
+    problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
+    fitted = fit_inputs(problem, inputs, progress=progress)
+    confidence, reason = find_confidence(known, design, inputs, fitted, settings)
+    every = (*fitted.notes, *notes, *([reason] if reason else []))
+    info = ProbeInfo(
+        base_model=dataset.manifest["model"],
+        hidden_size=dataset.manifest["hidden_size"],
+        num_layers=dataset.manifest["num_layers"],
+        objective=settings.objective,
+        k=k,
+        beta=settings.beta,
+        training={**_describe(known, settings, fitted, k=k), "notes": list(every)},
+        licence=licence,
+        checkpoints=tuple(heads or ()),
+        adapter=(dataset.manifest.get("adapter") or {}).get("name"),
+    )
+    return Probe(info, design.to_terms(fitted), heads, confidence)
+
+
+def _describe(
+    known: Dataset, settings: TrainingSettings, fitted: FittedProbe, *, k: int
+) -> dict[str, Any]:
+    """Return what the header says of the training on a dataset of these prompts."""
+    manifest, rewards, groups = known.manifest, known.rewards, known.groups
     best = max(float(row["reward"]) for row in fitted.cross_validation)
-    training = {
-        "dataset": dataset.digest,
+    return {
+        "dataset": known.digest,
         "adapter": manifest.get("adapter"),
         "shots": manifest.get("shots"),
         "prompts": manifest.get("prompts"),
         "reward": manifest.get("reward"),
         "sampling": manifest.get("sampling"),
-        "train_prompts": len(dataset.prompts) - len(test),
+        "train_prompts": len(known.prompts),
         "train_samples": len(groups),
         "train_base": float(expected_rewards(rewards, rewards, groups, k=1, beta=0).mean()),
         "cross_validated_reward": best,
@@ -128,27 +185,8 @@ def make_probe(
         "beta": settings.beta,
         "folds": settings.num_folds,
         "qprobe": version("qprobe"),
-        SEEN: note_seen([dataset.prompts[i] for i in np.unique(groups)]),
+        SEEN: note_seen([known.prompts[i] for i in np.unique(groups)]),
     }
-    info = ProbeInfo(
-        base_model=manifest["model"],
-        hidden_size=manifest["hidden_size"],
-        num_layers=manifest["num_layers"],
-        objective=settings.objective,
-        k=k,
-        beta=settings.beta,
-        training=training,
-        licence=licence,
-        checkpoints=tuple(heads or ()),
-        adapter=(manifest.get("adapter") or {}).get("name"),
-    )
-    return Probe(info, to_terms(reading, fitted), heads)
-
-
-def to_terms(reading: Reading, fitted: FittedProbe) -> Terms:
-    """Return a fitted network as the one term that it is."""
-    (weight,) = fitted.weights
-    return Terms.linear(reading, weight.numpy(), fitted.bias)
 
 
 def read_settings(info: ProbeInfo) -> TrainingSettings:

@@ -1,9 +1,13 @@
-"""Which reading and which objective suit a dataset, chosen without looking at the test prompts."""
+"""Which terms and which objective suit a dataset, chosen without looking at the test prompts.
+
+First every reading alone, and the numbers alone; then what these say is best together.
+"""
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +16,40 @@ import numpy as np
 
 from qprobe.data.dataset import Dataset
 from qprobe.data.split import split_prompts
-from qprobe.errors import EvaluationError, TrainingError
+from qprobe.errors import EvaluationError
 from qprobe.evaluation.expectation import expected_rewards
-from qprobe.evaluation.metrics import measure
 from qprobe.files import write_files
+from qprobe.probe.probe import Probe
 from qprobe.probe.reading import Reading
-from qprobe.training.cells import CELLS_FILE, Cell, CellFile, TriedCell, choose_cell
-from qprobe.training.cross_validation import Problem, cross_validate
-from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
-from qprobe.training.inputs import Inputs, prepare
-from qprobe.training.recipe import DEFAULT_K
+from qprobe.probe.values import Source
+from qprobe.training.cells import (
+    CELLS_FILE,
+    Cell,
+    CellFile,
+    TriedCell,
+    choose_cell,
+    try_objectives,
+)
+from qprobe.training.design import Design, settle_numbers
+from qprobe.training.judgement import judge
+from qprobe.training.recipe import DEFAULT_K, make_probe
+from qprobe.training.settings import TrainingSettings
 
-__all__ = ["Cell", "SweepResult", "drop_equal", "format_table", "run_sweep", "write_sweep"]
+__all__ = [
+    "Cell",
+    "SweepResult",
+    "count_cells",
+    "drop_equal",
+    "format_table",
+    "run_sweep",
+    "write_sweep",
+]
 
 Json = dict[str, Any]
+# How many of the best readings are tried with the numbers too, and how many layers together: so
+# that a sweep of many readings costs little more.
+_WITH_NUMBERS = 5
+_LAYERS_TOGETHER = (2, 3)
 
 
 @dataclass(frozen=True)
@@ -33,22 +57,22 @@ class SweepResult:
     """What a sweep found.
 
     Attributes:
-        cells: In the order tried: by reading, then objective.
+        cells: In the order tried: by terms, then objective.
         winner: The one that ``choose_cell`` takes.
-        settings: The winner's: ``fit_probe`` with them on the development prompts gives ``probe``.
+        settings: The winner's.
         probe: The winner's, trained on all development prompts.
         development: The prompts that everything was chosen and trained on, ascending.
         test: The other prompts, ascending: only the winner was ever scored on them.
         base: Reward of one sample on the development prompts.
         ceiling: Best of all samples by reward on the development prompts. As in ``fit_probe``, all
             samples of a prompt are the candidates in ``cells``, not k of them.
-        metrics: ``measure`` of the winner on the test prompts.
+        metrics: ``judge`` of the winner on the test prompts.
     """
 
     cells: list[Cell]
     winner: Cell
     settings: TrainingSettings
-    probe: FittedProbe
+    probe: Probe
     development: list[int]
     test: list[int]
     base: float
@@ -94,13 +118,19 @@ def run_sweep(
     readings: Sequence[Reading],
     objectives: Sequence[str],
     settings: TrainingSettings,
+    numbers: Sequence[str] | None = None,
     k: int | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
+    licence: str | None = None,
     folder: Path | None = None,
     progress: Callable[[Cell], object] = lambda cell: None,
 ) -> SweepResult:
-    """Train every reading with every objective; evaluate the best on prompts set aside.
+    """Train every reading with every objective, and the best together; evaluate the winner.
+
+    It is evaluated on prompts set aside. With every objective there are: each reading; the numbers;
+    the best few readings with the numbers; the best readings of the best two and three layers
+    together, with the numbers if there are any.
 
     Cells are compared by the cross-validated reward that also chose their weight decay: simple
     rather than nested, and so optimistic by the best of a few. It only has to rank them
@@ -108,13 +138,15 @@ def run_sweep(
 
     Args:
         dataset: At least 4 prompts, each with samples.
-        readings: At least one, all stored in the dataset.
+        readings: All stored in the dataset. There may be none if there are numbers.
         objectives: At least one. One that refuses the data, such as ``ce`` with rewards above 1,
             leaves an empty cell. Not both ``bt`` and ``dpo``, which are the same here.
         settings: Of every training, but for the objective.
+        numbers: As in ``train``.
         k: How many samples the winner chooses among on the test prompts, as in ``train``.
         test_fraction: Of the prompts, set aside first; None as in ``split_prompts``.
         seed: Of the split.
+        licence: SPDX expression for the probe's weights.
         folder: Where finished cells are kept until ``write_sweep``, so that a sweep that was
             stopped goes on when it is called again. None keeps none.
         progress: Called after each cell, also those that were there.
@@ -125,8 +157,9 @@ def run_sweep(
             or the folder holds cells of a sweep with another dataset or other settings.
         TrainingError: Every objective refused the data; this is the first one's reason.
     """
-    if not readings or not objectives:
-        raise EvaluationError("readings", "and objectives must hold at least one each")
+    numbers = settle_numbers(dataset, numbers)
+    if not (readings or numbers) or not objectives:
+        raise EvaluationError("readings", "or numbers, and objectives must hold at least one each")
     if {"bt", "dpo"} <= set(objectives):
         raise EvaluationError(
             "objectives",
@@ -143,23 +176,20 @@ def run_sweep(
     about = {"dataset": dataset.digest, "test_prompts": test, **asdict(settings)}
     del about["objective"]
     cells = None if folder is None else CellFile(folder / CELLS_FILE, about)
-    tried = []
-    for reading in readings:
-        for each in _try_objectives(known, reading, choices, cells):
-            tried.append(each)
-            progress(each.cell)
+    tried: list[TriedCell] = []
+
+    def run(designs: Sequence[Design]) -> None:
+        for design in designs:
+            for each in try_objectives(known, design, choices, cells):
+                tried.append(each)
+                progress(each.cell)
+
+    run([*(Design((each,)) for each in readings), *([Design((), numbers)] if numbers else [])])
+    run(_combine(tried, numbers))
     winner = choose_cell(tried)
     chosen = replace(settings, objective=winner.objective)
-    probe = fit_probe(
-        [known.features(winner.reading)],
-        known.rewards,
-        known.groups,
-        chosen,
-        known.questions[known.groups],
-    )
+    probe = make_probe(dataset, winner.terms, chosen, k=k, test=test, licence=licence)
     starts = np.flatnonzero(np.diff(known.groups, prepend=-1))
-    held_out = dataset.subset(test)
-    scores = probe.score([held_out.features(winner.reading)]).double().numpy()
     return SweepResult(
         cells=[each.cell for each in tried],
         winner=winner,
@@ -171,65 +201,52 @@ def run_sweep(
             expected_rewards(known.rewards, known.rewards, known.groups, k=1, beta=0).mean()
         ),
         ceiling=float(np.maximum.reduceat(known.rewards, starts).mean()),
-        metrics=measure(scores, held_out, k=k, beta=settings.beta),
+        metrics=judge(probe, dataset.subset(test), known=known, k=k, beta=settings.beta),
     )
 
 
-def _try_objectives(
-    known: Dataset, reading: Reading, choices: Sequence[TrainingSettings], cells: CellFile | None
-) -> Iterator[TriedCell]:
-    """Yield the cells of a reading; its features are prepared once, if at all."""
-    inputs: Inputs | TrainingError | None = None
-    for settings in choices:
-        found = cells.find(reading, settings.objective) if cells else None
-        if found is None:
-            if inputs is None:
-                inputs = _prepare(known, reading)
-            found = _try(known, inputs, reading, settings)
-            if cells:
-                cells.add(found)
-        yield found
+def count_cells(readings: Sequence[Reading], *, numbers: bool, objectives: int) -> int:
+    """Return how many cells a sweep has."""
+    num_layers = len({each.layer for each in readings})
+    together = sum(size <= num_layers for size in _LAYERS_TOGETHER)
+    with_numbers = 1 + min(_WITH_NUMBERS, len(readings)) if numbers else 0
+    return (len(readings) + with_numbers + together) * objectives
 
 
-def _prepare(known: Dataset, reading: Reading) -> Inputs | TrainingError:
-    try:
-        return prepare([known.features(reading)])
-    except TrainingError as error:
-        return error
-
-
-def _try(
-    known: Dataset, inputs: Inputs | TrainingError, reading: Reading, settings: TrainingSettings
-) -> TriedCell:
-    try:
-        if isinstance(inputs, TrainingError):
-            raise inputs
-        questions = known.questions[known.groups]
-        tried = cross_validate(Problem(known.rewards, known.groups, settings, questions), inputs)
-    except TrainingError as error:
-        cell = Cell(reading, settings.objective, None, None, str(error))
-        return TriedCell(cell, np.zeros(0))
-    rewards, decay = tried.rewards[tried.best], tried.weight_decays[tried.best]
-    cell = Cell(reading, settings.objective, float(rewards.mean()), decay, None)
-    return TriedCell(cell, rewards)
+def _combine(tried: Sequence[TriedCell], numbers: tuple[str, ...]) -> list[Design]:
+    """Return what is tried after the single readings, by what these earned."""
+    earned: dict[Reading, float] = {}
+    for cell in (each.cell for each in tried):
+        for reading in cell.terms.readings:
+            reward = -math.inf if cell.reward is None else cell.reward
+            earned[reading] = max(reward, earned.get(reading, -math.inf))
+    best = sorted(earned, key=lambda each: -earned[each])
+    of_layers: dict[Source, Reading] = {}
+    for each in best:
+        of_layers.setdefault(each.layer, each)
+    designs = [Design((each,), numbers) for each in best[:_WITH_NUMBERS]] if numbers else []
+    for size in _LAYERS_TOGETHER:
+        if size <= len(of_layers):
+            designs.append(Design(tuple(of_layers.values())[:size], numbers))
+    return designs
 
 
 def format_table(result: SweepResult) -> str:
-    """Return the cells' rewards as text: a row a reading, a column an objective, winner starred.
+    """Return the cells' rewards as text: terms by objectives, the winner starred.
 
     Below it stands why there are cells without.
     """
     objectives = list(dict.fromkeys(cell.objective for cell in result.cells))
-    readings = list(dict.fromkeys(cell.reading for cell in result.cells))
-    found = {(cell.reading, cell.objective): cell for cell in result.cells}
-    width = max(len("reading"), *(len(str(reading)) for reading in readings))
-    lines = ["reading".ljust(width) + "".join(f"{name:>8} " for name in objectives)]
-    for reading in readings:
-        row = [found[reading, objective] for objective in objectives]
+    terms = list(dict.fromkeys(cell.terms for cell in result.cells))
+    found = {(cell.terms, cell.objective): cell for cell in result.cells}
+    width = max(len("terms"), *(len(str(each)) for each in terms))
+    lines = ["terms".ljust(width) + "".join(f"{name:>8} " for name in objectives)]
+    for each in terms:
+        row = [found[each, objective] for objective in objectives]
         texts = ["-" if cell.reward is None else f"{cell.reward:.3f}" for cell in row]
         marks = ["*" if cell == result.winner else " " for cell in row]
         texts = [f"{text:>8}{mark}" for text, mark in zip(texts, marks, strict=True)]
-        lines.append(str(reading).ljust(width) + "".join(texts))
+        lines.append(str(each).ljust(width) + "".join(texts))
     refusals = [(cell.objective, cell.refusal) for cell in result.cells if cell.refusal]
     lines += [f"- {objective}: {refusal}" for objective, refusal in dict.fromkeys(refusals)]
     return "\n".join(line.rstrip() for line in lines) + "\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from qprobe.data.split import DEFAULT_TEST_FRACTION
-from qprobe.probe.values import OBJECTIVES
+from qprobe.probe.values import NUMBERS, OBJECTIVES
 from qprobe_server.commands import engine_flags, values
 from qprobe_server.commands.datasets import add_dataset_flags
 from qprobe_server.commands.parser import Parser, add_vllm_flags, expand_config, normalize
@@ -123,11 +123,17 @@ def _add_train(commands: "_SubParsersAction[Parser]") -> None:
     parser = commands.add_parser("train", help="train a probe")
     _add_data(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="the probe's file")
-    parser.add_argument(
-        "--layer", type=values.layer, required=True, help="as in the dataset: a number or 'final'"
-    )
+    parser.add_argument("--layer", type=values.layer, help="as in the dataset: a number or 'final'")
     parser.add_argument("--pooling", choices=["mean", "last"], default="mean")
     parser.add_argument("--window", type=values.count, help="mean of the first so many tokens only")
+    parser.add_argument(
+        "--reading",
+        type=values.reading,
+        action="append",
+        default=[],
+        metavar="15/mean/48",
+        help="instead of these three; given several times, the score is their sum",
+    )
     parser.add_argument("--objective", choices=OBJECTIVES, default="ce")
     parser.add_argument(
         "--checkpoints",
@@ -215,6 +221,13 @@ def _add_export(commands: "_SubParsersAction[Parser]") -> None:
 
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--numbers",
+        type=values.number_names,
+        metavar="all|none|cut,...",
+        help=f"what the score reads too, of {', '.join(NUMBERS)}; default: all if the dataset has "
+        "log-probabilities, else none",
+    )
     parser.add_argument(
         "--k",
         type=int,

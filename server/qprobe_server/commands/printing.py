@@ -14,15 +14,17 @@ def warn(text: str) -> None:
 
 
 def warn_of_gain(metrics: Json) -> None:
-    """Warn of a probe whose gain over the base model is not shown by the prompts measured on."""
-    from qprobe.reports.evaluation import judge_gain
+    """Warn of a probe that the prompts measured on do not show to beat what is free."""
+    from qprobe.reports.verdict import has_enough, judge_free, judge_gain
 
     gain = metrics["gain"]
-    if gain["low"] <= 0:
+    if gain["low"] <= 0 or not has_enough(metrics):
         warn(
             f"the gain over one sample of the base model is {gain['difference']:+.4f}  "
-            f"({gain['low']:+.4f} to {gain['high']:+.4f}). {judge_gain(gain)}"
+            f"({gain['low']:+.4f} to {gain['high']:+.4f}). {judge_gain(metrics)}"
         )
+    for text in judge_free(metrics):
+        warn(text)
 
 
 def print_headline(metrics: Json, *, about: str) -> None:
@@ -32,11 +34,18 @@ def print_headline(metrics: Json, *, about: str) -> None:
         metrics: What a probe is worth.
         about: Which probe or which prompts.
     """
+    from qprobe.reports.verdict import BASELINES
+
     write = sys.stdout.write
     write(f"{about}, k={metrics['k']}, beta={metrics['beta']:g}\n")
     for name in ("base", "policy", "ceiling"):
         row = metrics[name]
         write(f"{name:9}{row['reward']:.4f}  ({row['low']:.4f} to {row['high']:.4f})\n")
+    for name, row in metrics["baselines"].items():
+        write(f"without a probe, {BASELINES[name]}: {row['reward']:.4f}  ")
+        minus = row["policy_minus_baseline"]
+        write(f"(the probe {minus['difference']:+.4f}, {minus['low']:+.4f} to ")
+        write(f"{minus['high']:+.4f})\n")
     for vote in metrics.get("votes", []):
         for way in ("majority", "weighted"):
             row = vote[way]
@@ -46,6 +55,10 @@ def print_headline(metrics: Json, *, about: str) -> None:
     if closed:
         low, high = closed["low"], closed["high"]
         write(f"of the gap closed: {closed['share']:.0%}  ({low:.0%} to {high:.0%})\n")
+    found = metrics.get("confidence")
+    if found:
+        kept = ", ".join(f"{row['share']:.0%} {row['reward']:.4f}" for row in found["kept"][::4])
+        write(f"confidence: calibration error {found['ece']['value']:.4f}; answers kept: {kept}\n")
     row = metrics.get("schedule")
     if row:
         write(f"schedule {row['schedule']}: {row['reward']:.4f}  ({row['low']:.4f} to ")

@@ -1,4 +1,4 @@
-"""``qprobe sweep``: which reading and objective suit a dataset. Needs no engine."""
+"""``qprobe sweep``: which terms and objective suit a dataset. Needs no engine."""
 
 import argparse
 import sys
@@ -25,45 +25,39 @@ def run(args: argparse.Namespace) -> None:
 
     from qprobe import save_probe
     from qprobe.reports.evaluation import write_report
-    from qprobe.training.recipe import make_probe
-    from qprobe.training.sweep import drop_equal, format_table, run_sweep, write_sweep
+    from qprobe.training.design import settle_numbers
+    from qprobe.training.sweep import count_cells, drop_equal, format_table, run_sweep, write_sweep
 
     dataset = load_datasets(args)
     readings, equal = drop_equal(dataset, args.readings or dataset.readings)
     if equal:
         skipped = ", ".join(map(str, equal))
         sys.stderr.write(f"skipped, as no answer is longer than these windows: {skipped}\n")
-    count = len(readings) * len(args.objectives)
+    numbers = settle_numbers(dataset, args.numbers)
+    count = count_cells(readings, numbers=bool(numbers), objectives=len(args.objectives))
     with tqdm(total=count, unit="probe", disable=None, leave=False) as bar:
         result = run_sweep(
             dataset,
             readings=readings,
             objectives=args.objectives,
             settings=read_settings(args, args.objectives[0]),
+            numbers=numbers,
             k=args.k,
             test_fraction=args.test_fraction,
             seed=args.seed,
+            licence=args.licence,
             folder=args.output,
             progress=lambda _: bar.update(),
         )
     write_sweep(result, args.output)
-    probe = make_probe(
-        dataset,
-        result.winner.reading,
-        result.settings,
-        result.probe,
-        k=result.metrics["k"],
-        test=result.test,
-        licence=args.licence,
-    )
-    save_probe(probe, args.output / "probe.safetensors")
-    winner = f"{result.winner.reading}, {result.winner.objective}"
+    save_probe(result.probe, args.output / "probe.safetensors")
+    winner = f"{result.winner.terms}, {result.winner.objective}"
     cells = [cell.to_json() for cell in result.cells]
     title = f"Sweep winner: {winner}"
     write_report({**result.metrics, "title": title, "sweep": cells}, args.output)
     sys.stdout.write(f"{format_table(result)}\n")
     print_headline(result.metrics, about=f"{winner}, on {len(result.test)} prompts set aside")
     sys.stdout.write(f"{args.output / 'report.html'}\n{args.output / 'probe.safetensors'}\n")
-    for note in result.probe.notes:
+    for note in result.probe.info.training["notes"]:
         warn(note)
     warn_of_gain(result.metrics)

@@ -4,9 +4,11 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from qprobe.probe.reading import Reading
 from qprobe_server.commands.datasets import check_datasets, load_datasets
 from qprobe_server.commands.paths import check_output_file
 from qprobe_server.commands.printing import warn
+from qprobe_server.errors import StartupError
 
 if TYPE_CHECKING:
     from qprobe import TrainingSettings
@@ -19,14 +21,15 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         QProbeError: The dataset or a setting is not valid.
-        StartupError: A path is not what it must be.
+        StartupError: A path or a flag is not what it must be.
     """
+    readings = _list_readings(args)
     check_output_file("--output", args.output)
     check_datasets(args.data)
     # Here, since torch takes seconds, which a wrong path should not.
     from tqdm import tqdm
 
-    from qprobe import Reading, save_probe, train
+    from qprobe import save_probe, train
 
     settings = read_settings(args, args.objective)
     dataset = load_datasets(args)
@@ -34,8 +37,9 @@ def run(args: argparse.Namespace) -> None:
     with tqdm(total=count, unit="fit", disable=None, leave=False) as bar:
         probe = train(
             dataset,
-            Reading(args.layer, args.pooling, args.window),
+            readings,
             settings,
+            numbers=args.numbers,
             k=args.k,
             test_fraction=args.test_fraction,
             licence=args.licence,
@@ -46,15 +50,31 @@ def run(args: argparse.Namespace) -> None:
     chosen = probe.info.training
     reward, base = chosen["cross_validated_reward"], chosen["train_base"]
     sys.stdout.write(
+        f"{probe.terms.describe()}\n"
         f"trained on {chosen['train_prompts']} prompts, k={probe.info.k}, weight decay "
         f"{chosen['weight_decay']}, cross-validated reward {reward:.4f} (base {base:.4f})\n"
         f"{args.output}\n"
     )
+    for note in chosen["notes"]:
+        warn(note)
     if reward <= base:
         warn(
             f"the probe does not beat the base model: its cross-validated reward is {reward:.4f}, "
             f"one sample of the base model earns {base:.4f}"
         )
+
+
+def _list_readings(args: argparse.Namespace) -> list[Reading]:
+    if args.layer is None:
+        for flag, default in (("pooling", "mean"), ("window", None)):
+            if getattr(args, flag) != default:
+                raise StartupError(f"--{flag} needs --layer: --reading says its own")
+        if not (args.reading or args.numbers):
+            raise StartupError("--layer, --reading or --numbers must say what the probe reads")
+        return list(args.reading)
+    if args.reading:
+        raise StartupError("--layer and --reading say the same: give one of them")
+    return [Reading(args.layer, args.pooling, args.window)]
 
 
 def read_settings(args: argparse.Namespace, objective: str) -> "TrainingSettings":

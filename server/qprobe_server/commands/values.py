@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qprobe.errors import DatasetError
 from qprobe.probe.reading import Reading
-from qprobe.probe.values import Layer
+from qprobe.probe.values import NUMBERS, Layer
 
 if TYPE_CHECKING:
     from qprobe.probe.schedule import Schedule
@@ -20,7 +20,9 @@ __all__ = [
     "layer",
     "layers",
     "names",
+    "number_names",
     "numbers",
+    "reading",
     "readings",
     "schedule",
     "seconds",
@@ -79,12 +81,30 @@ def layers(text: str) -> list[Layer]:
     return [layer(each) for each in text.split(",")]
 
 
-def readings(text: str) -> list[Reading]:
-    """Read readings with commas between them."""
+def number_names(text: str) -> tuple[str, ...]:
+    """Read which numbers a probe reads: ``all``, ``none``, or names with commas between them."""
+    if text == "all":
+        return NUMBERS
+    found = () if text == "none" else names(text)
+    for each in found:
+        if each not in NUMBERS:
+            raise ArgumentTypeError(
+                f"must be all, none or some of {','.join(NUMBERS)}, got {each!r}"
+            )
+    return found
+
+
+def reading(text: str) -> Reading:
+    """Read one reading."""
     try:
-        return [Reading.parse(each) for each in text.split(",")]
+        return Reading.parse(text)
     except DatasetError as error:
         raise ArgumentTypeError(str(error)) from error
+
+
+def readings(text: str) -> list[Reading]:
+    """Read readings with commas between them."""
+    return [reading(each) for each in text.split(",")]
 
 
 def schedule(text: str) -> 'Schedule | Literal["default"]':

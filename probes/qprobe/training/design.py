@@ -1,0 +1,153 @@
+"""Which terms a probe is to be the sum of, and what of a dataset its fit reads for them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qprobe.data.dataset import Dataset
+from qprobe.errors import DatasetError, TrainingError
+from qprobe.probe.pooling import LOGPROB_NUMBERS
+from qprobe.probe.reading import EMBEDDING, Reading
+from qprobe.probe.terms import StateTerm, Terms
+from qprobe.probe.values import NUMBERS
+from qprobe.training.fit import FittedProbe
+
+__all__ = ["Columns", "Design", "has_logprobs", "settle_numbers"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a fit reads of samples, as ``fit_probe`` takes it.
+
+    Attributes:
+        blocks: Shape (samples, hidden) for each reading, float32.
+        numbers: Shape (samples, numbers), float64; None without any.
+    """
+
+    blocks: list[Tensor]
+    numbers: Tensor | None
+
+    def __getitem__(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> "Columns":
+        """Return some samples, in the order given."""
+        picked = torch.from_numpy(rows)
+        numbers = None if self.numbers is None else self.numbers[picked]
+        return Columns([each[picked] for each in self.blocks], numbers)
+
+
+@dataclass(frozen=True)
+class Design:
+    """The terms of a probe without their weights. ``str`` is what ``Terms.describe`` says.
+
+    Attributes:
+        readings: Each another one.
+        numbers: Of ``NUMBERS``, each another one.
+
+    Raises:
+        TrainingError: There is no term, or one twice, or a number that there is not.
+    """
+
+    readings: tuple[Reading, ...] = ()
+    numbers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.readings and not self.numbers:
+            raise TrainingError("terms", "must be one at least: a reading or numbers")
+        for name, given in (("readings", self.readings), ("numbers", self.numbers)):
+            for index, each in enumerate(given):
+                if each in given[:index]:
+                    raise TrainingError(name, f"must be different, got {str(each)!r} twice")
+        for number in self.numbers:
+            if number not in NUMBERS:
+                raise TrainingError("numbers", f"must be of {', '.join(NUMBERS)}, got {number!r}")
+        for reading in self.readings:
+            if reading.pooling == "max":
+                raise TrainingError(
+                    "reading", f"{str(reading)!r} is no mean of states, and cannot be trained"
+                )
+        if EMBEDDING in self.readings and self.readings != (EMBEDDING,):
+            raise TrainingError("readings", "must be an endpoint's embedding, or a model's states")
+
+    def __str__(self) -> str:
+        nothing = np.zeros(0, np.float32)
+        states = tuple(StateTerm(each, nothing) for each in self.readings)
+        return Terms(states, numbers=dict.fromkeys(self.numbers, 0.0)).describe()
+
+    @classmethod
+    def parse(cls, text: str) -> "Design":
+        """Read what ``str`` wrote.
+
+        Raises:
+            QProbeError: It is not that.
+        """
+        *parts, last = text.split(" + ")
+        found = re.fullmatch(r"numbers(?:\((.+)\))?", last)
+        if found is None:
+            return cls(tuple(map(Reading.parse, [*parts, last])))
+        numbers = NUMBERS if found[1] is None else tuple(found[1].split(","))
+        return cls(tuple(map(Reading.parse, parts)), numbers)
+
+    @classmethod
+    def of(cls, terms: Terms) -> "Design":
+        """Return the terms of a probe that was trained.
+
+        Raises:
+            TrainingError: One of them is not trained here.
+        """
+        if terms.gates:
+            raise TrainingError("terms", f"{terms.describe()!r} have a gate, which is not trained")
+        return cls(tuple(terms.readings), tuple(terms.numbers))
+
+    def begin(self, tokens: int) -> "Design":
+        """Return the terms of a head: of the first so many tokens, the mean of each layer."""
+        layers = dict.fromkeys(each.layer for each in self.readings)
+        if "embedding" in layers:
+            raise TrainingError("checkpoints", "are not for an endpoint's embedding")
+        return Design(tuple(Reading(each, "mean", tokens) for each in layers), self.numbers)
+
+    def read(self, dataset: Dataset, *, tokens: int | None = None) -> Columns:
+        """Read what is stored.
+
+        Args:
+            dataset: Has the readings.
+            tokens: The numbers are those of the first so many tokens.
+
+        Raises:
+            DatasetError: Something is not stored.
+        """
+        numbers = None
+        if self.numbers:
+            numbers = torch.from_numpy(dataset.numbers(self.numbers, tokens=tokens))
+        return Columns([dataset.features(each) for each in self.readings], numbers)
+
+    def to_terms(self, fitted: FittedProbe) -> Terms:
+        """Return the terms with the weights of a fit to their columns."""
+        pairs = zip(self.readings, fitted.weights, strict=True)
+        return Terms(
+            tuple(StateTerm(reading, weight.numpy()) for reading, weight in pairs),
+            numbers=dict(zip(self.numbers, fitted.number_weights.tolist(), strict=True)),
+            bias=fitted.bias,
+        )
+
+
+def settle_numbers(dataset: Dataset, numbers: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the numbers that were asked for, or, of None, all if the log-probabilities are known.
+
+    Without them the others say little, and nothing is read that was not asked for.
+    """
+    if numbers is not None:
+        return tuple(numbers)
+    return NUMBERS if has_logprobs(dataset) else ()
+
+
+def has_logprobs(dataset: Dataset, *, tokens: Sequence[int | None] = (None,)) -> bool:
+    """Whether a dataset knows the log-probabilities, of the first so many tokens each."""
+    try:
+        for each in tokens:
+            dataset.numbers(sorted(LOGPROB_NUMBERS), tokens=each)
+    except DatasetError:
+        return False
+    return True

@@ -1,0 +1,157 @@
+"""Confidence: what it is fitted to, when there is none, and how it is measured."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
+
+from qprobe import Probe, Reading, TrainingSettings, train
+from qprobe.data.dataset import Dataset, Sample
+from qprobe.evaluation.confidence import measure_confidence
+from qprobe.evaluation.scoring import score
+from qprobe.probe.confidence import Isotonic, Platt
+from qprobe.training.confidence import fit_isotonic, fit_platt
+
+Floats = NDArray[np.float64]
+READING = Reading(3, "mean")
+SETTINGS = TrainingSettings(weight_decays=(0.1, 0.01), num_folds=2)
+
+
+def make_dataset(rewards: Floats, features: Floats, *, n: int) -> Dataset:
+    samples = [
+        Sample(
+            prompt=i // n,
+            index=i % n,
+            text="",
+            token_ids=[1, 2],
+            num_scored=1,
+            logprob=None,
+            finish_reason="stop",
+            seed=i,
+            reward=float(reward),
+        )
+        for i, reward in enumerate(rewards)
+    ]
+    num = len(rewards) // n
+    manifest = {"model": "org/model", "hidden_size": features.shape[1], "num_layers": 6}
+    prompts: list[dict[str, Any]] = [{"prompt": f"p{i}"} for i in range(num)]
+    embeddings = {READING: torch.tensor(features).half()}
+    return Dataset(manifest, prompts, samples, embeddings, np.full(num, np.nan))
+
+
+def plant(seed: int, *, num: int = 100, n: int = 8, scale: float = 1.0) -> Dataset:
+    """One feature says how hard a prompt is, another how good an answer is among its prompt's."""
+    rng = np.random.default_rng(seed)
+    ease, quality = np.repeat(rng.normal(size=num), n), rng.normal(size=num * n)
+    logits = 2 * ease + 2 * quality
+    rewards = (rng.random(num * n) < 1 / (1 + np.exp(-logits))).astype(float)
+    return make_dataset(scale * rewards, np.stack([ease, quality, ease * 0 + 1], axis=1), n=n)
+
+
+def say(probe: Probe, dataset: Dataset) -> Floats:
+    assert probe.confidence is not None
+    scores = score(probe.confidence.terms or probe.terms, dataset)
+    return probe.confidence.calibration.apply(scores)
+
+
+def test_platt_finds_the_curve() -> None:
+    """Of 20,000 draws: the slope's standard error is below 0.04, as the curve's weights are > 0.1.
+
+    The information of the slope is about n times the mean of p (1 - p) (x - mean)^2, above 0.05 n.
+    """
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=20_000) * 3 + 5
+    rewards = (rng.random(20_000) < 1 / (1 + np.exp(-(0.8 * scores - 4)))).astype(float)
+    found = fit_platt(scores, rewards)
+    assert found.slope == pytest.approx(0.8, abs=0.1)
+    assert found.apply(5.0) == pytest.approx(0.5, abs=0.03)
+
+
+def test_platt_of_scores_that_part_all_rewards_is_finite() -> None:
+    """By Platt's targets, 4 good samples are worth 5 / 6 each."""
+    found = fit_platt(np.array([-1.0, -1, -1, -1, 1, 1, 1, 1]), np.repeat([0.0, 1.0], 4))
+    assert math.isfinite(found.slope)
+    assert found.apply([-1.0, 1.0]) == pytest.approx([1 / 6, 5 / 6], abs=0.01)
+    flat = fit_platt(np.ones(6), np.array([0.0, 0, 1, 1, 1, 1]))
+    assert flat.apply(1.0) == pytest.approx((2 / 3 * 5 / 6 + 1 / 3 / 4), abs=0.01)
+
+
+def test_isotonic_pools_what_falls() -> None:
+    scores, rewards = np.array([1.0, 2, 2, 3, 4]), np.array([0.0, 4, 2, 1, 9])
+    found = fit_isotonic(scores, rewards)
+    assert found.scores == pytest.approx((1, 7 / 3, 4))
+    assert found.rewards == pytest.approx((0, 7 / 3, 9))
+    assert found.apply([0.0, 7 / 3, 99]) == pytest.approx([0, 7 / 3, 9])
+
+
+@pytest.mark.parametrize("objective", ["bt", "ce"])
+def test_it_knows_which_prompts_are_hard(objective: str) -> None:
+    """Whatever the probe was trained with: on new prompts it is right, and ranks all samples.
+
+    2,400 samples in 10 bins: a bin's mean reward is off by at most sqrt(0.25 / 240) = 0.03, and the
+    fit by about as much, so that a calibration error below 0.08 is what a right curve gives.
+    """
+    settings = TrainingSettings(objective=objective, weight_decays=(0.1, 0.01), num_folds=2)
+    probe = train(plant(0), READING, settings, test_fraction=0)
+    assert probe.confidence is not None
+    assert isinstance(probe.confidence.calibration, Platt)
+    assert (probe.confidence.terms is None) == (objective == "ce")
+    unseen = plant(1, num=300)
+    found = measure_confidence(say(probe, unseen), unseen)
+    assert found["ece"]["value"] < 0.08
+    assert found["auroc"]["value"] > 0.85
+    assert found["brier"]["value"] < 0.8 * found["brier_constant"]["value"]
+    rewards = [row["reward"] for row in found["kept"]]
+    assert rewards[0] == pytest.approx(unseen.rewards.mean())
+    assert rewards[-1] > 0.95
+
+
+def test_rewards_of_any_range_get_a_curve_that_never_falls() -> None:
+    probe = train(plant(0, scale=5.0), READING, TrainingSettings(objective="mse", num_folds=2))
+    assert probe.confidence is not None
+    assert isinstance(probe.confidence.calibration, Isotonic)
+    assert probe.confidence.calibration.rewards[-1] > 4
+    found = measure_confidence(say(probe, plant(1, scale=5.0)), plant(1, scale=5.0))
+    assert found["auroc"] is found["log_loss"] is None
+    assert found["brier"]["value"] < 0.8 * found["brier_constant"]["value"]
+
+
+def test_it_is_left_out_where_it_would_say_nothing() -> None:
+    few = train(plant(0, num=19), READING, SETTINGS, test_fraction=0)
+    assert few.confidence is None
+    assert "19 prompts are too few" in few.info.training["notes"][-1]
+    rng = np.random.default_rng(3)
+    # Trained on the halves, the score of the one is the wrong way round for the other.
+    rewards = rng.random(400).round()
+    noise = make_dataset(rewards, rng.normal(size=(400, 200)), n=8)
+    probe = train(noise, READING, TrainingSettings(weight_decays=(1e-3,), num_folds=2))
+    if probe.confidence is None:
+        assert "does not mean a higher reward" in probe.info.training["notes"][-1]
+    else:
+        assert np.ptp(say(probe, noise)) < 0.3
+
+
+def test_measures_are_those_of_their_definitions() -> None:
+    rng = np.random.default_rng(4)
+    said, n = rng.random(200), 5
+    rewards = (rng.random(200) < said**2).astype(float)
+    found = measure_confidence(said, make_dataset(rewards, np.zeros((200, 1)), n=n))
+    good, bad = said[rewards == 1], said[rewards == 0]
+    wins = mannwhitneyu(good, bad).statistic / (len(good) * len(bad))
+    assert found["auroc"]["value"] == pytest.approx(wins)
+    assert found["brier"]["value"] == pytest.approx(((rewards - said) ** 2).mean())
+    bins = np.array_split(np.argsort(said), 10)
+    gaps = [abs(said[each].mean() - rewards[each].mean()) for each in bins]
+    assert found["ece"]["value"] == pytest.approx(np.mean(gaps))
+    half = next(row for row in found["kept"] if row["share"] == 0.4)
+    best = np.argsort(said)[-80:]
+    assert half["reward"] == pytest.approx(rewards[best].mean())
+    assert said[best].min() >= half["threshold"]
+    for row in [*found["kept"], *found["bins"]]:
+        assert row["low"] <= row["reward"] <= row["high"]
+    for name in ("ece", "auroc", "brier", "log_loss"):
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
