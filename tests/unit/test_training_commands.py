@@ -366,8 +366,8 @@ def test_a_probe_that_does_not_help_is_told_on_the_terminal(
     err = capsys.readouterr().err
     assert err.startswith("warning: the gain over one sample of the base model is -0.")
     assert "does harm" in err
-    flags = ("--objectives", "mse", "--folds", "2", "--seed", "1")
-    run(monkeypatch, "sweep", write_dataset(tmp_path / "n", noise=True), *flags, "-o", tmp_path)
+    swept = ("--objectives", "mse", "--folds", "2", "--seed", "1")
+    run(monkeypatch, "sweep", write_dataset(tmp_path / "n", noise=True), *swept, "-o", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["gain"]["low"] <= 0
     err = capsys.readouterr().err
