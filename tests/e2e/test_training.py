@@ -130,6 +130,9 @@ def test_the_folder_holds_what_was_asked_for(collected: Path) -> None:
     assert (dataset.greedy_rewards > 0).all()
     assert all(len(each.token_ids) <= 64 for each in dataset.samples)
     assert all((each.logprob or 0) < 0 for each in dataset.samples)
+    for each in dataset.samples:
+        assert len(each.logprobs or []) == len(each.token_ids)
+        assert sum(each.logprobs or []) == pytest.approx(each.logprob, abs=1e-2)
     readings = ["last", "mean", "mean/8"]
     assert [str(reading) for reading in dataset.readings] == [
         f"{layer}/{reading}" for layer in ("2", "4", "final") for reading in readings

@@ -42,7 +42,7 @@ class Engine:
                 text=f"{prompt} {seed}",
                 token_ids=[1],
                 num_scored=1,
-                logprob=-1.0,
+                logprobs=[-1.00004],
                 finish_reason="stop",
                 embeddings=values,
             )
@@ -103,6 +103,9 @@ def test_a_reward_that_fails_stops_and_skipping_goes_on(
     collect(tmp_path / "whole", Picky())
     skipped, whole = Dataset.load(tmp_path / "data"), Dataset.load(tmp_path / "whole")
     assert skipped.samples == [each for each in whole.samples if each.text != bad]
+    assert {each.logprob for each in whole.samples} == {-1.00004}
+    assert {each.sum_logprobs(1) for each in whole.samples} == {-1.00004}
+    assert all(each.logprobs == [-1.0] for each in whole.samples)  # rounded
     features = skipped.features(Reading(3, "mean"))[:, 0]
     assert features.tolist() == [float(torch.tensor(each.seed).half()) for each in skipped.samples]
     lines = (tmp_path / "data" / "samples" / "00001.jsonl").read_text().splitlines()

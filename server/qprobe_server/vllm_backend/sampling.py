@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -61,6 +61,7 @@ class Completion:
     """A completion as the engine gives it; ``request`` is the index of what was asked.
 
     Attributes:
+        logprobs: Of each of ``token_ids``, in nats, under the model itself.
         embeddings: Shape (layers, 2 + windows, hidden), float16: for each layer the last token's
             state, the mean, and the means of the windows. None if it was not asked for.
     """
@@ -69,7 +70,7 @@ class Completion:
     text: str
     token_ids: list[int]
     num_scored: int
-    logprob: float
+    logprobs: list[float]
     finish_reason: str
     embeddings: Tensor | None
 
@@ -238,7 +239,7 @@ class SamplingEngine:
                 text=part.text,
                 token_ids=list(part.token_ids),
                 num_scored=num_scored,
-                logprob=float(part.cumulative_logprob or 0.0),
+                logprobs=_list_logprobs(part.token_ids, part.logprobs or []),
                 finish_reason=str(part.finish_reason),
                 embeddings=self._take(keys[request], num_scored),
             )
@@ -268,11 +269,7 @@ class SamplingEngine:
                 text=texts[request],
                 token_ids=token_ids,
                 num_scored=len(token_ids),
-                logprob=sum(
-                    each[token].logprob
-                    for each, token in zip(logprobs, token_ids, strict=True)
-                    if each is not None
-                ),
+                logprobs=_list_logprobs(token_ids, logprobs),
                 finish_reason="given",
                 embeddings=self._take(keys[request], len(token_ids)),
             )
@@ -377,3 +374,14 @@ def _enable_lora(args: argparse.Namespace, adapter: Path) -> None:
     if not fitting:
         raise StartupError(f"--adapter {str(adapter)!r}: rank must be <= {ranks[-1]}, got {rank}")
     args.enable_lora, args.max_lora_rank = True, fitting[0]
+
+
+def _list_logprobs(token_ids: Sequence[int], found: Iterable[Any]) -> list[float]:
+    """Return the log-probability of each token, from vLLM's of several a position.
+
+    The first token of all, where there is no prompt, has none: it counts as sure.
+    """
+    return [
+        0.0 if each is None else float(each[token].logprob)
+        for each, token in zip(found, token_ids, strict=True)
+    ]
