@@ -1,6 +1,7 @@
 """The replay of early rejection: by brute force, and what cannot be otherwise."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +14,7 @@ from qprobe.evaluation import expectation
 from qprobe.evaluation.expectation import expect
 from qprobe.probe.schedule import Schedule, Step, find_losers
 from qprobe.rejection.choice import choose_schedule, list_schedules
-from qprobe.rejection.measures import measure_schedule
+from qprobe.rejection.measures import judge_schedule, measure_schedule
 from qprobe.rejection.simulation import Outcome, ScoredSamples, simulate
 
 CHECKPOINTS = (4, 8, 16)
@@ -240,3 +241,26 @@ def test_measures_are_of_the_unseen_prompts() -> None:
     for figure in ("tokens", "reward"):
         values = [each[figure] for each in found["frontier"]]
         assert values == sorted(values)
+
+
+def test_prompts_that_ask_the_same_count_once_in_intervals() -> None:
+    """Of 30 prompts each given 4 times the intervals are those of the 30, not narrower ones."""
+    chosen_on, plain = make_samples(11, num_prompts=8), make_samples(12, num_prompts=30)
+    choice = choose_schedule(chosen_on, k=4, beta=BETA, budget=0.8)
+    once = ScoredSamples(
+        final=np.tile(plain.final, 4),
+        heads={tokens: np.tile(head, 4) for tokens, head in plain.heads.items()},
+        num_tokens=np.tile(plain.num_tokens, 4),
+        rewards=np.tile(plain.rewards, 4),
+        groups=np.repeat(np.arange(120), N),
+        questions=np.tile(np.arange(30), 4),
+    )
+    apart = replace(once, questions=None)
+    widths = []
+    for samples in (once, apart):
+        found = measure_schedule(choice, chosen_on, samples, k=4, beta=BETA)
+        assert found["num_questions"] == (120 if samples.questions is None else 30)
+        row = judge_schedule(samples, choice.chosen.schedule, k=4, beta=BETA)
+        assert row["low"] == found["chosen"]["unseen"]["low"]
+        widths.append(row["high"] - row["low"])
+    assert widths[0] == pytest.approx(2 * widths[1], rel=0.2)

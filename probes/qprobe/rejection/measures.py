@@ -36,13 +36,14 @@ def measure_schedule(
         In JSON types, on the unseen prompts unless it says ``choice``: ``base`` (one sample),
         ``ceiling`` (best of k by reward), ``best_of_k`` for every k that there are samples for,
         ``auc`` (how well each head, and the whole, tells better samples from worse),
-        ``frontier`` and ``chosen`` of the schedules.
+        ``frontier`` and ``chosen`` of the schedules, and counts (``num_questions``: of the unseen
+        prompts, those that ask the same as one).
 
     Raises:
         EvaluationError: An argument is not as said above; it is named.
     """
     rewards, groups = unseen.rewards, unseen.groups
-    bootstrap = Bootstrap(int(groups[-1]) + 1)
+    bootstrap = Bootstrap(int(groups[-1]) + 1, unseen.questions)
     ceiling = expected_rewards(rewards, rewards, groups, k=k, beta=0)
     plans = [plan.schedule for plan in choice.frontier]
     chosen, whole, *found = simulate(unseen, [choice.chosen.schedule, (), *plans], k=k, beta=beta)
@@ -50,6 +51,7 @@ def measure_schedule(
         "k": k,
         "beta": float(beta),
         "num_prompts": {"choice": int(chosen_on.groups[-1]) + 1, "unseen": int(groups[-1]) + 1},
+        "num_questions": bootstrap.num_questions,
         "base": bootstrap.mean(expected_rewards(rewards, rewards, groups, k=1, beta=0)).to_json(
             "reward"
         ),
@@ -81,7 +83,7 @@ def judge_schedule(samples: ScoredSamples, schedule: Schedule, *, k: int, beta: 
         ``tokens_share`` (of k whole candidates') and ``minus_best_of_k`` (those at the same beta).
     """
     outcome, whole = simulate(samples, [schedule, ()], k=k, beta=beta)
-    bootstrap = Bootstrap(len(outcome.rewards))
+    bootstrap = Bootstrap(len(outcome.rewards), samples.questions)
     return {
         "schedule": format_schedule(schedule),
         **_compare_with_whole(outcome, whole, bootstrap),

@@ -96,4 +96,6 @@ def cross_fit(
 
 def _make_samples(dataset: Dataset, final: Floats, heads: dict[int, Floats]) -> ScoredSamples:
     num_tokens = np.array([len(each.token_ids) for each in dataset.samples], dtype=np.int64)
-    return ScoredSamples(final, heads, num_tokens, dataset.rewards, dataset.groups)
+    return ScoredSamples(
+        final, heads, num_tokens, dataset.rewards, dataset.groups, dataset.questions
+    )

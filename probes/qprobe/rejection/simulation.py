@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ScoredSamples:
-    """Samples as the server's race sees them. Every array has shape (samples,).
+    """Samples as the server's race sees them. Every array but one has shape (samples,).
 
     Attributes:
         final: Scores of the whole completions, finite, comparable within one prompt only.
@@ -32,6 +32,8 @@ class ScoredSamples:
         num_tokens: Length of each completion, >= 0.
         rewards: Finite.
         groups: The prompt of each, 0, 1, 2, ... without a gap.
+        questions: Of each prompt, shape (prompts,), as ``Bootstrap`` takes them; None: each asks
+            something else.
 
     Raises:
         EvaluationError: A head or the lengths do not go with the groups; it is named.
@@ -42,6 +44,7 @@ class ScoredSamples:
     num_tokens: Ints
     rewards: Floats
     groups: Ints
+    questions: Ints | None = None
 
     def __post_init__(self) -> None:
         heads = {f"heads.{tokens}": head for tokens, head in self.heads.items()}

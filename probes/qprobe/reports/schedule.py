@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qprobe.evaluation.bootstrap import MIN_PROMPTS
 from qprobe.files import write_files
 from qprobe.reports.page import INTERVAL, format_figure, make_plot, render_page
 from qprobe.reports.plots import draw_schedule
+from qprobe.reports.verdict import has_enough
 
 __all__ = ["write_schedule_report"]
 
@@ -100,7 +102,9 @@ def _judge_schedule(metrics: Json) -> str:
         return "The best found drops nobody: here early rejection does not pay."
     row = chosen["unseen"]
     low, high = row["minus_best_of_k"]["low"], row["minus_best_of_k"]["high"]
-    if low > 0:
+    if not has_enough(metrics):
+        verdict = f"These are fewer than {MIN_PROMPTS} prompts, too few for a verdict."
+    elif low > 0:
         verdict = "The interval lies above 0: the schedule is also better."
     elif high < 0:
         verdict = "The interval lies below 0: the tokens saved cost reward."
