@@ -149,7 +149,7 @@ def _standardise(values: Floats, groups: NDArray[np.int64]) -> Floats:
     """Return values in units of their standard deviation within prompts."""
     counts = np.bincount(groups)
     deviations = values - (np.bincount(groups, values) / counts)[groups]
-    return values / np.sqrt((deviations**2).sum() / (counts - 1).sum())
+    return deviations / float(np.sqrt((deviations**2).sum() / (counts - 1).sum()))
 
 
 def _list_ways(dataset: Dataset, args: argparse.Namespace) -> Iterator[_Way]:

@@ -376,8 +376,8 @@ def test_a_probe_that_does_not_help_is_told_on_the_terminal(
     warned = set()
     for seed in range(6):  # with one weight decay: the best of many is mostly above the base
         noise = write_dataset(tmp_path / f"{seed}", seed=seed, noise=True)
-        flags = ("--layer", 3, *SMALL, "--weight-decays", 1, "-o", path)
-        run(monkeypatch, "train", noise, *flags)
+        reading = ("--layer", 3, "--weight-decays", 1)
+        run(monkeypatch, "train", noise, *reading, *SMALL, "-o", path)
         chosen = load_probe(path).info.training
         found = "warning: the probe does not beat" in capsys.readouterr().err
         assert found == (chosen["cross_validated_reward"] <= chosen["train_base"])
