@@ -1,6 +1,7 @@
 """sweep, train and eval as commands: which prompts they use, and how they refuse."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ def write_dataset(
     num_prompts: int = NUM_PROMPTS,
     first: int = 0,
     noise: bool = False,
+    text: str = "",
 ) -> Path:
     """Rewards are the sign of the first feature, or of noise; prompts are numbered from first."""
     rng = np.random.default_rng(seed)
@@ -51,7 +53,7 @@ def write_dataset(
         Sample(
             prompt=i // N,
             index=i % N,
-            text="",
+            text=text,
             token_ids=[1],
             num_scored=1,
             logprob=-1.0,
@@ -383,6 +385,27 @@ def test_a_probe_that_does_not_help_is_told_on_the_terminal(
         assert found == (chosen["cross_validated_reward"] <= chosen["train_base"])
         warned.add(found)
     assert True in warned
+
+
+def test_the_page_shows_examples_of_unseen_prompts_unless_told_not_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At most six, escaped, and in no other file."""
+    data = write_dataset(tmp_path / "data", text="<b>an answer</b>")
+    probe = train(monkeypatch, data, tmp_path / "p.safetensors")
+    count_prompts(monkeypatch, probe, data, tmp_path / "r")
+    page = (tmp_path / "r" / "report.html").read_text()
+    shown = re.findall(r"<summary>(p\d+)</summary>", page)
+    assert 1 <= len(shown) <= 6
+    seen = read_seen(load_probe(probe).info.training)
+    assert not seen & set(identify_prompts([{"prompt": each} for each in shown]))
+    assert "&lt;b&gt;an answer&lt;/b&gt;" in page
+    assert "<b>an answer" not in page
+    assert "best score: reward 1.000, score" in page
+    assert "an answer" not in (tmp_path / "r" / "metrics.json").read_text()
+    flags = ("-o", tmp_path / "r", "--no-learning-curve", "--no-texts")
+    run(monkeypatch, "eval", probe, data, *flags)
+    assert "an answer" not in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_swapped_paths_are_told_with_the_order(

@@ -1,11 +1,11 @@
 """An evaluation as a page that a person can read.
 
-Owns the words. The figures come from ``evaluate``, the pictures from ``plots``. Holds no prompt and
-no completion.
+Owns the words. The figures come from ``evaluate``, the pictures from ``plots``, prompts and
+completions from ``examples`` if the page is to show any: no other file does.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,13 @@ _CAPTIONS = {
 }
 
 
-def write_report(metrics: Json, folder: Path) -> None:
+def write_report(metrics: Json, folder: Path, *, examples: Sequence[Json] = ()) -> None:
     """Write ``report.html``, ``metrics.json`` and the plots as PNG files; older ones are replaced.
 
     Args:
         metrics: What ``evaluate`` or ``measure`` returned, with any of: ``title`` (text) and
             ``sweep`` (the ``cells`` of ``sweep.json``).
+        examples: What ``pick_examples`` returned; for the page only.
         folder: Made if it is not there. Each file appears whole, the page last.
 
     Raises:
@@ -61,14 +62,14 @@ def write_report(metrics: Json, folder: Path) -> None:
         for name, draw in drawn.items()
     ]
     files = {f"{plot['name']}.png": picture for plot, picture in plots}
-    page = _render(metrics, [plot for plot, _ in plots]).encode()
+    page = _render(metrics, [plot for plot, _ in plots], examples).encode()
     folder.mkdir(parents=True, exist_ok=True)
     write_files(folder, {**files, "metrics.json": content, "report.html": page})
     for name in PLOTS.keys() - drawn.keys():  # of an older report
         (folder / f"{name}.png").unlink(missing_ok=True)
 
 
-def _render(metrics: Json, plots: list[dict[str, str]]) -> str:
+def _render(metrics: Json, plots: list[dict[str, str]], examples: Sequence[Json]) -> str:
     model = metrics["dataset"].get("model")
     return render_page(
         {
@@ -79,6 +80,7 @@ def _render(metrics: Json, plots: list[dict[str, str]]) -> str:
             "sentences": _summarise(metrics),
             "plots": plots,
             "tables": _list_tables(metrics),
+            "examples": examples,
             "settings": list(_flatten({**metrics["dataset"], **metrics.get("settings", {})})),
             "monte_carlo": _describe_errors(metrics),
         }

@@ -54,6 +54,7 @@ def write_schedule_report(metrics: Json, folder: Path) -> None:
             ],
             "plots": [plot],
             "tables": _list_tables(metrics),
+            "examples": [],
             "settings": [(name, str(value)) for name, value in metrics["settings"].items()],
             "monte_carlo": _MONTE_CARLO,
         }

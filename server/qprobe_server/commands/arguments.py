@@ -116,6 +116,7 @@ def _add_sweep(commands: "_SubParsersAction[Parser]") -> None:
         metavar="ce,bt,pg",
         help="of ce, mse, pg, ppo and bt (or dpo, which is the same here); default ce,bt,pg",
     )
+    _add_no_texts(parser)
     _add_training_flags(parser)
 
 
@@ -168,6 +169,7 @@ def _add_eval(commands: "_SubParsersAction[Parser]") -> None:
         help="of a row: the tests that its prompt shows, or FIELD[0] the first of them; default: "
         "visible_tests, which the layouts mbpp and mbpp-raw write",
     )
+    _add_no_texts(parser)
     parser.add_argument(
         "--no-learning-curve", action="store_true", help="skip training on fewer prompts"
     )
@@ -196,6 +198,12 @@ def _add_schedule(commands: "_SubParsersAction[Parser]") -> None:
         f"{_DEFAULT_BUDGET}",
     )
     goal.add_argument("--reward", type=float, help="take the cheapest that reaches this instead")
+
+
+def _add_no_texts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-texts", action="store_true", help="no prompts and answers in the report's page"
+    )
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

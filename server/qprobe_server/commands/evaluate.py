@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from qprobe.evaluation.executions import Execution
     from qprobe.evaluation.votes import Vote
     from qprobe.reports.evaluation import write_report
+    from qprobe.reports.examples import pick_examples
 
     votes = [Vote.parse(each, tests=args.vote_tests) for each in args.vote]
     probe = load_probe(args.probe)
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
             ),
             progress=advance,
         )
-    write_report({**metrics, "title": args.probe.name}, args.output)
+    examples = [] if args.no_texts else pick_examples(probe, dataset)
+    write_report({**metrics, "title": args.probe.name}, args.output, examples=examples)
     print_headline(
         metrics,
         about=f"{metrics['num_prompts']} of {len(dataset.prompts)} prompts, not trained on",

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> None:
 
     from qprobe import save_probe
     from qprobe.reports.evaluation import write_report
+    from qprobe.reports.examples import pick_examples
     from qprobe.training.design import settle_numbers
     from qprobe.training.sweep import count_cells, drop_equal, format_table, run_sweep, write_sweep
 
@@ -54,7 +55,11 @@ def run(args: argparse.Namespace) -> None:
     winner = f"{result.winner.terms}, {result.winner.objective}"
     cells = [cell.to_json() for cell in result.cells]
     title = f"Sweep winner: {winner}"
-    write_report({**result.metrics, "title": title, "sweep": cells}, args.output)
+    write_report(
+        {**result.metrics, "title": title, "sweep": cells},
+        args.output,
+        examples=[] if args.no_texts else pick_examples(result.probe, dataset),
+    )
     sys.stdout.write(f"{format_table(result)}\n")
     print_headline(result.metrics, about=f"{winner}, on {len(result.test)} prompts set aside")
     sys.stdout.write(f"{args.output / 'report.html'}\n{args.output / 'probe.safetensors'}\n")
