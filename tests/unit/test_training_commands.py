@@ -426,3 +426,15 @@ def test_swapped_paths_are_told_with_the_order(
         with pytest.raises(SystemExit, match=said):
             run(monkeypatch, *arguments)
     assert not report.exists()
+
+
+def test_a_weight_decay_at_the_edge_is_told_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside one that leaves nothing of a probe, 1 is the weakest; alone it is no choice."""
+    data = write_dataset(tmp_path / "data")
+    for decays, told in (("1e9,1", True), ("1", False)):
+        output = tmp_path / "p.safetensors"
+        flags = ("--layer", 3, *SMALL, "--beta", 1, "--weight-decays", decays, "-o", output)
+        run(monkeypatch, "train", data, *flags)
+        assert ("1, is the weakest tried" in capsys.readouterr().err) == told

@@ -3,6 +3,7 @@
 Knows nothing of datasets or files: it takes features, rewards and groups.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -151,11 +152,20 @@ def fit_inputs(
 
 
 def describe_edge(tried: CrossValidation, settings: TrainingSettings) -> list[str]:
-    """Return, in words, that the weight decay chosen is at an edge of those to choose from."""
+    """Return, in words, that the weight decay chosen is at an edge of those to choose from.
+
+    At the strong end only if the next one is worse by more than a standard error: where it is as
+    good, a stronger one would be too.
+    """
     decay, decays = tried.weight_decays[tried.best], settings.decays
     if len(decays) == 1 or decay not in (decays[0], decays[-1]):
         return []
-    side, other = ("strongest", "stronger") if decay == decays[0] else ("weakest", "weaker")
+    side, other = "weakest", "weaker"
+    if decay == decays[0]:
+        side, other = "strongest", "stronger"
+        lost = tried.rewards[0] - tried.rewards[1]
+        if lost.mean() <= lost.std() / math.sqrt(len(lost)):
+            return []
     return [f"the weight decay chosen, {decay:g}, is the {side} tried: a {other} one may earn more"]
 
 
