@@ -10,6 +10,8 @@ import pytest
 
 MODEL = "smollm2-135m:end"
 LOOP = "def f(x):\n    while True: pass"
+# So hot that each of the texts is written at times; what a test says holds whichever are.
+HOT = {"temperature": 8.0, "top_p": 1.0, "top_k": -1}
 CODES = ["def f(x): return x * x", "def f(x): return x ** 2", "def f(x): return x + x", "none"]
 
 
@@ -20,6 +22,7 @@ def ask(server: Any, vote: Any, *, choice: list[str], **fields: Any) -> httpx.Re
         "model": MODEL,
         "messages": [{"role": "user", "content": "Write f."}],
         "structured_outputs": {"choice": choice},
+        **HOT,
         "max_tokens": 60,
         "seed": 3,
         "q_probe": {"k": 8, "vote": vote, "return_candidates": True, "beta": 1.0, **more},
@@ -39,8 +42,9 @@ def voted(reply: httpx.Response) -> dict[str, Any]:
     assert sum(result["weights"]) == pytest.approx(1)
     for place, weight in enumerate(vote["weights"]):
         members = [i for i, each in enumerate(vote["classes"]) if each == place]
-        best = max(members, key=lambda i: result["scores"][i])
-        assert result["weights"][best] == pytest.approx(weight)
+        best = max(result["scores"][i] for i in members)
+        shares = [result["weights"][i] for i in members if result["scores"][i] == best]
+        assert sum(shares) == pytest.approx(weight)
     assert [result["candidates"][i]["text"] for i in selected] == [
         each["message"]["content"] for each in reply.json()["choices"]
     ]
@@ -68,8 +72,7 @@ def test_numbers_vote(server: Any) -> None:
 def test_a_vote_gives_two_answers_of_two_classes(server: Any) -> None:
     result = voted(ask(server, {"by": "text"}, choice=["yes", "no"], n=2))
     classes = [result["vote"]["classes"][i] for i in result["selected"]]
-    assert len(result["vote"]["weights"]) == 2, "16 random bits are alike with odds of 1 to 32,768"
-    assert len(set(classes)) == 2
+    assert len(set(classes)) == len(result["vote"]["weights"])
 
 
 @pytest.mark.parametrize(
@@ -89,8 +92,10 @@ def test_code_votes_by_what_it_does(server: Any) -> None:
     assert all(found <= squares or found == {CODES[2]} for found in classes.values())
     assert set(result["vote"]["answers"]) <= {"9", "6"}
     tested = voted(ask(server, {"by": "code", "tests": ["assert f(3) == 9"]}, choice=CODES, n=2))
+    written = {each["text"] for each in tested["candidates"]}
+    assert written & squares, "none of 8 is a square"
     assert tested["vote"]["answers"] == ["9"]
-    assert by_class(tested)[0] <= squares
+    assert by_class(tested)[0] == written & squares
 
 
 def test_code_votes_in_a_stream(server: Any) -> None:
@@ -98,6 +103,8 @@ def test_code_votes_in_a_stream(server: Any) -> None:
         "model": MODEL,
         "messages": [{"role": "user", "content": "Write f."}],
         "structured_outputs": {"choice": CODES},
+        **HOT,
+        "max_tokens": 60,
         "seed": 3,
         "stream": True,
         "q_probe": {"k": 8, "vote": {"by": "code", "inputs": ["f(3)"]}, "beta": 1.0},
