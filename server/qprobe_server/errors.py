@@ -3,13 +3,14 @@
 ServerError
 ├── StartupError   the server cannot start as asked: a flag, a probe's file, the model, the machine
 ├── RequestError   a request that is refused; becomes the reply's status and error object
-└── ScoringError   the engine gave no usable scores; the request fails with status 500
+├── ScoringError   the engine gave no usable scores; the request fails with status 500
+└── ReadingError   what reads an upstream's completions gives no answer; the request fails with 502
 """
 
 from http import HTTPStatus
 from typing import Any
 
-__all__ = ["RequestError", "ScoringError", "ServerError", "StartupError"]
+__all__ = ["ReadingError", "RequestError", "ScoringError", "ServerError", "StartupError"]
 
 
 class ServerError(Exception):
@@ -22,6 +23,10 @@ class StartupError(ServerError):
 
 class ScoringError(ServerError):
     """The engine gave no usable scores for a request that it sampled."""
+
+
+class ReadingError(ServerError):
+    """The reader of an upstream's completions gives no answer; the message quotes no text."""
 
 
 class RequestError(ServerError):

@@ -1,0 +1,1 @@
+"""Reranks what another server samples: a reverse proxy that reads completions once they are there."""
