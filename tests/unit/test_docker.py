@@ -20,7 +20,7 @@ import kubernetes_validate  # type: ignore[import-untyped]  # it has none
 import pytest
 import yaml  # type: ignore[import-untyped]  # its stubs are another package
 
-from qprobe_server.vllm_backend.lifetime import GRACE_S
+from qprobe_server.edge.lifetime import GRACE_S
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

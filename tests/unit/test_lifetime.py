@@ -13,7 +13,7 @@ import pytest
 STARTING = """
 import os, subprocess, sys, time
 from multiprocessing import resource_tracker
-from qprobe_server.vllm_backend.lifetime import ending_at_once
+from qprobe_server.edge.lifetime import ending_at_once
 CHILD = '''
 import signal, time
 signal.signal(signal.SIGINT, lambda *_: print("child: interrupted", flush=True))
@@ -37,7 +37,7 @@ psutil.Process.cmdline = deny
 # Starts, and is then as any program.
 STARTED = """
 import time
-from qprobe_server.vllm_backend.lifetime import ending_at_once
+from qprobe_server.edge.lifetime import ending_at_once
 with ending_at_once():
     pass
 print("child: ready", flush=True)
@@ -48,7 +48,7 @@ time.sleep(30)
 # the child ended, once a signal to itself would have been heard.
 FORKING = """
 import os, signal, sys, time
-from qprobe_server.vllm_backend.lifetime import ending_at_once
+from qprobe_server.edge.lifetime import ending_at_once
 _, when, handler = sys.argv
 is_begun, says = os.pipe()
 
@@ -82,7 +82,8 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from starlette.middleware import Middleware
 from qprobe_server.edge.stopping import OpenRequests, StoppingMiddleware
-from qprobe_server.vllm_backend.lifetime import serve_until_signalled, stop_engine
+from qprobe_server.edge.lifetime import serve_until_signalled
+from qprobe_server.vllm_backend.lifetime import stop_engine
 
 class Server(uvicorn.Server):
     def capture_signals(self):

@@ -1,7 +1,7 @@
 """The ASGI edge: reads our fields out of a request, and writes ours into its reply.
 
-Everything else of a request goes to vLLM's app untouched, and of other paths not even the body is
-read. Stands inside vLLM's own middleware, so that a request without a valid key never gets here.
+Everything else of a request goes to the app behind untouched, and of other paths not even the body
+is read. Stands inside the check of API keys, so that a request without one never gets here.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import ProbeRegistry
 from qprobe_server.settings import Settings
 
-__all__ = ["RERANKED", "AppState", "RerankMiddleware"]
+__all__ = ["AppState", "RerankMiddleware", "Routes"]
 
 Body = dict[str, Any]
 
@@ -33,35 +33,52 @@ _COMPLETIONS = "/v1/completions"
 _INVOCATIONS = "/invocations"
 # A header of SageMaker's that names the model there, whatever the body says.
 _SAGEMAKER_MODEL = "x-amzn-sagemaker-adapter-identifier"
-# Routes whose answers are reranked.
-RERANKED = (
-    "/v1/chat/completions",
-    "/v1/chat/completions/batch",
-    _COMPLETIONS,
-    "/v1/responses",
-    "/v1/messages",
-    _INVOCATIONS,
-)
-# Routes that take a model's alias, and sample nothing.
-_ALIASED = (
-    "/v1/chat/completions/render",
-    "/v1/completions/render",
-    "/v1/responses/render",
-    "/v1/messages/render",
-    "/v1/messages/count_tokens",
-    "/cohere/v2/chat/render",
-    "/tokenize",
-    "/detokenize",
-)
-# Routes that sample or score in ways that are not reranked.
-_NOT_RERANKED = (
-    "/inference/v1/generate",
-    "/cohere/v2/chat",
-    "/generative_scoring",
-    "/v1/systemone",
-)
 # Names of models that an error message lists.
 _MAX_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routes:
+    """The paths of requests whose body is read, with POST; of others nothing is looked at.
+
+    Attributes:
+        reranked: Their answers are reranked.
+        aliased: They take a model's alias, and sample nothing.
+        not_reranked: They sample or score in ways that are not reranked.
+    """
+
+    reranked: Sequence[str]
+    aliased: Sequence[str]
+    not_reranked: Sequence[str]
+
+
+# vLLM's.
+ROUTES = Routes(
+    reranked=(
+        "/v1/chat/completions",
+        "/v1/chat/completions/batch",
+        _COMPLETIONS,
+        "/v1/responses",
+        "/v1/messages",
+        _INVOCATIONS,
+    ),
+    aliased=(
+        "/v1/chat/completions/render",
+        "/v1/completions/render",
+        "/v1/responses/render",
+        "/v1/messages/render",
+        "/v1/messages/count_tokens",
+        "/cohere/v2/chat/render",
+        "/tokenize",
+        "/detokenize",
+    ),
+    not_reranked=(
+        "/inference/v1/generate",
+        "/cohere/v2/chat",
+        "/generative_scoring",
+        "/v1/systemone",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -71,11 +88,12 @@ class AppState:
     Attributes:
         settings: The server's flags.
         registry: The loaded probes.
-        is_model: Whether a name is a base model or LoRA adapter that vLLM serves.
-        list_models: Returns these names; None where vLLM itself finds out what else is one.
+        is_model: Whether a name is a base model or LoRA adapter that is served.
+        list_models: Returns these names; None where nobody here knows what else is one.
         votes: Reads what requests ask to be voted on.
         list_adapters: Returns, by the names of the LoRA adapters among them, what each is called to
             probes: the last part of its path.
+        routes: Of the app behind us.
     """
 
     settings: Settings
@@ -84,6 +102,7 @@ class AppState:
     list_models: Callable[[], Sequence[str]] | None = None
     votes: VoteReader = field(default_factory=VoteReader)
     list_adapters: Callable[[], Mapping[str, str]] = dict
+    routes: Routes = ROUTES
 
 
 class RerankMiddleware:
@@ -94,11 +113,14 @@ class RerankMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        path = _read_path(scope)
-        if path is None:
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         state: AppState = scope["app"].state.qprobe
+        path = _read_path(scope, state.routes)
+        if path is None:
+            await self._app(scope, receive, send)
+            return
         try:
             raw = await bodies.read(scope, receive, max_mib=state.settings.max_body_mib)
             if raw is None:
@@ -176,20 +198,18 @@ def _summarize(rerank: Rerank) -> dict[str, Any]:
     }
 
 
-def _read_path(scope: Scope) -> str | None:
-    """Return the path of a request whose body is to be read, as the lists above have it."""
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return None
+def _read_path(scope: Scope, routes: Routes) -> str | None:
+    """Return the path of a request whose body is to be read, as the routes have it."""
     path: str = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
-    return path if path in (*RERANKED, *_ALIASED, *_NOT_RERANKED) else None
+    return path if path in (*routes.reranked, *routes.aliased, *routes.not_reranked) else None
 
 
 def _prepare(path: str, body: Body, state: AppState) -> tuple[RerankRequest | None, bool]:
     """Take what is ours out of a body; return what it asks, and whether the body has changed."""
-    if path in _NOT_RERANKED:
+    if path in state.routes.not_reranked:
         _check_asks_nothing(path, body, state)
         return None, False
-    if path not in RERANKED:
+    if path not in state.routes.reranked:
         if body.get("q_probe") is not None:
             raise RequestError(f"q_probe: {path} samples nothing to rerank", param="q_probe")
         _check_model(body, state)

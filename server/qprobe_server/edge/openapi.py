@@ -1,13 +1,13 @@
-"""Adds our part to the OpenAPI document that vLLM's routes make."""
+"""Adds our part to the OpenAPI document that the app's routes make."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 
 from qprobe_server.choice.schemas import ErrorReply, QProbeReply, QProbeRequest
-from qprobe_server.edge.middleware import RERANKED
+from qprobe_server.edge.middleware import AppState
 
 __all__ = ["document"]
 
@@ -18,10 +18,11 @@ _REFERENCE = "#/components/schemas/"
 def document(app: FastAPI) -> None:
     """Have the app's document show ``q_probe`` in the requests and replies that may hold it."""
     make: Callable[[], Json] = app.openapi
+    state: AppState = app.state.qprobe
 
     def openapi() -> Json:
         if app.openapi_schema is None:
-            _extend(make())
+            _extend(make(), state.routes.reranked)
         made = app.openapi_schema
         assert made is not None
         return made
@@ -29,11 +30,11 @@ def document(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
-def _extend(made: Json) -> None:
+def _extend(made: Json, reranked: Sequence[str]) -> None:
     schemas: Json = made["components"]["schemas"]
     for model in (QProbeRequest, QProbeReply, ErrorReply):
         _add(schemas, model)
-    for path in RERANKED:
+    for path in reranked:
         operation = made["paths"].get(path, {}).get("post")
         if operation is None or "requestBody" not in operation:
             continue  # not there, or a route that does not say what it reads

@@ -1,1 +1,1 @@
-"""Reranks what another server samples: a reverse proxy that reads completions once they are there."""
+"""Reranks what another server samples: a reverse proxy that reads what has been written."""

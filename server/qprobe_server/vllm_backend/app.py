@@ -35,14 +35,13 @@ from qprobe import Probe, ProbeFileError
 from qprobe_server import quiet
 from qprobe_server.choice.code_vote import make_code_runner
 from qprobe_server.choice.vote import VoteReader
-from qprobe_server.edge import routes
-from qprobe_server.edge.access_log import AccessLogMiddleware, start_access_log
-from qprobe_server.edge.middleware import AppState, RerankMiddleware
-from qprobe_server.edge.openapi import document
-from qprobe_server.edge.playground import routes as playground_routes
+from qprobe_server.edge import attachment
+from qprobe_server.edge.access_log import start_access_log
+from qprobe_server.edge.lifetime import GRACE_S, ending_at_once, serve_until_signalled
+from qprobe_server.edge.middleware import AppState
 from qprobe_server.edge.stopping import OpenRequests, StoppingMiddleware
 from qprobe_server.edge.upgrades import UpgradeIgnoringProtocol
-from qprobe_server.errors import RequestError, StartupError
+from qprobe_server.errors import StartupError
 from qprobe_server.library.fit import check_exposed, check_fit, check_layers
 from qprobe_server.library.flags import choose_layers, read_probes
 from qprobe_server.library.lifecycle import ProbeLifecycle
@@ -59,12 +58,7 @@ from qprobe_server.vllm_backend.checks import (
 )
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 from qprobe_server.vllm_backend.cpu import prepare_cpu
-from qprobe_server.vllm_backend.lifetime import (
-    GRACE_S,
-    ending_at_once,
-    serve_until_signalled,
-    stop_engine,
-)
+from qprobe_server.vllm_backend.lifetime import stop_engine
 
 __all__ = ["attach", "run"]
 
@@ -239,7 +233,7 @@ def attach(
     # vLLM may take any name, or load an adapter when it is first asked for.
     may_load = envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING and models.lora_resolvers
     is_open = envs.VLLM_SKIP_MODEL_NAME_VALIDATION or may_load
-    app.state.qprobe = AppState(
+    state = AppState(
         settings=settings,
         registry=registry,
         is_model=is_model,
@@ -247,21 +241,7 @@ def attach(
         votes=VoteReader(make_code_runner(settings)),
         list_adapters=list_adapters,
     )
-    app.add_exception_handler(RequestError, routes.refuse)
-    # The first is outermost: it gives every request its id, also a refused one. Appended is
-    # innermost: behind vLLM's check of API keys.
-    app.user_middleware.insert(0, Middleware(AccessLogMiddleware))
-    app.user_middleware.append(Middleware(RerankMiddleware))
-    app.middleware_stack = None  # vLLM has built it already; Starlette builds it again
-    before = len(app.router.routes)
-    app.include_router(routes.router)
-    app.include_router(playground_routes.router)
-    if settings.admin_api_key is not None:
-        app.include_router(routes.make_admin_router(lifecycle, settings.admin_api_key))
-    app.include_router(models_route.router)
-    # The first route that matches answers: ours to /v1/models is before vLLM's.
-    app.router.routes[:] = app.router.routes[before:] + app.router.routes[:before]
-    document(app)
+    attachment.attach(app, state, lifecycle, routers=[models_route.router])
 
 
 def _uvicorn_options(args: argparse.Namespace) -> dict[str, Any]:

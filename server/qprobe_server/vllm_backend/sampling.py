@@ -30,11 +30,11 @@ from qprobe.errors import RowError
 from qprobe.probe.values import Layer
 from qprobe_server import quiet
 from qprobe_server.choice.candidates import Candidate, count_scored_tokens
+from qprobe_server.edge.lifetime import ending_at_once
 from qprobe_server.errors import StartupError
 from qprobe_server.vllm_backend.arguments import claim_worker
 from qprobe_server.vllm_backend.checks import check_installation, describe_model, find_worker_cls
 from qprobe_server.vllm_backend.cpu import prepare_cpu
-from qprobe_server.vllm_backend.lifetime import ending_at_once
 from qprobe_server.vllm_backend.worker.hooks import EXTRA_ARG
 
 __all__ = ["Completion", "SamplingEngine", "SamplingParameters", "default_layers"]
