@@ -48,6 +48,7 @@ class Settings:
     max_k: int = 64
     max_body_mib: int = 32
     schedule: 'Schedule | Literal["default"]' = ()
+    rejects_early: bool = True
     keep_alive_s: float = 10.0
     allow_model_mismatch: bool = False
     admin_api_key: str | None = field(default=None, repr=False)

@@ -19,7 +19,7 @@ def choose_schedule(
         RequestError: The request's own is not valid, or its probes have no heads for it.
     """
     if asked.schedule is not None:
-        return _read_schedule(asked, probes), None
+        return _read_schedule(asked, probes, settings), None
     if settings.schedule == "default":
         # A mix has none of its own, and many a probe recommends none: nothing to tell.
         wanted = probes[0][0].info.schedule if len(probes) == 1 else ()
@@ -49,10 +49,15 @@ def list_steps(schedule: Schedule, *, k: int, n: int) -> list[Step]:
     return steps
 
 
-def _read_schedule(asked: QProbeRequest, probes: WeightedProbes) -> Schedule:
+def _read_schedule(asked: QProbeRequest, probes: WeightedProbes, settings: Settings) -> Schedule:
     param = "q_probe.schedule"
     if asked.schedule == "off" or asked.schedule == []:
         return ()
+    if not settings.rejects_early:
+        raise RequestError(
+            f"{param}: this server reads candidates once they are written, and drops none early",
+            param=param,
+        )
     if asked.target_kl is not None:
         raise RequestError(
             f"{param}: cannot go with target_kl, which holds for draws from all candidates only",
