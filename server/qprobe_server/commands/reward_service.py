@@ -9,13 +9,12 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Self
 
 import httpx
 
 from qprobe.errors import RewardError
+from qprobe_server.retry_after import read_pause
 
 __all__ = ["HttpReward", "is_url"]
 
@@ -197,7 +196,7 @@ def _check_status(reply: httpx.Response) -> None:
     status = reply.status_code
     if status == 429 or status >= 500:
         raise _TransientError(
-            f"the service answered with status {status}", _read_pause(reply.headers)
+            f"the service answered with status {status}", read_pause(reply.headers)
         )
     if 300 <= status < 400:
         raise RewardError(
@@ -206,19 +205,6 @@ def _check_status(reply: httpx.Response) -> None:
         )
     if status != 200:
         raise RewardError(f"reward 'http': the service answered with status {status}")
-
-
-def _read_pause(headers: httpx.Headers) -> float | None:
-    """Return the seconds of ``Retry-After``, a number or a date; None without, or if it is bad."""
-    text = headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdecimal():
-        return float(text)
-    try:
-        until = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    zoned = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return max(0.0, (zoned - datetime.now(UTC)).total_seconds())
 
 
 def _read(reply: httpx.Response, deadline: float) -> bytes:
