@@ -37,6 +37,7 @@ from qprobe_server.choice.code_vote import make_code_runner
 from qprobe_server.choice.vote import VoteReader
 from qprobe_server.edge import attachment
 from qprobe_server.edge.access_log import start_access_log
+from qprobe_server.edge.banner import Listening, describe_server
 from qprobe_server.edge.lifetime import GRACE_S, ending_at_once, serve_until_signalled
 from qprobe_server.edge.middleware import AppState
 from qprobe_server.edge.stopping import OpenRequests, StoppingMiddleware
@@ -50,7 +51,6 @@ from qprobe_server.library.store import ProbeStore
 from qprobe_server.settings import Settings, name_probes, read_settings
 from qprobe_server.vllm_backend import models_route
 from qprobe_server.vllm_backend.arguments import prepare_engine_args
-from qprobe_server.vllm_backend.banner import Listening, describe_server
 from qprobe_server.vllm_backend.checks import (
     check_installation,
     describe_model,

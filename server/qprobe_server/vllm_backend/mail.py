@@ -20,7 +20,7 @@ import zmq.asyncio
 from numpy.typing import NDArray
 from vllm.utils.network_utils import get_ip, get_open_zmq_ipc_path
 
-from qprobe_server.vllm_backend.client.turns import Turns
+from qprobe_server.edge.turns import Turns
 
 __all__ = ["Inbox", "Outbox", "Scores"]
 

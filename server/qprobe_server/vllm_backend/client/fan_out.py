@@ -19,8 +19,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM, logger
 
+from qprobe_server.edge.turns import Turns
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun, wrap_failure
-from qprobe_server.vllm_backend.client.turns import Turns
 from qprobe_server.vllm_backend.worker.hooks import EXTRA_ARG
 
 __all__ = ["FanOut", "Prepared", "PreparingLLM"]

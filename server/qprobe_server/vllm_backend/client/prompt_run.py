@@ -15,10 +15,10 @@ from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.result import make_result
 from qprobe_server.choice.schedule import list_steps
 from qprobe_server.choice.schemas import ResultReply
+from qprobe_server.edge.turns import Turns
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun, Requests
 from qprobe_server.vllm_backend.client.score_client import Engine, ScoreClient, Taken
 from qprobe_server.vllm_backend.client.showing import show
-from qprobe_server.vllm_backend.client.turns import Turns
 
 __all__ = ["PromptRun"]
 

@@ -16,9 +16,9 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.output_processor import OutputProcessor
 
+from qprobe_server.edge.turns import Turns
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun
 from qprobe_server.vllm_backend.client.fan_out import Prepared
-from qprobe_server.vllm_backend.client.turns import Turns
 
 __all__ = ["replay"]
 
