@@ -8,9 +8,9 @@ import pytest
 
 from qprobe import Probe, ProbeInfo, Terms
 from qprobe.probe.schedule import Step
+from qprobe_server.edge.banner import Listening, describe_server
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
 from qprobe_server.settings import Settings
-from qprobe_server.edge.banner import Listening, describe_server
 
 STEPS = (Step(16, 8), Step(32, 1))
 HERE = Listening(host=None, port=8000)

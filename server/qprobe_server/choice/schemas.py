@@ -114,6 +114,11 @@ class ResultReply(BaseModel):
         description="If the probe has it: the reward to be expected of each candidate, from 0 to 1 "
         "the probability that it is right. Null if it was dropped early.",
     )
+    sampled_usage: dict[str, Any] | None = Field(
+        default=None,
+        description="Of a proxy: the sum of what its upstream counts for all candidates; null if "
+        "it does not say.",
+    )
     num_tokens: list[int] | None = Field(
         default=None, description="With a schedule: generated for each candidate."
     )

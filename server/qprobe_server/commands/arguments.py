@@ -11,6 +11,7 @@ from qprobe.probe.values import NUMBERS, OBJECTIVES
 from qprobe_server.commands import engine_flags, values
 from qprobe_server.commands.datasets import add_dataset_flags
 from qprobe_server.commands.parser import Parser, add_vllm_flags, expand_config, normalize
+from qprobe_server.commands.proxy_flags import add_proxy_flags
 
 if TYPE_CHECKING:  # the class is argparse's own secret
     from argparse import _SubParsersAction
@@ -36,6 +37,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     main.add_argument("--version", action="version", version=version("qprobe"))
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
     engine_commands = {"serve": _add_serve(commands), "collect": _add_collect(commands)}
+    add_proxy_flags(
+        commands.add_parser("proxy", help="rerank what another server samples, behind its API")
+    )
     _add_reward(commands)
     _add_sweep(commands)
     _add_train(commands)

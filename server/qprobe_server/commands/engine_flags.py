@@ -11,7 +11,16 @@ from qprobe_server.commands.prompt_source import add_source_flags, source
 from qprobe_server.commands.shots import add_shots_flags
 from qprobe_server.settings import ADMIN_KEY_VARIABLE
 
-__all__ = ["SHOWN", "add_collect_flags", "add_reward_flags", "add_serve_flags"]
+__all__ = [
+    "SHOWN",
+    "add_choice_flags",
+    "add_code_flags",
+    "add_collect_flags",
+    "add_log_flags",
+    "add_probe_flags",
+    "add_reward_flags",
+    "add_serve_flags",
+]
 
 _SERVE_USAGE = "qprobe serve [MODEL] [options]"
 _SERVE_TEXT = """vLLM's OpenAI-compatible server, with answers reranked by probes. Without MODEL it
@@ -52,9 +61,21 @@ _SAMPLING_FLAGS = {
 def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     """Add ours of ``serve``, and say what it is."""
     parser.usage, parser.description = _SERVE_USAGE, _SERVE_TEXT
-    _add_reranking(parser)
-    _add_probe_management(parser)
-    _add_code_execution(parser)
+    add_choice_flags(parser).add_argument(
+        "--schedule",
+        type=values.schedule,
+        metavar="default|off|16:8,32:4",
+        help="Early rejection: when candidates that fall behind are dropped. 'default' is what the "
+        "probe recommends; 16:8,32:4 keeps 8 after 16 tokens and 4 after 32, where the probe has "
+        "heads for these. Default: off; 'default' with the default model and its own probes.",
+    )
+    add_probe_flags(parser)
+    add_code_flags(parser)
+    add_log_flags(parser)
+
+
+def add_log_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what a server logs."""
     group = parser.add_argument_group("what it logs")
     group.add_argument(
         "--json-access-log",
@@ -64,7 +85,8 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     _add_verbose(group)
 
 
-def _add_reranking(parser: argparse.ArgumentParser) -> None:
+def add_choice_flags(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
+    """Add the flags of probes and the choice that every server has; return their group."""
     group = parser.add_argument_group("probes and the choice")
     group.add_argument(
         "--probe",
@@ -87,14 +109,6 @@ def _add_reranking(parser: argparse.ArgumentParser) -> None:
         help="Temperature of the choice, in units of score. Default: what the probe recommends.",
     )
     group.add_argument(
-        "--schedule",
-        type=values.schedule,
-        metavar="default|off|16:8,32:4",
-        help="Early rejection: when candidates that fall behind are dropped. 'default' is what the "
-        "probe recommends; 16:8,32:4 keeps 8 after 16 tokens and 4 after 32, where the probe has "
-        "heads for these. Default: off; 'default' with the default model and its own probes.",
-    )
-    group.add_argument(
         "--max-k",
         type=int,
         default=64,
@@ -107,9 +121,11 @@ def _add_reranking(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="The largest body of a request, in MiB. Default: 32.",
     )
+    return group
 
 
-def _add_probe_management(parser: argparse.ArgumentParser) -> None:
+def add_probe_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of probes that come and go."""
     group = parser.add_argument_group("probes that come and go")
     group.add_argument(
         "--admin-api-key",
@@ -139,7 +155,8 @@ def _add_probe_management(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_code_execution(parser: argparse.ArgumentParser) -> None:
+def add_code_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of votes that run code."""
     group = parser.add_argument_group("votes by code")
     group.add_argument(
         "--allow-code-execution",

@@ -7,6 +7,7 @@ import argparse
 import errno
 import re
 import socket
+from collections.abc import Mapping
 from importlib import resources
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -19,7 +20,10 @@ from qprobe_server.settings import Settings, name_probes, read_settings
 __all__ = [
     "DEFAULT_PORT",
     "check_adapter",
+    "check_address",
+    "check_files",
     "check_model",
+    "check_sandbox",
     "check_serve",
     "check_worker",
     "shipped_probes",
@@ -53,13 +57,13 @@ def check_serve(args: argparse.Namespace) -> None:
     check_worker(args)
     _check_mode(args)
     if not args.headless:
-        _check_address(args)
+        check_address(args)
     if settings.allow_code_execution:
-        _check_sandbox()
+        check_sandbox()
     _check_probes(args, settings)
 
 
-def _check_sandbox() -> None:
+def check_sandbox() -> None:
     # Here, since it imports numpy.
     from qprobe.rewards.code import TestsReward
 
@@ -125,8 +129,12 @@ def _check_mode(args: argparse.Namespace) -> None:
         )
 
 
-def _check_address(args: argparse.Namespace) -> None:
-    """Bind as vLLM will, once the engine's settings are made."""
+def check_address(args: argparse.Namespace) -> None:
+    """Bind as the server will, once all else is there.
+
+    Raises:
+        StartupError: It cannot listen there.
+    """
     if args.uds is not None:
         _check_socket_path(Path(args.uds))
         return
@@ -169,12 +177,21 @@ def shipped_probes() -> list[str]:
     return [f"{path.stem}={path}" for path in sorted(folder.iterdir())]
 
 
-def _check_probes(args: argparse.Namespace, settings: Settings) -> None:
-    is_default = args.model_tag is None and args.model is None
-    files = name_probes(args.probe or (shipped_probes() if is_default else ()))
+def check_files(files: Mapping[str, Path]) -> None:
+    """Check that the files of probes are there.
+
+    Raises:
+        StartupError: One is not.
+    """
     for name, path in files.items():
         if not path.is_file():
             raise StartupError(f"--probe {name}={path}: must be a file, and there is none")
+
+
+def _check_probes(args: argparse.Namespace, settings: Settings) -> None:
+    is_default = args.model_tag is None and args.model is None
+    files = name_probes(args.probe or (shipped_probes() if is_default else ()))
+    check_files(files)
     if args.probe_dir is None:
         settings.check(list(files))
     if not files and args.probe_dir is None:

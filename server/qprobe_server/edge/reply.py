@@ -7,6 +7,7 @@ Relies on vLLM 0.32.0: the order of the fields in ``ResponseCompletedEvent``, an
 import asyncio
 import contextlib
 import json
+import re
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Send
@@ -19,6 +20,7 @@ __all__ = ["WITH_RESPONSE", "ReplyWriter"]
 _FIELD = b"q_probe"
 _DATA = b"data: "
 _DONE = b"data: [DONE]\n\n"
+_NO_CHOICES = re.compile(rb'"choices": ?\[\]')  # vLLM writes no space, others do
 _KEEP_ALIVE = b": keep-alive\n\n"
 # Events of Responses that hold the response, which names the model. The others are not looked
 # through: an item that is done may have thousands of tokens with their logprobs.
@@ -127,7 +129,7 @@ class ReplyWriter:
             body = replace_value(body, (b"model",), self._model)
         if self._first_chunk is None and body.startswith(b"data: {"):
             self._first_chunk = body
-        if self._is_to_tell and b'"choices":[]' in body and find_value(body, (b"usage",)):
+        if self._is_to_tell and _NO_CHOICES.search(body) and find_value(body, (b"usage",)):
             self._has_told = True
             return add_field(body, _FIELD, self._rerank.reply_json())
         return body

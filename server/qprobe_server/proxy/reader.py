@@ -65,8 +65,8 @@ class Reader(Protocol):
     """Scores completions by probes; used on the event loop.
 
     Attributes:
-        gives_token_scores: Whether it can score token by token. A request for that is else refused
-            before anything is sampled.
+        gives_token_scores: Whether it can score token by token. Else a request for that gets none,
+            and a notice; ``read`` is then never asked for them.
     """
 
     gives_token_scores: bool
@@ -111,6 +111,13 @@ class Reader(Protocol):
 
         Raises:
             ReadingError: Nothing can be read now: the endpoint or the engine gives no answer.
+        """
+
+    async def check_health(self) -> None:
+        """Check that it can read.
+
+        Raises:
+            ReadingError: It cannot, and nothing tells that it will.
         """
 
     async def close(self) -> None:

@@ -1,0 +1,192 @@
+"""The proxy's app, and its life from start to end."""
+
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from qprobe import ProbeFileError, ProbeInfo
+from qprobe_server import quiet
+from qprobe_server.edge.attachment import attach
+from qprobe_server.edge.banner import Listening
+from qprobe_server.edge.lifetime import GRACE_S, ending_at_once, serve_until_signalled
+from qprobe_server.edge.metrics import RerankMetrics
+from qprobe_server.edge.middleware import AppState
+from qprobe_server.edge.stopping import OpenRequests, StoppingMiddleware
+from qprobe_server.edge.upgrades import UpgradeIgnoringProtocol
+from qprobe_server.errors import StartupError
+from qprobe_server.library.lifecycle import ProbeLifecycle
+from qprobe_server.library.registry import LoadedProbe, ProbeRegistry
+from qprobe_server.library.store import ProbeStore
+from qprobe_server.proxy.directory import Directory
+from qprobe_server.proxy.endpoint import ROUTES, Endpoint, Limits
+from qprobe_server.proxy.keys import KeyMiddleware
+from qprobe_server.proxy.own_routes import make_router
+from qprobe_server.proxy.reader import Reader
+from qprobe_server.proxy.settings import ProxySettings
+from qprobe_server.proxy.upstream import Upstream
+from qprobe_server.settings import Settings
+
+__all__ = ["OpenReader", "make_app", "serve"]
+
+_ANY_HOST = "0.0.0.0"
+OpenReader = Callable[[Sequence[LoadedProbe]], Awaitable[Reader]]
+
+
+async def serve(
+    own: ProxySettings,
+    settings: Settings,
+    probes: list[LoadedProbe],
+    store: ProbeStore | None,
+    open_reader: OpenReader,
+) -> None:
+    """Serve until a signal stops the process.
+
+    Args:
+        own: The proxy's settings.
+        settings: Those of every server.
+        probes: That it starts with; emptied.
+        store: Where uploads are kept; None keeps them until the server stops.
+        open_reader: Makes what reads candidates, for these probes.
+
+    Raises:
+        StartupError: The reader cannot start, or a probe is not for it.
+    """
+    requests = OpenRequests()
+    with ending_at_once():
+        reader = await open_reader(probes)
+    upstreams = {
+        name: Upstream(
+            address,
+            own.bounds,
+            key=own.keys.get(name),
+            passes_credentials=own.passes_credentials,
+        )
+        for name, address in own.upstreams.items()
+    }
+    try:
+        app = await make_app(own, settings, probes, store, reader, upstreams)
+        probes.clear()  # the reader has the weights
+        app.user_middleware.insert(-1, Middleware(StoppingMiddleware, requests=requests))
+        await serve_until_signalled(
+            app,
+            _run(app, own, has_log=not settings.json_access_log),
+            requests,
+            let_end_s=own.shutdown_timeout_s,
+            on_ready=lambda: _announce(app, own),
+        )
+    finally:
+        for each in upstreams.values():
+            await each.close()
+        await reader.close()
+
+
+async def make_app(
+    own: ProxySettings,
+    settings: Settings,
+    probes: Sequence[LoadedProbe],
+    store: ProbeStore | None,
+    reader: Reader,
+    upstreams: Mapping[str | None, Upstream],
+) -> FastAPI:
+    """Return the app, with its probes loaded.
+
+    Args:
+        own: See ``serve``, as the others.
+        settings: Likewise.
+        probes: Likewise; stays as it is.
+        store: Likewise.
+        reader: Of candidates.
+        upstreams: By name.
+
+    Raises:
+        StartupError: The reader cannot score by a probe.
+    """
+
+    def check(info: ProbeInfo) -> None:
+        reader.check(info)
+        settings.check_probe(info)
+
+    for each in probes:
+        try:
+            check(each.probe.info)
+        except ProbeFileError as error:
+            raise StartupError(f"probe {each.name!r}: {error}") from error
+    registry = ProbeRegistry()
+    lifecycle = ProbeLifecycle(
+        registry,
+        load=reader.load,
+        check=check,
+        store=store,
+        default_probe=settings.default_probe,
+    )
+    await lifecycle.start(probes)
+    counted = CollectorRegistry()
+    metrics = RerankMetrics(counted)
+    metrics.watch(registry)
+    directory = Directory(upstreams, registry)
+    app = FastAPI(title="qprobe proxy", docs_url=None, redoc_url=None)
+    limits = Limits(
+        max_body_mib=settings.max_body_mib,
+        budget_tokens=own.budget_tokens,
+        has_n=own.has_n,
+        keep_alive_s=settings.keep_alive_s,
+    )
+    endpoint = Endpoint(directory, reader, metrics, limits)
+    app.router.routes.append(Route("/{path:path}", endpoint, include_in_schema=False))
+    keys = [*own.api_keys, *([settings.admin_api_key] if settings.admin_api_key else ())]
+    if own.api_keys:
+        app.user_middleware.append(Middleware(KeyMiddleware, keys=keys))
+    state = AppState(
+        settings=settings,
+        registry=registry,
+        is_model=directory.is_model,
+        list_models=None if directory.is_open else lambda: directory.names,
+        routes=ROUTES,
+    )
+    attach(app, state, lifecycle, routers=[make_router(directory, reader, counted)])
+    return app
+
+
+async def _run(app: FastAPI, own: ProxySettings, *, has_log: bool) -> Awaitable[None]:
+    """Run uvicorn's server until it should exit."""
+    config = uvicorn.Config(
+        app,
+        host=own.host or _ANY_HOST,
+        port=own.port,
+        http=UpgradeIgnoringProtocol,
+        log_level="info",
+        access_log=has_log,
+        timeout_graceful_shutdown=GRACE_S,
+        # Of an upstream's replies its own are kept.
+        server_header=False,
+        date_header=False,
+    )
+    app.state.server = server = uvicorn.Server(config)
+    quiet.hush_uvicorn()
+    await server.serve()
+    return _nothing()
+
+
+async def _nothing() -> None:
+    """Wait for nothing: the server has ended."""
+
+
+def _announce(app: FastAPI, own: ProxySettings) -> None:
+    """Say on the terminal that the proxy is ready."""
+    port = app.state.server.servers[0].sockets[0].getsockname()[1]
+    listening = Listening(host=own.host, port=port)
+    state: AppState = app.state.qprobe
+    rows = [("API", f"{listening.url}/v1"), ("playground", f"{listening.url}/playground")]
+    rows += [(name or "upstream", address.origin) for name, address in own.upstreams.items()]
+    rows += [("probe", f"MODEL:{each.name}") for each in state.registry.probes()]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name:<{width}}  {value}" for name, value in rows]
+    sys.stdout.write(
+        "\n".join(["", "qprobe reranks for these upstreams; Ctrl-C stops it.", *lines, "", ""])
+    )
+    sys.stdout.flush()

@@ -1,0 +1,80 @@
+"""One choice of OpenAI's API, put together from the pieces of a stream."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["GrowingChoice"]
+
+Json = dict[str, Any]
+
+
+class GrowingChoice:
+    """A choice as far as it has come.
+
+    Attributes:
+        text: Of a completion.
+        message: Of a chat: the assistant's, with the fields that the pieces have.
+        finish_reason: None as long as it goes on.
+        logprobs: Of its tokens, in nats; None if there are none.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.message: Json = {}
+        self.finish_reason: str | None = None
+        self.logprobs: list[float] | None = None
+        self._calls: dict[int, Json] = {}
+
+    @classmethod
+    def of(cls, choice: Mapping[str, Any]) -> "GrowingChoice":
+        """Return a choice that came in one piece."""
+        made = cls()
+        made.add({**choice, "delta": {}})
+        made.message = dict(choice.get("message") or {})
+        return made
+
+    def add(self, choice: Mapping[str, Any]) -> None:
+        """Take a chunk's piece of it."""
+        self.text += choice.get("text") or ""
+        for name, value in (choice.get("delta") or {}).items():
+            if name == "tool_calls":
+                for call in value or ():
+                    self._add_call(call)
+            elif name != "role" and isinstance(self.message.get(name), str) and value is not None:
+                self.message[name] += value
+            elif value is not None:
+                self.message[name] = value
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        self._add_logprobs(choice.get("logprobs") or {})
+
+    def _add_call(self, piece: Mapping[str, Any]) -> None:
+        call = self._calls.setdefault(
+            piece.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}}
+        )
+        for name in ("id", "type"):
+            if piece.get(name):
+                call[name] = piece[name]
+        for name, value in (piece.get("function") or {}).items():
+            call["function"][name] = call["function"].get(name, "") + (value or "")
+
+    def _add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
+        tokens = logprobs.get("content")  # of a chat
+        if tokens is None:
+            added = logprobs.get("token_logprobs")
+        else:
+            added = [each["logprob"] for each in tokens]
+        if added is not None:
+            # A prompt's first token, where it is repeated, has none.
+            self.logprobs = (self.logprobs or []) + [each for each in added if each is not None]
+
+    def finish_message(self) -> Json:
+        """Return the assistant's message as a chat goes on with it."""
+        message = {"role": "assistant", "content": None, **self.message}
+        if self._calls:
+            message["tool_calls"] = [call for _, call in sorted(self._calls.items())]
+        reasoning = message.pop("reasoning", None)  # as newer servers call it
+        if reasoning and not message.get("reasoning_content"):
+            message["reasoning_content"] = reasoning
+        return {
+            name: value for name, value in message.items() if name == "content" or value is not None
+        }

@@ -1,0 +1,53 @@
+"""Which headers pass between a client and an upstream."""
+
+from collections.abc import Iterable
+
+__all__ = ["Header", "to_client", "to_upstream"]
+
+Header = tuple[bytes, bytes]
+
+# RFC 9110, section 7.6.1: of one connection only.
+_HOP_BY_HOP = frozenset(
+    (
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
+        *(b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
+    )
+)
+# Of this server's own address and connection.
+_OF_THE_REQUEST = frozenset((b"host", b"expect"))
+# What the client proves itself with, which is no business of the upstream's.
+_CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key", b"cookie"))
+# uvicorn's own are left out instead of these; cookies are those of the proxy, not of its clients.
+_OF_THE_REPLY = frozenset((b"set-cookie",))
+
+
+def to_upstream(headers: Iterable[Header], *, passes_credentials: bool) -> list[Header]:
+    """Return the headers of a request that go on to an upstream.
+
+    Args:
+        headers: Names in lower case.
+        passes_credentials: Whether the client's own keys go on too.
+    """
+    dropped = _OF_THE_REQUEST if passes_credentials else _OF_THE_REQUEST | _CREDENTIALS
+    return _pass(headers, dropped)
+
+
+def to_client(headers: Iterable[Header]) -> list[Header]:
+    """Return the headers of an upstream's reply that go on to the client, in lower case."""
+    return _pass([(name.lower(), value) for name, value in headers], _OF_THE_REPLY)
+
+
+def _pass(headers: Iterable[Header], dropped: frozenset[bytes]) -> list[Header]:
+    headers = list(headers)
+    # ``Connection`` may name more of its kind.
+    named = {
+        each.strip().lower()
+        for name, value in headers
+        if name == b"connection"
+        for each in value.split(b",")
+    }
+    return [
+        (name, value)
+        for name, value in headers
+        if name not in _HOP_BY_HOP and name not in dropped and name not in named
+    ]

@@ -1,0 +1,90 @@
+"""One reranked request behind a proxy: what is checked before anything is paid for, its prompts."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qprobe_server.choice.fields import read_lax
+from qprobe_server.choice.rerank import Rerank
+from qprobe_server.choice.schemas import show
+from qprobe_server.edge.metrics import RerankMetrics
+from qprobe_server.errors import RequestError
+from qprobe_server.proxy.answers import Body, Candidate, Format
+from qprobe_server.proxy.prompt_run import PromptRun
+from qprobe_server.proxy.reader import Reader
+from qprobe_server.proxy.sampling import Asked
+
+__all__ = ["RequestRun"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestRun:
+    """A request that is to be reranked.
+
+    Attributes:
+        rerank: What it asks of us; gets the results.
+        format: Of its route.
+        body: Without what is ours.
+        reader: Of candidates.
+        metrics: Of the server.
+        budget_tokens: The most tokens that its candidates may have together; None: any.
+    """
+
+    rerank: Rerank
+    format: Format
+    body: Body
+    reader: Reader
+    metrics: RerankMetrics
+    budget_tokens: int | None
+
+    async def choose(self, asked: Asked) -> list[Candidate]:
+        """Return the answers to all prompts, in their order.
+
+        Raises:
+            RequestError: 400, it cannot be reranked; nothing was sampled.
+            UpstreamError: A prompt has no answer, or fewer than are wanted.
+            ReadingError, ScoringError: What came cannot be scored.
+        """
+        if self.rerank.request.temperature == 0:
+            self.rerank.keep_greedy()
+        n = read_lax(self.body.get("n"), int) or 1
+        if n > self.rerank.k:
+            raise RequestError(
+                f"n: {n} answers cannot be drawn from k={self.rerank.k} candidates", param="n"
+            )
+        prompts = self.format.read_prompts(self.body)
+        self._check_budget(len(prompts))
+        for prompt in prompts:
+            await self.reader.check_prompt(prompt)
+        seed = read_lax(self.body.get("seed"), int)
+        runs = [
+            PromptRun(self.rerank, prompt, self.reader, self.metrics, n=n, seed=seed)
+            for prompt in prompts
+        ]
+        deadline_s = asyncio.get_running_loop().time() + asked.upstream.bounds.deadline_s
+        return await _run_all(runs, asked, deadline_s)
+
+    def _check_budget(self, num_prompts: int) -> None:
+        if self.budget_tokens is None:
+            return
+        most = self.budget_tokens // (self.rerank.k * num_prompts)
+        asked = self.format.max_tokens(self.body)
+        if not isinstance(asked, int) or asked > most:
+            raise RequestError(
+                f"max_tokens: must be given, and at most {most} for k={self.rerank.k}: the "
+                f"candidates of a request may have {self.budget_tokens} tokens "
+                f"(--budget-tokens), got {show(asked)}",
+                param="max_tokens",
+            )
+
+
+async def _run_all(runs: Sequence[PromptRun], asked: Asked, deadline_s: float) -> list[Candidate]:
+    """Run prompts side by side; what fails first ends the others."""
+    tasks = [asyncio.create_task(each.run(asked, deadline_s=deadline_s)) for each in runs]
+    try:
+        chosen = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return [candidate for each in chosen for candidate in each]

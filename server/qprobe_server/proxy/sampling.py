@@ -1,0 +1,132 @@
+"""Samples the candidates of one prompt from an upstream."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import httpx
+
+from qprobe_server.edge import body as bodies
+from qprobe_server.errors import UpstreamError
+from qprobe_server.proxy.answers import Answer, Body, Candidate, Format
+from qprobe_server.proxy.headers import Header
+from qprobe_server.proxy.upstream import Upstream
+
+__all__ = ["Asked", "Sample", "sample"]
+
+# Made anew for every candidate.
+_OWN = (b"content-length", b"content-type", b"accept", b"accept-encoding")
+_REQUEST_ID = b"x-request-id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What candidates are asked for with.
+
+    Attributes:
+        upstream: Whom.
+        format: Of the route.
+        url: Where.
+        headers: As the upstream gets them, its key included.
+        body: The client's, without what is ours.
+        has_n: Whether the upstream gives several choices when it is asked for several.
+    """
+
+    upstream: Upstream
+    format: Format
+    url: httpx.URL
+    headers: Sequence[Header]
+    body: Body
+    has_n: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The candidates of one prompt.
+
+    Attributes:
+        candidates: Those that came, in the order of their seeds.
+        usages: What the upstream counts, reply by reply, as far as it says.
+        failures: Why others did not come, in a few words each.
+    """
+
+    candidates: Sequence[Candidate]
+    usages: Sequence[Body]
+    failures: Sequence[str]
+
+    def describe_failures(self) -> str | None:
+        """Return for a notice how many candidates are missing, and why; None if none is."""
+        if not self.failures:
+            return None
+        num_wanted = len(self.candidates) + len(self.failures)
+        why = ", ".join(f"{said} ({n})" for said, n in Counter(self.failures).items())
+        return f"{len(self.failures)} of {num_wanted} candidates are missing: {why}"
+
+
+async def sample(asked: Asked, prompt_index: int, *, k: int, deadline_s: float) -> Sample:
+    """Sample the candidates of a prompt, side by side; a cancelled call leaves none running.
+
+    Args:
+        asked: How.
+        prompt_index: Of the prompt in the request.
+        k: How many are wanted.
+        deadline_s: On the event loop's clock: what is not there by then has failed.
+
+    Raises:
+        UpstreamError: None came; the upstream's own error, where it gave one.
+    """
+    ask = partial(_ask, asked, prompt_index, deadline_s=deadline_s)
+    answers: list[Answer] = []
+    errors: list[UpstreamError] = []
+    async with asyncio.TaskGroup() as group:
+        if asked.has_n:
+            tasks = [group.create_task(ask(0, k))]
+        else:
+            tasks = [group.create_task(ask(index, 1)) for index in range(k)]
+    for task in tasks:
+        came = task.result()
+        if isinstance(came, UpstreamError):
+            errors.append(came)
+        else:
+            answers.append(came)
+    if not answers:
+        raise next((each for each in errors if each.own is not None), errors[0])
+    candidates = [
+        Candidate(prompt_index, answer, place)
+        for answer in answers
+        for place in range(min(len(answer.choices), k) if asked.has_n else 1)
+    ]
+    failures = [str(each) for each in errors]
+    if asked.has_n:
+        failures += ["the upstream gave fewer choices"] * (k - len(candidates))
+    usages = [each.usage for each in answers if each.usage is not None]
+    return Sample(candidates, usages, failures)
+
+
+async def _ask(
+    asked: Asked, prompt_index: int, candidate_index: int, num: int, *, deadline_s: float
+) -> Answer | UpstreamError:
+    body = asked.format.ask(asked.body, prompt_index, candidate_index, num)
+    request = httpx.Request(
+        "POST",
+        asked.url,
+        headers=_make_headers(asked.headers, f"{prompt_index}-{candidate_index}"),
+        content=bodies.write(body),
+    )
+    try:
+        reply = await asked.upstream.ask(request, deadline_s=deadline_s)
+        return asked.format.read(reply, body)
+    except UpstreamError as error:
+        return error
+
+
+def _make_headers(headers: Sequence[Header], suffix: str) -> list[Header]:
+    made = [(name, value) for name, value in headers if name not in _OWN]
+    # An id of its own: an upstream may take it for the request's, and then for a repetition.
+    made = [
+        (name, value + b"-" + suffix.encode() if name == _REQUEST_ID else value)
+        for name, value in made
+    ]
+    return [*made, (b"content-type", b"application/json"), (b"accept-encoding", b"identity")]

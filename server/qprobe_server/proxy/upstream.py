@@ -1,0 +1,181 @@
+"""One server behind the proxy. Asks it for candidates within bounds. Knows no probes."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import httpx
+
+from qprobe_server.errors import UpstreamError
+from qprobe_server.proxy.address import Address
+from qprobe_server.proxy.headers import Header, to_upstream
+from qprobe_server.retry_after import read_pause
+
+__all__ = ["Bounds", "Reply", "Upstream"]
+
+_CONNECT_S = 10.0
+# Tries of a request whose failure does not say when to come again, and the pause after the first.
+_MAX_TRIES = 4
+_FIRST_PAUSE_S = 0.5
+# So that candidates that were refused together do not come together again.
+_JITTER = 0.25
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What an upstream is given.
+
+    Attributes:
+        max_reply_mib: The most MiB that the reply of one candidate may have, >= 1.
+        concurrency: Candidates that are asked for at a time, >= 1.
+        deadline_s: Seconds for all candidates of a request, retries included, > 0.
+    """
+
+    max_reply_mib: int = 16
+    concurrency: int = 64
+    deadline_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply with status 200, whole.
+
+    Attributes:
+        is_stream: Whether it is a stream of events.
+        body: Its bytes.
+    """
+
+    is_stream: bool
+    body: bytes
+
+
+class Upstream:
+    """One upstream, with its connections.
+
+    Args:
+        address: Where it is.
+        bounds: For what is sampled there.
+        key: The header that carries its key, or None.
+        passes_credentials: Whether it gets its clients' own.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        bounds: Bounds,
+        *,
+        key: Header | None = None,
+        passes_credentials: bool = False,
+    ) -> None:
+        self.address = address
+        self.bounds = bounds
+        self._key = key
+        self._passes_credentials = passes_credentials
+        self._slots = asyncio.Semaphore(bounds.concurrency)
+        # Requests are made without it, so that nothing of its own is in them, cookies least of all.
+        self.client = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=_CONNECT_S),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+        )
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self.client.aclose()
+
+    def headers(self, headers: Sequence[Header]) -> list[Header]:
+        """Return what it gets of a client's headers, and its key."""
+        passed = to_upstream(headers, passes_credentials=self._passes_credentials)
+        return passed if self._key is None else [*passed, self._key]
+
+    async def ask(self, request: httpx.Request, *, deadline_s: float) -> Reply:
+        """Ask for a candidate; again, where that may help and there is time.
+
+        Args:
+            request: With a body that can be sent again.
+            deadline_s: On the event loop's clock.
+
+        Raises:
+            UpstreamError: There is no usable reply.
+        """
+        loop = asyncio.get_running_loop()
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                async with asyncio.timeout_at(deadline_s), self._slots:
+                    return await self._ask_once(request)
+            except TimeoutError:
+                raise UpstreamError(
+                    "no answer in time", status=HTTPStatus.GATEWAY_TIMEOUT
+                ) from None
+            except UpstreamError as error:
+                pause_s = _find_pause_s(error, tries)
+                if pause_s is None or loop.time() + pause_s >= deadline_s:
+                    raise
+            await asyncio.sleep(pause_s)
+
+    async def _ask_once(self, request: httpx.Request) -> Reply:
+        try:
+            response = await self.client.send(request, stream=True)
+        except httpx.HTTPError as error:  # also of a connection that was closed while it idled
+            raise UpstreamError("it cannot be reached", may_pass=True) from error
+        try:
+            check_redirect(response)
+            body = await self._read(response)
+        except httpx.HTTPError as error:
+            raise UpstreamError("the connection was lost") from error
+        finally:
+            await response.aclose()
+        content_type = response.headers.get("content-type", "")
+        if response.status_code != HTTPStatus.OK:
+            raise UpstreamError(
+                f"status {response.status_code}",
+                status=response.status_code if response.is_error else HTTPStatus.BAD_GATEWAY,
+                own=(content_type, body) if response.is_error else None,
+                retry_after_s=read_pause(response.headers),
+                may_pass=response.status_code == HTTPStatus.TOO_MANY_REQUESTS
+                or response.is_server_error,
+            )
+        return Reply(content_type.startswith("text/event-stream"), body)
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        """Read a reply as far as it is allowed to go.
+
+        Raises:
+            UpstreamError: It is too large, or compressed though nobody asked for that.
+        """
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise UpstreamError("a compressed reply")
+        chunks, size = [], 0
+        async for chunk in response.aiter_raw():
+            size += len(chunk)
+            if size > self.bounds.max_reply_mib << 20:
+                raise UpstreamError(f"a reply of more than {self.bounds.max_reply_mib} MiB")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+
+def check_redirect(response: httpx.Response) -> None:
+    """Check that an upstream answers itself: another host would get the request, and the key.
+
+    Raises:
+        UpstreamError: It sends the client elsewhere.
+    """
+    if response.status_code in _REDIRECTS and "location" in response.headers:
+        raise UpstreamError("a redirect, which is not followed")
+
+
+def _find_pause_s(error: UpstreamError, tries: int) -> float | None:
+    """Return after how long another try makes sense; None if it does not."""
+    if not error.may_pass:
+        return None
+    spread = 1 + _JITTER * random.random()
+    if error.retry_after_s is not None:
+        return error.retry_after_s * spread
+    return None if tries >= _MAX_TRIES else _FIRST_PAUSE_S * 2 ** (tries - 1) * spread

@@ -1,0 +1,238 @@
+"""What is not reranked passes through: bytes, headers, pace, and nothing that is not theirs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+
+Json = dict[str, Any]
+
+
+async def test_a_request_without_a_probe_passes_byte_for_byte(setting: Any, make: Any) -> None:
+    raw = b'{ "model":"m",\t"messages" : [], "x":1e400, "n": 2, "\\u00e9": "\xc3\xa9" }'
+    answer = b'{ "usage":1.10 }\n'
+    setting.stub.answer = make.answer_with(Response(answer, 203, {"X-Own": "kept"}))
+    async with setting.open() as proxy:
+        for path in ("/v1/chat/completions?a=%2F&b", "/v1/embeddings", "/tokenize"):
+            headers = {"content-type": "application/json"}
+            reply = await proxy.post(path, content=raw, headers=headers)
+            assert (reply.status_code, reply.content) == (203, answer)
+            assert reply.headers["x-own"] == "kept"
+    assert setting.stub.raw == [raw] * 3
+    assert setting.stub.paths == ["/v1/chat/completions?a=%2F&b", "/v1/embeddings", "/tokenize"]
+
+
+async def test_compressed_replies_stay_compressed_as_the_client_asks(
+    setting: Any, make: Any
+) -> None:
+    packed = Response(b"\x1f\x8b whatever", headers={"content-encoding": "gzip"})
+    setting.stub.answer = make.answer_with(packed)
+    async with (
+        setting.open() as proxy,
+        proxy.stream("GET", "/v1/files/1/content", headers={"accept-encoding": "gzip"}) as reply,
+    ):
+        assert b"".join([chunk async for chunk in reply.aiter_raw()]) == packed.body
+    assert setting.stub.headers[0]["accept-encoding"] == "gzip"
+    async with setting.open() as proxy:
+        request = httpx.Request("GET", proxy.base_url.join("/v1/models"))
+        await (await proxy.send(request, stream=True)).aread()
+    assert "accept-encoding" not in setting.stub.headers[1]
+
+
+async def test_streams_pass_as_they_come(setting: Any) -> None:
+    go_on = asyncio.Event()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"data: 1\n\n"
+        await go_on.wait()
+        yield b"data: 2\n\n"
+
+    async def answer(request: Any, body: Json, number: int) -> Response:
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    setting.stub.answer = answer
+    body = {"model": "m", "stream": True}
+    async with (
+        setting.open() as proxy,
+        proxy.stream("POST", "/v1/chat/completions", json=body) as reply,
+    ):
+        received = reply.aiter_raw()
+        assert await anext(received) == b"data: 1\n\n"
+        go_on.set()
+        assert [part async for part in received] == [b"data: 2\n\n"]
+
+
+async def test_uploads_pass_as_they_come(setting: Any) -> None:
+    """In chunks, and also of more bytes than a body may have that is read."""
+    part = b"x" * (1 << 20)
+
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield part
+
+    async with setting.open() as proxy:
+        reply = await proxy.post("/v1/files", content=parts())
+    assert reply.status_code == 200
+    assert setting.stub.raw == [part * 40]
+
+
+async def test_headers_of_one_connection_stay_there(setting: Any, make: Any) -> None:
+    answer = JSONResponse({}, headers={"set-cookie": "a=b", "connection": "x-own", "x-own": "1"})
+    setting.stub.answer = make.answer_with(answer)
+    sent = {
+        "connection": "keep-alive, x-hop",
+        "x-hop": "1",
+        "te": "trailers",
+        "cookie": "a=b",
+        "authorization": "Bearer mine",
+        "api-key": "mine",
+        "x-api-key": "mine",
+        "proxy-authorization": "mine",
+        "x-kept": "1",
+    }
+    async with setting.open() as proxy:
+        reply = await proxy.get("/v1/models", headers=sent)
+        await proxy.get("/v1/models")
+    got = setting.stub.headers[0]
+    assert got["x-kept"] == "1"
+    assert got["host"] == setting.stub.url.removeprefix("http://")
+    assert not {*sent, "transfer-encoding"} & {*got} - {"x-kept", "connection"}
+    assert not {"set-cookie", "x-own"} & {*reply.headers}
+    assert "cookie" not in setting.stub.headers[1]
+
+
+async def test_a_clients_own_key_passes_where_that_is_asked_for(setting: Any) -> None:
+    sent = {"authorization": "Bearer mine", "x-api-key": "mine too"}
+    body = {"model": "m:good", "messages": [{"role": "user", "content": "hi"}]}
+    async with setting.open(passes_credentials=True) as proxy:
+        await proxy.get("/v1/models", headers=sent)
+        await proxy.post("/v1/chat/completions", json=body, headers=sent)
+    for got in setting.stub.headers:
+        assert {name: got[name] for name in sent} == sent
+
+
+async def test_only_those_with_a_key_get_to_the_upstream(setting: Any) -> None:
+    keys = {None: (b"authorization", b"Bearer theirs")}
+    async with setting.open(api_keys=("one", "two"), keys=keys) as proxy:
+        for path in ("/v1/models", "/v1/chat/completions", "/tokenize", "/v1/probes", "/docs"):
+            for method in ("GET", "POST", "OPTIONS"):
+                for sent in ({}, {"authorization": "Bearer no"}, {"authorization": "Basic one"}):
+                    reply = await proxy.request(method, path, headers=sent)
+                    assert reply.status_code == 401
+                    assert reply.json()["error"]["type"] == "UnauthorizedError"
+        for path in ("/health", "/playground", "/playground/api.js", "/metrics"):
+            assert (await proxy.get(path)).status_code == 200
+        assert setting.stub.headers == []
+        for sent in (
+            {"authorization": "Bearer one"},
+            {"authorization": "bearer two"},
+            {"x-api-key": "one"},
+            {"api-key": "two"},
+        ):
+            assert (await proxy.get("/v1/models", headers=sent)).status_code == 200
+    for got in setting.stub.headers:
+        assert got["authorization"] == "Bearer theirs"
+        assert not {"x-api-key", "api-key"} & {*got}
+
+
+async def test_redirects_are_not_passed_on(setting: Any, make: Any) -> None:
+    setting.stub.answer = make.answer_with(RedirectResponse("http://other.example/"))
+    async with setting.open() as proxy:
+        reply = await proxy.get("/v1/models")
+    assert reply.status_code == 502
+    assert "redirect" in reply.json()["error"]["message"]
+
+
+async def test_a_reply_that_breaks_off_breaks_off(setting: Any) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with setting.open(upstreams=[url]) as proxy:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await proxy.get("/v1/models")
+
+
+@pytest.mark.parametrize("path", ["/v1/../admin", "/v1/%2e%2e/admin", "/v1/x/..", "/..%2f"])
+async def test_paths_stay_below_the_upstreams_address(setting: Any, path: str) -> None:
+    async with setting.open(upstreams=[f"{setting.stub.url}/team/v1"]) as proxy:
+        raw = f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        url = proxy.base_url
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(raw.encode())
+        assert b" 404 " in await reader.readline()
+        writer.close()
+    assert setting.stub.paths == []
+
+
+async def test_addresses_may_have_paths_and_queries(setting: Any) -> None:
+    """As Azure's, which ends in no /v1: then there is nothing beside it."""
+    address = f"{setting.stub.url}/openai/deployments/d?api-version=1"
+    async with setting.open(upstreams=[address]) as proxy:
+        await proxy.get("/v1/models?x=y")
+        assert (await proxy.get("/tokenize")).status_code == 404
+    assert setting.stub.paths == ["/openai/deployments/d/models?api-version=1&x=y"]
+
+
+async def test_each_model_has_its_upstream(setting: Any, make: Any) -> None:
+    other = type(setting.stub)()
+    other.answer = make.answer_with(make.complete("other"))
+    async with make.listen(other) as url:
+        upstreams = [f"one={setting.stub.url}/v1", f"org/two={url}/v1"]
+        async with setting.open(upstreams=upstreams) as proxy:
+            body = {"messages": [{"role": "user", "content": "hi"}]}
+            for model in ("org/two", "org/two:good"):
+                for path in ("/v1/chat/completions", "/v1/embeddings"):
+                    await proxy.post(path, json={**body, "model": model})
+            await proxy.get("/v1/models/org/two")
+            assert [each["model"] for each in other.bodies[:-1]] == ["org/two"] * 6
+            assert setting.stub.paths == []
+            listed = (await proxy.get("/v1/models")).json()["data"]
+            assert [each["id"] for each in listed] == ["one", "org/two"]
+            for path in ("/v1/chat/completions", "/v1/embeddings"):
+                reply = await proxy.post(path, json={**body, "model": "three"})
+                assert reply.status_code == 404
+                assert "org/two" in reply.json()["error"]["message"]
+            await proxy.post("/v1/files", content=b"x")
+            assert setting.stub.paths == ["/v1/files"]
+
+
+async def test_own_routes_are_never_the_upstreams(setting: Any) -> None:
+    async with setting.open() as proxy:
+        listed = (await proxy.get("/v1/probes")).json()["data"]
+        assert [each["id"] for each in listed] == ["good", "kind"]
+        for method, path in (("PUT", "/v1/probes/x"), ("DELETE", "/v1/probes/good")):
+            assert (await proxy.request(method, path)).status_code == 404
+        documented = (await proxy.get("/openapi.json")).json()["paths"]
+        assert {"/v1/probes", "/health"} <= {*documented}
+    assert setting.stub.paths == []
+
+
+async def test_metrics_count_what_is_reranked(setting: Any) -> None:
+    body = {"model": "m:good", "messages": [{"role": "user", "content": "hi"}]}
+    async with setting.open() as proxy:
+        await proxy.post("/v1/chat/completions", json=body)
+        text = (await proxy.get("/metrics")).text
+    assert 'qprobe_prompts_total{outcome="ok",probe="good"} 1.0' in text
+    assert 'qprobe_sampled_tokens_total{probe="good"} 16.0' in text
+
+
+async def test_no_text_and_no_key_gets_into_a_log(
+    setting: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    keys = {None: (b"authorization", b"Bearer upstreams-key")}
+    body = {"model": "m:good", "messages": [{"role": "user", "content": "the-prompt"}]}
+    headers = {"authorization": "Bearer clients-key"}
+    async with setting.open(keys=keys, api_keys=("clients-key",)) as proxy:
+        reply = await proxy.post("/v1/chat/completions", json=body, headers=headers)
+    assert reply.status_code == 200
+    for secret in ("upstreams-key", "clients-key", "the-prompt", "four"):
+        assert secret not in caplog.text

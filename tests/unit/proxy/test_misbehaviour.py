@@ -1,0 +1,273 @@
+"""An upstream that fails in every way: partly, for a while, for good, in the midst of a stream."""
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from qprobe_server.proxy.upstream import Bounds
+from qprobe_server.settings import Settings
+
+Json = dict[str, Any]
+CHAT = "/v1/chat/completions"
+ASK: Json = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "hi"}],
+    "seed": 0,
+    "q_probe": {"probe": "good"},
+}
+STREAM = {**ASK, "stream": True}
+BUSY = Response(b'{"error": {"message": "slow down"}}', 429, {"retry-after": "1"})
+
+
+def failing(make: Any, bad: Any, *, seeds: tuple[int, ...] = (1, 3)) -> Any:
+    """Return what answers some seeds badly, and the others by ``good N``."""
+
+    async def answer(request: Any, body: Json, number: int) -> Any:
+        if body["seed"] in seeds:
+            return await bad() if asyncio.iscoroutinefunction(bad) else bad()
+        text = f"good {body['seed']}"
+        if body.get("stream"):
+            return make.stream(make.chunks(text))
+        return JSONResponse(make.complete(text))
+
+    return answer
+
+
+async def sleep_long() -> Response:
+    await asyncio.sleep(30)
+    return Response()
+
+
+def broken_sse() -> list[str]:
+    return ["data: {not json\n\n", "data: [DONE]\n\n"]
+
+
+BAD_REPLIES: dict[str, tuple[Any, str]] = {
+    "refuses": (lambda: Response(b"no", 400), "status 400 (2)"),
+    "is too large": (lambda: Response(b"x" * (10 << 20)), "a reply of more than 1 MiB (2)"),
+    "is no JSON": (lambda: Response(b"<html>"), "a broken reply (JSONDecodeError) (2)"),
+    "is a list": (lambda: JSONResponse([]), "a broken reply (AttributeError) (2)"),
+    "is empty": (lambda: JSONResponse({"choices": []}), "a reply without a choice (2)"),
+    "says an error": (lambda: JSONResponse({"error": {"message": "x"}}), "an error instead"),
+    "redirects": (lambda: RedirectResponse("http://other.example/v1"), "a redirect"),
+    "is compressed": (
+        lambda: Response(b"x", headers={"content-encoding": "gzip"}),
+        "a compressed reply (2)",
+    ),
+    "is slow": (sleep_long, "no answer in time (2)"),
+}
+
+
+@pytest.mark.parametrize(("bad", "said"), BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
+async def test_the_choice_is_among_the_candidates_that_came(
+    setting: Any, make: Any, bad: Any, said: str
+) -> None:
+    setting.stub.answer = failing(make, bad)
+    bounds = Bounds(max_reply_mib=1, deadline_s=2)
+    async with setting.open(bounds=bounds) as proxy:
+        reply = (await proxy.post(CHAT, json=ASK)).json()
+    assert reply["choices"][0]["message"]["content"] in ("good 0", "good 2")
+    assert f"2 of 4 candidates are missing: {said}" in reply["q_probe"]["notice"]
+    assert reply["q_probe"]["k"] == 4
+    assert reply["q_probe"]["results"][0]["scores"] == [6, 6]
+
+
+BROKEN_STREAMS: dict[str, tuple[Any, str]] = {
+    "ends early": (lambda make: make.chunks("never whole")[:2], "a stream that was cut off (2)"),
+    "holds no JSON": (lambda make: broken_sse(), "a broken reply (JSONDecodeError) (2)"),
+    "holds an error": (
+        lambda make: [make.chunks("abc")[0], {"error": {"message": "secret"}}],
+        "an error instead of an answer (2)",
+    ),
+    "holds nothing": (lambda make: [": comment\n\n", "data: [DONE]\n\n"], "without a choice (2)"),
+}
+
+
+@pytest.mark.parametrize(("parts", "said"), BROKEN_STREAMS.values(), ids=BROKEN_STREAMS.keys())
+async def test_broken_streams_are_left_out(setting: Any, make: Any, parts: Any, said: str) -> None:
+    setting.stub.answer = failing(make, lambda: make.stream(parts(make)))
+    async with setting.open() as proxy:
+        text = (await proxy.post(CHAT, json=STREAM)).text
+    assert said in text
+    assert "secret" not in text
+    assert text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_connection_lost_in_mid_stream_is_left_out(setting: Any, make: Any) -> None:
+    """By a server that closes it after half of what it has announced."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 1000\r\n\r\n"
+            b'data: {"choices": [{"index": 0, "delta": {"content": "x"}}]}\n\n'
+        )
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with setting.open(upstreams=[url]) as proxy:
+            reply = await proxy.post(CHAT, json=STREAM)
+    assert reply.status_code == 502
+    assert reply.json()["error"]["message"] == "upstream: the connection was lost"
+
+
+async def test_an_upstream_that_is_busy_is_asked_again_when_it_says(
+    setting: Any, make: Any
+) -> None:
+    setting.stub.answer = make.answer_with(*[BUSY] * 4, make.complete("now"))
+    async with setting.open() as proxy:
+        begun_s = time.monotonic()
+        reply = (await proxy.post(CHAT, json=ASK)).json()
+    assert 1 <= time.monotonic() - begun_s < 3
+    assert len(setting.stub.bodies) == 8
+    assert "notice" not in reply["q_probe"]
+
+
+async def test_nobody_waits_beyond_the_deadline(setting: Any, make: Any) -> None:
+    """The upstream's own error comes through, and says when to come again."""
+    busy = Response(b'{"error": {"message": "later"}}', 429, {"retry-after": "60"})
+    busy.headers["content-type"] = "application/json"
+    setting.stub.answer = make.answer_with(busy)
+    async with setting.open(bounds=Bounds(deadline_s=5)) as proxy:
+        reply = await proxy.post(CHAT, json=ASK)
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "60")
+    assert reply.json() == {"error": {"message": "later"}}
+    assert len(setting.stub.bodies) == 4
+
+
+@pytest.mark.parametrize("status", [500, 503, 529])
+async def test_a_failing_upstream_is_asked_again_a_few_times(
+    setting: Any, make: Any, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("qprobe_server.proxy.upstream._FIRST_PAUSE_S", 0.01)
+    setting.stub.answer = make.answer_with(Response(b"broken", status))
+    async with setting.open() as proxy:
+        reply = await proxy.post(CHAT, json={**ASK, "q_probe": {"probe": "good", "k": 1}})
+    assert (reply.status_code, reply.text) == (status, "broken")
+    assert len(setting.stub.bodies) == 4
+
+
+async def test_an_upstreams_own_refusal_comes_through(setting: Any, make: Any) -> None:
+    refusal = JSONResponse({"error": {"message": "no such model", "code": "model_not_found"}}, 404)
+    setting.stub.answer = make.answer_with(refusal)
+    async with setting.open() as proxy:
+        for body in (ASK, STREAM):
+            reply = await proxy.post(CHAT, json=body)
+            assert (reply.status_code, reply.content) == (404, refusal.body)
+
+
+async def test_an_upstream_that_is_not_there_is_told(
+    setting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qprobe_server.proxy.upstream._FIRST_PAUSE_S", 0.01)
+    async with setting.open(upstreams=["http://127.0.0.1:9/v1"]) as proxy:
+        for path, body in ((CHAT, ASK), ("/v1/embeddings", {})):
+            reply = await proxy.post(path, json=body)
+            assert reply.status_code == 502
+            assert reply.json()["error"]["message"] == "upstream: it cannot be reached"
+
+
+async def test_a_deadline_without_an_answer_is_a_timeout(setting: Any) -> None:
+    async def answer(request: Any, body: Json, number: int) -> Response:
+        return await sleep_long()
+
+    setting.stub.answer = answer
+    async with setting.open(bounds=Bounds(deadline_s=0.3)) as proxy:
+        assert (await proxy.post(CHAT, json=ASK)).status_code == 504
+    await until_idle(setting)
+
+
+async def test_fewer_choices_than_asked_for_are_told(setting: Any, make: Any) -> None:
+    setting.stub.answer = make.answer_with(make.complete("only"))
+    async with setting.open(has_n=True) as proxy:
+        reply = (await proxy.post(CHAT, json=ASK)).json()
+        assert "3 of 4 candidates are missing" in reply["q_probe"]["notice"]
+        assert reply["q_probe"]["results"][0]["scores"] == [4]
+        assert (await proxy.post(CHAT, json={**ASK, "n": 2})).status_code == 502
+
+
+async def test_another_models_id_stays_what_it_is(setting: Any, make: Any) -> None:
+    """As of an upstream that names the version; an alias is repeated as it was asked for."""
+    setting.stub.answer = make.answer_with(make.complete("x"))
+    async with setting.open() as proxy:
+        reply = (await proxy.post(CHAT, json=ASK)).json()
+        assert reply["model"] == "upstream-model-2026"
+        alias = {**ASK, "model": "m:good", "q_probe": {}}
+        assert (await proxy.post(CHAT, json=alias)).json()["model"] == "m:good"
+
+
+async def test_candidates_that_are_too_long_to_read_are_left_out(setting: Any, make: Any) -> None:
+    setting.stub.answer = make.by_seed("a", "bb", "cccc", "ddddd")
+    setting.reader.too_long = 3
+    async with setting.open() as proxy:
+        reply = (await proxy.post(CHAT, json=ASK)).json()
+        assert reply["choices"][0]["message"]["content"] == "bb"
+        assert reply["q_probe"]["notice"] == "2 candidates are too long to be read"
+        assert reply["q_probe"]["results"][0]["sampled_usage"]["completion_tokens"] == 12
+        setting.reader.too_long = 0
+        assert (await proxy.post(CHAT, json=ASK)).status_code == 502
+
+
+async def test_a_late_failure_ends_the_stream_with_an_error(setting: Any, make: Any) -> None:
+    """The stream has begun, so that nothing on the way cuts it; comments keep it alive."""
+
+    async def answer(request: Any, body: Json, number: int) -> Response:
+        await asyncio.sleep(0.5)
+        return JSONResponse({"error": {"message": "their words"}}, 400)
+
+    setting.stub.answer = answer
+    settings = Settings(keep_alive_s=0.1)
+    async with setting.open(settings=settings) as proxy:
+        reply = await proxy.post(CHAT, json=STREAM)
+    assert reply.status_code == 200
+    assert reply.text.startswith(": keep-alive\n\n")
+    assert reply.text.endswith('event: error\ndata: {"error": {"message": "their words"}}\n\n')
+
+
+async def until_idle(setting: Any) -> None:
+    async with asyncio.timeout(10):
+        while setting.stub.num_open:  # noqa: ASYNC110  uvicorn tells nobody
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("body", [ASK, STREAM, {**ASK, "q_probe": None}])
+async def test_clients_that_leave_take_their_candidates_along(setting: Any, body: Json) -> None:
+    """30 of them, at random moments; afterwards the upstream has nothing to do."""
+
+    async def answer(request: Any, asked: Json, number: int) -> Response:
+        return await sleep_long()
+
+    setting.stub.answer = answer
+    bounds = replace(Bounds(), concurrency=256)
+    async with setting.open(bounds=bounds) as proxy:
+
+        async def leave(after_s: float) -> None:
+            with pytest.raises(httpx.ReadTimeout):
+                await proxy.post(CHAT, json=body, timeout=after_s)
+
+        await asyncio.gather(*(leave(0.2 + 0.03 * index) for index in range(30)))
+        await until_idle(setting)
+    assert setting.stub.bodies
+    assert setting.reader.completions == []
+
+
+async def test_an_upstream_is_asked_for_so_many_at_a_time(setting: Any, make: Any) -> None:
+    most = 0
+
+    async def answer(request: Any, body: Json, number: int) -> Response:
+        nonlocal most
+        most = max(most, setting.stub.num_open)
+        await asyncio.sleep(0.05)
+        return JSONResponse(make.complete("x"))
+
+    setting.stub.answer = answer
+    async with setting.open(bounds=Bounds(concurrency=3)) as proxy:
+        await asyncio.gather(*(proxy.post(CHAT, json=ASK) for _ in range(4)))
+    assert (most, len(setting.stub.bodies)) == (3, 16)
