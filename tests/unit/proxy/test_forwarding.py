@@ -38,7 +38,7 @@ async def test_compressed_replies_stay_compressed_as_the_client_asks(
     assert setting.stub.headers[0]["accept-encoding"] == "gzip"
     async with setting.open() as proxy:
         request = httpx.Request("GET", proxy.base_url.join("/v1/models"))
-        await (await proxy.send(request, stream=True)).aread()
+        await (await proxy.send(request, stream=True)).aclose()
     assert "accept-encoding" not in setting.stub.headers[1]
 
 
