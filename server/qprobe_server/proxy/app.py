@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from qprobe import ProbeFileError, ProbeInfo
+from qprobe import Probe, ProbeFileError
 from qprobe_server import quiet
 from qprobe_server.edge.attachment import attach
 from qprobe_server.edge.banner import Listening
@@ -107,13 +107,13 @@ async def make_app(
         StartupError: The reader cannot score by a probe.
     """
 
-    def check(info: ProbeInfo) -> None:
-        reader.check(info)
-        settings.check_probe(info)
+    def check(probe: Probe) -> None:
+        reader.check(probe)
+        settings.check_probe(probe.info)
 
     for each in probes:
         try:
-            check(each.probe.info)
+            check(each.probe)
         except ProbeFileError as error:
             raise StartupError(f"probe {each.name!r}: {error}") from error
     registry = ProbeRegistry()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qprobe import Probe, ProbeInfo
+from qprobe import Probe
 from qprobe_server.library.registry import ServedProbe
 
 __all__ = ["Prompt", "Read", "Reader", "Written"]
@@ -71,7 +71,7 @@ class Reader(Protocol):
 
     gives_token_scores: bool
 
-    def check(self, info: ProbeInfo) -> None:
+    def check(self, probe: Probe) -> None:
         """Check that it can score by a probe; the model is named where it is another one.
 
         Raises:

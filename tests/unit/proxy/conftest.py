@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qprobe import Probe, ProbeFileError, ProbeInfo
+from qprobe import Probe, ProbeFileError
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import LoadedProbe, ServedProbe, read_probe
 from qprobe_server.proxy.address import read_upstreams
@@ -166,9 +166,10 @@ class LengthReader:
     completions: list[Written] = field(default_factory=list)
     too_long: int = 10**9
 
-    def check(self, info: ProbeInfo) -> None:
-        if info.hidden_size != 4:
-            raise ProbeFileError("hidden_size", f"is {info.hidden_size}, the reader's is 4")
+    def check(self, probe: Probe) -> None:
+        size = probe.info.hidden_size
+        if size != 4:
+            raise ProbeFileError("hidden_size", f"is {size}, the reader's is 4")
 
     async def load(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
         pass
