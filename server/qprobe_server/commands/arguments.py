@@ -29,17 +29,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; exits on a usage error, and where help or the version is asked for.
 
     Returns:
-        ``command`` and its flags. For ``serve`` and ``collect`` those of vLLM are as written, None
-        where they are not there; ``argv`` is what vLLM's parser is to read, and ``add_flags`` adds
+        ``command`` and its flags. Where an engine runs those of vLLM are as written, None where
+        they are not there; ``argv`` is what vLLM's parser is to read, and ``add_flags`` adds
         ours to it.
     """
     main = Parser(prog="qprobe", description="Reranked generation with Q-probes.")
     main.add_argument("--version", action="version", version=version("qprobe"))
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    engine_commands = {"serve": _add_serve(commands), "collect": _add_collect(commands)}
-    add_proxy_flags(
-        commands.add_parser("proxy", help="rerank what another server samples, behind its API")
-    )
+    engine_commands = {
+        "serve": _add_serve(commands),
+        "proxy": _add_proxy(commands),
+        "collect": _add_collect(commands),
+    }
     _add_reward(commands)
     _add_sweep(commands)
     _add_train(commands)
@@ -81,6 +82,18 @@ def _add_serve(commands: "_SubParsersAction[Parser]") -> Parser:
     engine_flags.add_serve_flags(parser)
     add_vllm_flags(parser, "engine", "server", shown=engine_flags.SHOWN["serve"])
     parser.set_defaults(add_flags=engine_flags.add_serve_flags)
+    return parser
+
+
+def _add_proxy(commands: "_SubParsersAction[Parser]") -> Parser:
+    parser = commands.add_parser(
+        "proxy", help="rerank what another server samples, behind its API", epilog=_VLLM_HELP
+    )
+    add_proxy_flags(parser)
+    own = {"shutdown_timeout", *(action.dest for action in parser._actions)}
+    add_vllm_flags(parser, "engine", shown=engine_flags.SHOWN["proxy"])
+    names = frozenset(action.dest for action in parser._actions if action.dest not in own)
+    parser.set_defaults(add_flags=add_proxy_flags, engine_names=names)
     return parser
 
 

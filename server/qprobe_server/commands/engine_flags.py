@@ -40,6 +40,11 @@ SHOWN = {
         "--max-model-len": "The most tokens of a prompt and its answer.",
         "--dtype": "Of weights and states. Default: auto.",
     },
+    "proxy": {
+        "--shutdown-timeout": "Seconds for open requests when the server stops. Default: 0.",
+        "--max-model-len": "Of the reader: the most tokens of a prompt and its answer.",
+        "--dtype": "Of the reader's weights and states. Default: auto.",
+    },
     "collect": {
         "--model": "A hub's ORG/NAME or a folder.",
         "--seed": "Of the whole collection. Default: 0.",

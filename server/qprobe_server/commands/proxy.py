@@ -1,25 +1,30 @@
 """``qprobe proxy``: reranks what another server samples."""
 
 import argparse
-import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+import uvloop
 
 from qprobe_server import quiet
-from qprobe_server.commands.preflight import check_address, check_files
+from qprobe_server.commands.preflight import (
+    check_address,
+    check_files,
+    check_model,
+    check_worker,
+)
+from qprobe_server.commands.serve import name_given, prepare_environment
 from qprobe_server.edge.access_log import start_access_log
 from qprobe_server.errors import StartupError
 from qprobe_server.library.flags import read_probes
+from qprobe_server.library.registry import LoadedProbe
 from qprobe_server.library.store import ProbeStore
 from qprobe_server.proxy.app import OpenReader, serve
+from qprobe_server.proxy.embeddings import open_embeddings_reader
+from qprobe_server.proxy.reader import Reader
 from qprobe_server.proxy.settings import read_proxy_settings
 from qprobe_server.settings import name_probes, read_settings
-
-if TYPE_CHECKING:
-    from qprobe_server.library.registry import LoadedProbe
-    from qprobe_server.proxy.reader import Reader
 
 __all__ = ["run"]
 
@@ -45,19 +50,51 @@ def run(args: argparse.Namespace) -> None:
     settings.check([each.name for each in probes])
     if settings.json_access_log:
         start_access_log()
-    asyncio.run(serve(own, settings, probes, store, open_reader))
+    uvloop.run(serve(own, settings, probes, store, open_reader))
 
 
-def _choose_reader(args: argparse.Namespace) -> OpenReader:
-    if not args.embedding_model:
+def _choose_reader(given: argparse.Namespace) -> OpenReader:
+    """Return what makes the reader.
+
+    Raises:
+        StartupError: There are flags of the other kind of reader.
+    """
+    if given.reader is not None:
+        _refuse(given, ["embedding_model"], goes_with="--embeddings")
+        check_model(given.reader, given)
+        check_worker(given)
+        return _open_engine(given)
+    if not given.embedding_model:
         raise StartupError("--embeddings needs the model's name: --embedding-model")
+    of_the_engine = [*sorted(given.engine_names), "chat_template", "probe_layers"]
+    _refuse(given, [*of_the_engine, "allow_model_mismatch"], goes_with="--reader")
+    key = os.environ.get(_EMBEDDINGS_KEY_VARIABLE) or None
 
-    async def open_reader(probes: "Sequence[LoadedProbe]") -> "Reader":
-        from qprobe_server.proxy.embeddings import open_embeddings_reader
-
-        key = os.environ.get(_EMBEDDINGS_KEY_VARIABLE) or None
+    async def open_reader(probes: Sequence[LoadedProbe]) -> Reader:
         return await open_embeddings_reader(
-            args.embeddings, model=args.embedding_model, api_key=key, probes=probes
+            given.embeddings, model=given.embedding_model, api_key=key
         )
 
     return open_reader
+
+
+def _open_engine(given: argparse.Namespace) -> OpenReader:
+    prepare_environment(verbose=given.verbose)
+
+    async def open_reader(probes: Sequence[LoadedProbe]) -> Reader:
+        # Not at the top: it imports vLLM, which reads the environment.
+        from qprobe_server.vllm_backend import arguments
+        from qprobe_server.vllm_backend.reader import open_engine_reader
+
+        args = arguments.parse(given.argv, given.add_flags)
+        args.given = name_given(given)
+        args.model = args.reader
+        return await open_engine_reader(args, probes)
+
+    return open_reader
+
+
+def _refuse(given: argparse.Namespace, names: Sequence[str], *, goes_with: str) -> None:
+    for name in names:
+        if getattr(given, name) not in (None, False):
+            raise StartupError(f"--{name.replace('_', '-')} goes with {goes_with}")

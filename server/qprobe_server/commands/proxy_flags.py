@@ -85,12 +85,23 @@ def _add_reader(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the reader, which scores")
     reader = group.add_mutually_exclusive_group(required=True)
     reader.add_argument(
+        "--reader",
+        metavar="MODEL",
+        help="A model that runs here and reads the answers: a hub's ORG/NAME or a folder. vLLM's "
+        "flags are its engine's.",
+    )
+    reader.add_argument(
         "--embeddings",
         metavar="URL",
         help="Base URL of an embeddings endpoint of OpenAI's API; its key is "
         "QPROBE_EMBEDDINGS_API_KEY in the environment.",
     )
     group.add_argument("--embedding-model", metavar="NAME", help="Its model; with --embeddings.")
+    group.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="For the chats that --reader reads. Default: its own.",
+    )
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
@@ -109,12 +120,5 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         type=values.seconds,
         metavar="SECONDS",
         help="A stream that waits gets a comment as often. Default: 10.",
-    )
-    group.add_argument(
-        "--shutdown-timeout",
-        type=float,
-        default=0.0,
-        metavar="SECONDS",
-        help="For open requests when the server stops. Default: 0.",
     )
     parser.set_defaults(uds=None, schedule=None)

@@ -72,7 +72,7 @@ def read_proxy_settings(args: argparse.Namespace) -> ProxySettings:
         api_keys=tuple(api_keys),
         host=args.host,
         port=args.port,
-        shutdown_timeout_s=args.shutdown_timeout,
+        shutdown_timeout_s=float(args.shutdown_timeout or 0),
     )
 
 
