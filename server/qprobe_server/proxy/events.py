@@ -39,7 +39,7 @@ def read_events(raw: bytes) -> Iterator[Event]:
     data: list[str] = []
     for line in _LINE_END.split(raw.decode("utf-8-sig")):
         if not line:
-            if data:
+            if any(data):  # else the standard has it that nothing happens
                 yield Event(name, "\n".join(data))
             name, data = "", []
             continue
