@@ -1,0 +1,195 @@
+"""What the proxy costs, in its light form, before an upstream that answers at once.
+
+overhead        k = 16, reranked by embeddings: from the request to its answer, less the time
+                from the first candidate that the upstream sees to the last that it answers, less
+                the endpoint's own time
+pass-through    requests without a probe, 32 at a time: through the proxy, and through a plain
+                reverse proxy of the same libraries (FastAPI, httpx, uvicorn), in turn
+
+The upstream, the endpoint, the proxies and the clients share the machine. Run it alone:
+python tests/bench/proxy.py
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from proxy_servers import DIMENSIONS
+
+from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
+from qprobe.probe.probe import Endpoint
+
+Json = dict[str, Any]
+
+K, CLIENTS = 16, 32
+CHAT: Json = {"model": "m", "messages": [{"role": "user", "content": "A question? " * 20}]}
+_SERVERS = [sys.executable, str(Path(__file__).with_name("proxy_servers.py"))]
+_QPROBE = [str(Path(sys.executable).with_name("qprobe"))]
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
+    """Run a server on a port until the block ends; gives its address."""
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+    try:
+        while process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        else:
+            raise SystemExit(f"a server did not start: {log}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def find_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def write_probe(path: Path) -> None:
+    info = ProbeInfo(
+        base_model="e",
+        hidden_size=DIMENSIONS,
+        num_layers=1,
+        objective="ce",
+        k=K,
+        beta=0.1,
+        endpoint=Endpoint(template="{prompt}{completion}", normalize=False),
+    )
+    weight = np.random.default_rng(0).normal(size=DIMENSIONS)
+    save_probe(Probe(info, Terms.linear(Reading("embedding", "mean"), weight)), path)
+
+
+async def measure_overhead(upstream: str, proxy: str, *, requests: int) -> list[float]:
+    """Return for each request what the proxy took beyond candidates and endpoint, in ms."""
+    found = []
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for _ in range(requests):
+            await client.get(f"{upstream}/taken")
+            begun_s = time.monotonic()
+            body = {**CHAT, "q_probe": {"probe": "p", "k": K}}
+            reply = await client.post(f"{proxy}/v1/chat/completions", json=body)
+            total_s = time.monotonic() - begun_s
+            assert len(reply.json()["q_probe"]["results"][0]["scores"]) == K
+            taken = (await client.get(f"{upstream}/taken")).json()
+            sampled_s = max(taken["chat"]) - min(taken["chat"])
+            read_s = taken["embeddings"][1] - taken["embeddings"][0]
+            found.append((total_s - sampled_s - read_s) * 1e3)
+    return found
+
+
+async def measure_rate(url: str, *, requests: int) -> float:
+    """Return how many requests a second pass, asked by clients that cost next to nothing."""
+    raw = json.dumps(CHAT).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    )
+    asked = head.encode() + raw
+    port = int(url.rpartition(":")[2])
+
+    async def ask_often() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(requests // CLIENTS):
+            writer.write(asked)
+            reply = await reader.readuntil(b"\r\n\r\n")
+            assert reply.startswith(b"HTTP/1.1 200"), reply
+            (length,) = [
+                int(line.partition(b":")[2])
+                for line in reply.lower().split(b"\r\n")
+                if line.startswith(b"content-length:")
+            ]
+            await reader.readexactly(length)
+        writer.close()
+
+    begun_s = time.monotonic()
+    await asyncio.gather(*(ask_often() for _ in range(CLIENTS)))
+    return requests // CLIENTS * CLIENTS / (time.monotonic() - begun_s)
+
+
+def measure(upstream: str, proxy: str, plain: str, args: argparse.Namespace) -> Json:
+    """Return the rounds of everything, the proxies in turn."""
+    rates: dict[str, list[float]] = {"proxy": [], "plain": []}
+    overhead: list[float] = []
+    for number in range(args.rounds + 1):
+        found = {
+            name: asyncio.run(measure_rate(url, requests=args.requests))
+            for name, url in (("proxy", proxy), ("plain", plain))
+        }
+        spent = asyncio.run(measure_overhead(upstream, proxy, requests=args.reranked))
+        if number:  # the first warms up
+            overhead += spent
+            for name, rate in found.items():
+                rates[name].append(rate)
+    ratios = [a / b for a, b in zip(rates["proxy"], rates["plain"], strict=True)]
+    return {"overhead_ms": overhead, "rates": rates, "ratios": ratios}
+
+
+def show(results: Json) -> str:
+    """Return the figures in words."""
+
+    def spread(values: Sequence[float], form: str) -> str:
+        low, high = min(values), max(values)
+        return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
+
+    rates = results["rates"]
+    medians = statistics.median(rates["proxy"]) / statistics.median(rates["plain"])
+    return (
+        f"overhead, k = {K}: {spread(results['overhead_ms'], '.1f')} ms\n"
+        f"pass-through: {spread(rates['proxy'], ',.0f')} requests/s, "
+        f"plain {spread(rates['plain'], ',.0f')}\n"
+        f"ratio of medians {medians:.2f}, by rounds {spread(results['ratios'], '.2f')}\n"
+    )
+
+
+def main() -> None:
+    """Measure, print and write the file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=2048, help="passed through in a round")
+    parser.add_argument("--reranked", type=int, default=30, help="likewise")
+    parser.add_argument("--out", type=Path, default=Path("build/bench-proxy.json"))
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    probe = args.out.with_name("bench-proxy.safetensors")
+    write_probe(probe)
+
+    def log(name: str) -> Path:
+        return Path(args.out.with_name(f"{args.out.stem}-{name}.log"))
+
+    ports = [find_port() for _ in range(3)]
+    url = f"http://127.0.0.1:{ports[0]}/v1"
+    ours = [*_QPROBE, "proxy", "--upstream", url, "--embeddings", url, "--embedding-model", "e"]
+    ours += ["--probe", f"p={probe}", "--host", "127.0.0.1", "--port", str(ports[1])]
+    plain = [*_SERVERS, "plain", str(ports[2]), f"http://127.0.0.1:{ports[0]}"]
+    with (
+        running([*_SERVERS, "upstream", str(ports[0])], ports[0], log("upstream")) as upstream,
+        running(ours, ports[1], log("proxy")) as proxy_url,
+        running(plain, ports[2], log("plain")) as plain_url,
+    ):
+        results = measure(upstream, proxy_url, plain_url, args)
+    args.out.write_text(json.dumps(results, indent=1))
+    sys.stdout.write(show(results))
+
+
+if __name__ == "__main__":
+    main()
