@@ -4,7 +4,9 @@ overhead        k = 16, reranked by embeddings: from the request to its answer, 
                 from the first candidate that the upstream sees to the last that it answers, less
                 the endpoint's own time
 pass-through    requests without a probe, 32 at a time: through the proxy, and through a plain
-                reverse proxy of the same libraries (FastAPI, httpx, uvicorn), in turn
+                reverse proxy of the same libraries (FastAPI, httpx, uvicorn), in turn; by the
+                clock, and by the processor time of the proxy's process, which other work on the
+                machine does not lengthen
 
 The upstream, the endpoint, the proxies and the clients share the machine. Run it alone:
 python tests/bench/proxy.py
@@ -20,11 +22,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from proxy_servers import DIMENSIONS
 
 from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
@@ -38,9 +42,17 @@ _SERVERS = [sys.executable, str(Path(__file__).with_name("proxy_servers.py"))]
 _QPROBE = [str(Path(sys.executable).with_name("qprobe"))]
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that listens, and its process."""
+
+    url: str
+    process: psutil.Process
+
+
 @contextlib.contextmanager
-def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
-    """Run a server on a port until the block ends; gives its address."""
+def running(command: Sequence[str], port: int, log: Path) -> Iterator[Server]:
+    """Run a server on a port until the block ends."""
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
     try:
@@ -50,7 +62,7 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
             time.sleep(0.05)
         else:
             raise SystemExit(f"a server did not start: {log}")
-        yield f"http://127.0.0.1:{port}"
+        yield Server(f"http://127.0.0.1:{port}", psutil.Process(process.pid))
     finally:
         process.terminate()
         process.wait()
@@ -95,15 +107,18 @@ async def measure_overhead(upstream: str, proxy: str, *, requests: int) -> list[
     return found
 
 
-async def measure_rate(url: str, *, requests: int) -> float:
-    """Return how many requests a second pass, asked by clients that cost next to nothing."""
+async def measure_rate(server: Server, *, requests: int) -> tuple[float, float]:
+    """Return how many requests pass, a second and a second of the server's processor time.
+
+    The clients cost next to nothing.
+    """
     raw = json.dumps(CHAT).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
         f"content-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
     )
     asked = head.encode() + raw
-    port = int(url.rpartition(":")[2])
+    port = int(server.url.rpartition(":")[2])
 
     async def ask_often() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -119,44 +134,51 @@ async def measure_rate(url: str, *, requests: int) -> float:
             await reader.readexactly(length)
         writer.close()
 
-    begun_s = time.monotonic()
+    before, begun_s = server.process.cpu_times(), time.monotonic()
     await asyncio.gather(*(ask_often() for _ in range(CLIENTS)))
-    return requests // CLIENTS * CLIENTS / (time.monotonic() - begun_s)
+    seconds, after = time.monotonic() - begun_s, server.process.cpu_times()
+    busy_s = after.user + after.system - before.user - before.system
+    passed = requests // CLIENTS * CLIENTS
+    return passed / seconds, passed / busy_s
 
 
-def measure(upstream: str, proxy: str, plain: str, args: argparse.Namespace) -> Json:
+def measure(upstream: Server, proxy: Server, plain: Server, args: argparse.Namespace) -> Json:
     """Return the rounds of everything, the proxies in turn."""
-    rates: dict[str, list[float]] = {"proxy": [], "plain": []}
+    rates: dict[str, list[tuple[float, float]]] = {"proxy": [], "plain": []}
     overhead: list[float] = []
     for number in range(args.rounds + 1):
         found = {
-            name: asyncio.run(measure_rate(url, requests=args.requests))
-            for name, url in (("proxy", proxy), ("plain", plain))
+            name: asyncio.run(measure_rate(server, requests=args.requests))
+            for name, server in (("proxy", proxy), ("plain", plain))
         }
-        spent = asyncio.run(measure_overhead(upstream, proxy, requests=args.reranked))
+        spent = asyncio.run(measure_overhead(upstream.url, proxy.url, requests=args.reranked))
         if number:  # the first warms up
             overhead += spent
             for name, rate in found.items():
                 rates[name].append(rate)
-    ratios = [a / b for a, b in zip(rates["proxy"], rates["plain"], strict=True)]
-    return {"overhead_ms": overhead, "rates": rates, "ratios": ratios}
+    return {"overhead_ms": overhead, "rates": rates}
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Return the median, and what lies least and most."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
 
 
 def show(results: Json) -> str:
     """Return the figures in words."""
-
-    def spread(values: Sequence[float], form: str) -> str:
-        low, high = min(values), max(values)
-        return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}})"
-
-    rates = results["rates"]
-    medians = statistics.median(rates["proxy"]) / statistics.median(rates["plain"])
-    return (
-        f"overhead, k = {K}: {spread(results['overhead_ms'], '.1f')} ms\n"
-        f"pass-through: {spread(rates['proxy'], ',.0f')} requests/s, "
-        f"plain {spread(rates['plain'], ',.0f')}\n"
-        f"ratio of medians {medians:.2f}, by rounds {spread(results['ratios'], '.2f')}\n"
-    )
+    lines = [f"overhead, k = {K}: {spread(results['overhead_ms'], '.1f')} ms"]
+    for index, by in enumerate(("second", "second of its processor time")):
+        proxy, plain = (
+            [each[index] for each in results["rates"][name]] for name in results["rates"]
+        )
+        ratios = [a / b for a, b in zip(proxy, plain, strict=True)]
+        medians = statistics.median(proxy) / statistics.median(plain)
+        lines += [
+            f"passed a {by}: {spread(proxy, ',.0f')}, plain {spread(plain, ',.0f')}",
+            f"    ratio of medians {medians:.2f}, by rounds {spread(ratios, '.2f')}",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -183,10 +205,10 @@ def main() -> None:
     plain = [*_SERVERS, "plain", str(ports[2]), f"http://127.0.0.1:{ports[0]}"]
     with (
         running([*_SERVERS, "upstream", str(ports[0])], ports[0], log("upstream")) as upstream,
-        running(ours, ports[1], log("proxy")) as proxy_url,
-        running(plain, ports[2], log("plain")) as plain_url,
+        running(ours, ports[1], log("proxy")) as proxy,
+        running(plain, ports[2], log("plain")) as beside,
     ):
-        results = measure(upstream, proxy_url, plain_url, args)
+        results = measure(upstream, proxy, beside, args)
     args.out.write_text(json.dumps(results, indent=1))
     sys.stdout.write(show(results))
 
