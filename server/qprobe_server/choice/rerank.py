@@ -75,10 +75,6 @@ class Rerank:
             self.tell(f"no candidate has an answer by {self.request.vote.by}: the scores decide")
         return classes
 
-    def add_notice(self, said: str) -> None:
-        """Have the reply tell the client something more."""
-        self.notice = said if self.notice is None else f"{self.notice}; {said}"
-
     def add(self, prompt_index: int, result: ResultReply) -> None:
         """Note what came of a prompt.
 

@@ -64,6 +64,11 @@ def check_serve(args: argparse.Namespace) -> None:
 
 
 def check_sandbox() -> None:
+    """Check that code of candidates can be run safely.
+
+    Raises:
+        StartupError: It cannot.
+    """
     # Here, since it imports numpy.
     from qprobe.rewards.code import TestsReward
 

@@ -12,6 +12,7 @@ from qprobe_server.commands.preflight import (
     check_address,
     check_files,
     check_model,
+    check_sandbox,
     check_worker,
 )
 from qprobe_server.commands.serve import name_given, prepare_environment
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     settings = replace(read_settings(args), rejects_early=False)
     open_reader = _choose_reader(args)
     check_address(args)
+    if settings.allow_code_execution:
+        check_sandbox()
     files = name_probes(args.probe)
     check_files(files)
     store = None if args.probe_dir is None else ProbeStore(args.probe_dir)

@@ -3,7 +3,12 @@
 import argparse
 
 from qprobe_server.commands import values
-from qprobe_server.commands.engine_flags import add_choice_flags, add_log_flags, add_probe_flags
+from qprobe_server.commands.engine_flags import (
+    add_choice_flags,
+    add_code_flags,
+    add_log_flags,
+    add_probe_flags,
+)
 
 __all__ = ["add_proxy_flags"]
 
@@ -25,6 +30,7 @@ def add_proxy_flags(parser: argparse.ArgumentParser) -> None:
         "which it then has to give. Default: any number.",
     )
     add_probe_flags(parser)
+    add_code_flags(parser)
     _add_server(parser)
     add_log_flags(parser)
 

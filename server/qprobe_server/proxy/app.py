@@ -11,6 +11,8 @@ from starlette.routing import Route
 
 from qprobe import Probe, ProbeFileError
 from qprobe_server import quiet
+from qprobe_server.choice.code_vote import make_code_runner
+from qprobe_server.choice.vote import VoteReader
 from qprobe_server.edge.attachment import attach
 from qprobe_server.edge.banner import Listening
 from qprobe_server.edge.lifetime import GRACE_S, ending_at_once, serve_until_signalled
@@ -146,6 +148,7 @@ async def make_app(
         registry=registry,
         is_model=directory.is_model,
         list_models=None if directory.is_open else lambda: directory.names,
+        votes=VoteReader(make_code_runner(settings)),
         routes=ROUTES,
     )
     attach(app, state, lifecycle, routers=[make_router(directory, reader, counted)])

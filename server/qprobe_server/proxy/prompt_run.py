@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from qprobe.rewards.equal import Classes
 from qprobe_server.choice.draw import check_finite, choose, combine, settle_beta
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.result import make_result
@@ -46,6 +47,7 @@ class PromptRun:
         self._metrics = metrics
         self._n = n
         self._seed = seed
+        self._vote_s = 0.0  # what a vote took, which may be to run code
         self._probes = [probe for probe, _ in rerank.request.probes]
         self._weights = [weight for _, weight in rerank.request.probes]
 
@@ -67,7 +69,7 @@ class PromptRun:
             came = await sample(asked, self._index, k=self._rerank.k, deadline_s=deadline_s)
             ended_s = time.monotonic()
             chosen = await self._choose(came, label)
-            self._metrics.observe_overhead(time.monotonic() - ended_s)
+            self._metrics.observe_overhead(time.monotonic() - ended_s - self._vote_s)
             outcome = "ok"
         except asyncio.CancelledError:
             outcome = "cancelled"
@@ -95,13 +97,22 @@ class PromptRun:
         self._metrics.count_non_finite(label, scores)
         check_finite(scores)
         beta = settle_beta(self._rerank.request, scores)
-        draw = choose(scores, beta=beta, n=self._n, seed=self._seed, prompt_index=self._index)
+        classes = await self._vote(candidates)
+        draw = choose(
+            scores,
+            None if classes is None else classes.of,
+            beta=beta,
+            n=self._n,
+            seed=self._seed,
+            prompt_index=self._index,
+        )
         num_tokens = [each.written.num_tokens or 0 for each in candidates]
         result = make_result(
             num_tokens=num_tokens,
             scores=scores,
             places=range(len(candidates)),
             draw=draw,
+            classes=classes,
             beta=beta,
             shown=self._show(candidates, reads),
             rejected_at=[None] * len(candidates),
@@ -112,6 +123,16 @@ class PromptRun:
         self._tell(came, num_unread=len(came.candidates) - len(candidates))
         self._metrics.observe(label, result, num_tokens)
         return [candidates[index] for index in result.selected]
+
+    async def _vote(self, candidates: Sequence[Candidate]) -> Classes | None:
+        """Return the candidates by their answers, if they vote."""
+        begun_s = time.monotonic()
+        classes = await self._rerank.group([each.written.text for each in candidates])
+        vote = self._rerank.request.vote
+        if vote is not None and classes is not None:
+            self._vote_s = time.monotonic() - begun_s
+            self._metrics.observe_vote(vote.by, classes, self._vote_s)
+        return classes
 
     @property
     def _wants_tokens(self) -> bool:
@@ -162,8 +183,8 @@ class PromptRun:
         """Have the reply say what the client may not expect."""
         missing = came.describe_failures()
         if missing is not None:
-            self._rerank.add_notice(missing)
+            self._rerank.tell(missing)
         if num_unread:
-            self._rerank.add_notice(f"{num_unread} candidates are too long to be read")
+            self._rerank.tell(f"{num_unread} candidates are too long to be read")
         if self._rerank.request.return_token_scores and not self._reader.gives_token_scores:
-            self._rerank.add_notice("this server's reader gives no scores of single tokens")
+            self._rerank.tell("this server's reader gives no scores of single tokens")

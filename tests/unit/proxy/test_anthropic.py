@@ -18,7 +18,7 @@ ASK: Json = {
     "messages": [{"role": "user", "content": "hi"}],
     "extra_body": {"q_probe": {"probe": "good", "k": 3}},
 }
-CONTENT = [
+CONTENT: list[Json] = [
     {"type": "thinking", "thinking": "think", "signature": "s"},
     {"type": "text", "text": "the answer"},
     {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": [1]}},
@@ -70,7 +70,7 @@ async def test_the_best_message_is_returned_as_it_is(setting: Any, make: Any) ->
     replies = [message([{"type": "text", "text": text}], output_tokens=len(text)) for text in texts]
     setting.stub.answer = make.answer_with(*replies)
     async with setting.open() as proxy:
-        reply = (await connect(proxy).messages.create(**ASK)).to_dict()
+        reply: Json = (await connect(proxy).messages.create(**ASK)).to_dict()
     told = reply.pop("q_probe")
     assert reply == replies[1]
     assert told["results"][0]["sampled_usage"] == {"input_tokens": 27, "output_tokens": 6}
@@ -85,7 +85,7 @@ async def test_the_winners_events_are_replayed(setting: Any, make: Any) -> None:
         connect(proxy).messages.stream(**{**ASK, "model": "claude:good"}) as stream,
     ):
         final = await stream.get_final_message()
-    reply = final.to_dict()
+    reply: Json = final.to_dict()
     assert reply["model"] == "claude:good"
     assert [block["type"] for block in reply["content"]] == [each["type"] for each in CONTENT]
     assert reply["content"][2]["input"] == CONTENT[2]["input"]
@@ -99,7 +99,7 @@ async def test_the_reader_gets_openais_words(setting: Any, make: Any, *, is_stre
     if not is_stream:
         setting.stub.answer = whole
     body = {name: value for name, value in ASK.items() if name != "extra_body"}
-    body |= ASK["extra_body"] | {"stream": is_stream}
+    body |= {**ASK["extra_body"], "stream": is_stream}
     async with setting.open() as proxy:
         assert (await proxy.post("/v1/messages", json=body)).status_code == 200
     (prompt, *_), (written, *_) = setting.reader.prompts, setting.reader.completions
