@@ -1,8 +1,13 @@
 """Probes, registries and the command, for tests without an engine."""
 
+import contextlib
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +18,7 @@ from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
 from qprobe.probe.values import Layer, Pooling
 from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_probe
 
+Json = dict[str, Any]
 MakeProbe = Callable[..., Path]
 
 
@@ -112,3 +118,57 @@ def _run_qprobe(*args: object) -> Ran:
     modules = {line.rpartition("|")[2].strip() for line in imports}
     err = "".join(line for line in lines if not line.startswith("import time:"))
     return Ran(done.returncode, done.stdout, err, modules & {"torch", "vllm"})
+
+
+@dataclass
+class Played:
+    """A server that answers by ``play(request, number)``: a reply, or (status, headers, body)."""
+
+    play: Callable[[Json, int], Any]
+    requests: list[Json] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def playing() -> Iterator[Callable[[Callable[[Json, int], Any]], Played]]:
+    """Return a function that starts such a server."""
+    with contextlib.ExitStack() as stack:
+
+        def start(play: Callable[[Json, int], Any]) -> Played:
+            played = Played(play)
+
+            class Handler(BaseHTTPRequestHandler):
+                def do_POST(self) -> None:
+                    body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                    played.requests.append(body)
+                    played.headers.append({k.lower(): v for k, v in self.headers.items()})
+                    played.paths.append(self.path)
+                    answer = played.play(body, len(played.requests))
+                    status, headers, data = (
+                        answer if isinstance(answer, tuple) else (200, {}, answer)
+                    )
+                    if status == 0:
+                        self.connection.close()
+                        return
+                    raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+                    self.send_response(status)
+                    for name, value in {**headers, "content-length": str(len(raw))}.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    with contextlib.suppress(ConnectionError):
+                        self.wfile.write(raw)
+
+                def log_message(self, *_: object) -> None:
+                    pass
+
+            server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            played.url = f"http://127.0.0.1:{server.server_port}/v1"
+            return played
+
+        yield start

@@ -1,0 +1,84 @@
+"""Chats and answers as plain text, for what reads no chats."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from qprobe_server.errors import RequestError
+from qprobe_server.proxy.reader import Prompt, Written
+
+__all__ = ["check_text_only", "fill", "write_answer", "write_prompt"]
+
+Message = Mapping[str, Any]
+
+_PLACE = re.compile(r"\{(prompt|completion)\}")
+
+
+def check_text_only(prompt: Prompt) -> None:
+    """Check that a prompt is nothing but text.
+
+    Raises:
+        RequestError: 400, a message has another part; it is named.
+    """
+    for number, message in enumerate(prompt.messages or ()):
+        content = message.get("content")
+        for place, part in enumerate(content if isinstance(content, list) else ()):
+            if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, Mapping) else None
+                where = f"messages[{number}].content[{place}]"
+                raise RequestError(
+                    f"{where}: the reader of the answers reads text only, got {kind!r}",
+                    param=where,
+                )
+
+
+def fill(template: str, *, prompt: str, completion: str) -> str:
+    """Return a template with the texts in their places, ``{prompt}`` and ``{completion}``."""
+    texts = {"prompt": prompt, "completion": completion}
+    return _PLACE.sub(lambda place: texts[place[1]], template)
+
+
+def write_prompt(prompt: Prompt) -> str:
+    """Return a prompt as text, up to where its answer begins.
+
+    A chat is ``role: content``, with an empty line between messages and its tools in front.
+    """
+    if prompt.messages is None:
+        return prompt.text or ""
+    parts = [
+        *(["tools: " + _dump(list(prompt.tools))] if prompt.tools else []),
+        *(f"{each['role']}: {_write_message(each)}" for each in prompt.messages),
+        "assistant: ",
+    ]
+    return "\n\n".join(parts)
+
+
+def write_answer(written: Written) -> str:
+    """Return an answer as text: its content or refusal, and a line of JSON for each tool call.
+
+    Reasoning is left out.
+    """
+    message = written.message or {}
+    return _write_message({**message, "content": written.text or message.get("refusal")})
+
+
+def _write_message(message: Message) -> str:
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = "\n".join(part["text"] for part in content)
+    calls: Sequence[Message] = message.get("tool_calls") or ()
+    return "\n".join([*([content] if content else []), *(_write_call(each) for each in calls)])
+
+
+def _write_call(call: Message) -> str:
+    function = call["function"]
+    arguments = function.get("arguments")
+    with suppress(TypeError, ValueError):  # a model may write anything
+        arguments = json.loads(arguments)
+    return _dump({"name": function["name"], "arguments": arguments})
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

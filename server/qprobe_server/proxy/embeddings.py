@@ -1,0 +1,171 @@
+"""An embeddings endpoint reads what an upstream wrote: one batched call a prompt. No torch here."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qprobe import Probe, ProbeFileError
+from qprobe_server.errors import ReadingError, StartupError
+from qprobe_server.library.registry import ServedProbe
+from qprobe_server.proxy.address import read_address
+from qprobe_server.proxy.chat_text import check_text_only, fill, write_answer, write_prompt
+from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint
+from qprobe_server.proxy.reader import Prompt, Read, Reader, Written
+
+__all__ = ["EmbeddingsReader", "embed_answers", "open_embeddings_reader"]
+
+Floats = NDArray[np.float32]
+
+
+async def open_embeddings_reader(url: str, *, model: str, api_key: str | None) -> Reader:
+    """Ask an endpoint for one embedding, to see what it gives.
+
+    Args:
+        url: Of its API, as ``--embeddings`` has it.
+        model: As it calls it.
+        api_key: Its, or None.
+
+    Raises:
+        StartupError: The URL is none, or the endpoint gives no embedding.
+    """
+    endpoint = EmbeddingsEndpoint(read_address("--embeddings", url), model=model, api_key=api_key)
+    try:
+        return EmbeddingsReader(endpoint, await endpoint.probe())
+    except ReadingError as error:
+        await endpoint.close()
+        raise StartupError(str(error)) from error
+
+
+class EmbeddingsReader:
+    """Scores embeddings; see ``Reader``.
+
+    Args:
+        endpoint: Closed by ``close``.
+        dimensions: Of its embeddings.
+    """
+
+    gives_token_scores = False
+
+    def __init__(self, endpoint: EmbeddingsEndpoint, dimensions: int) -> None:
+        self._endpoint = endpoint
+        self._dimensions = dimensions
+        self._probes: dict[int, Probe] = {}  # an index that is free again gets another
+
+    def check(self, probe: Probe) -> None:
+        """Check that a probe reads embeddings of this endpoint's.
+
+        Raises:
+            ProbeFileError: It does not.
+        """
+        info, model = probe.info, self._endpoint.model
+        if info.endpoint is None:
+            raise ProbeFileError(
+                "endpoint",
+                f"is none: the probe reads states of {info.base_model!r}, and an embeddings "
+                "endpoint gives none; --reader does",
+            )
+        if _last(info.base_model) != _last(model):
+            raise ProbeFileError(
+                "base_model", f"is {info.base_model!r}, the endpoint's is {model!r}"
+            )
+        if info.hidden_size != self._dimensions:
+            raise ProbeFileError(
+                "hidden_size",
+                f"is {info.hidden_size}, the embeddings of {model!r} have {self._dimensions} "
+                "dimensions",
+            )
+        if probe.terms.numbers:
+            raise ProbeFileError(
+                "terms", f"read {', '.join(probe.terms.numbers)}, which no endpoint tells"
+            )
+
+    async def load(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
+        """Keep probes by their indices."""
+        self._probes |= {served.index: probe for served, probe in probes}
+
+    async def check_health(self) -> None:
+        """Say that all is well: to ask the endpoint may cost, and a request will tell."""
+
+    async def check_prompt(self, prompt: Prompt) -> None:
+        """Check that a prompt is text. How long it may be only the endpoint knows.
+
+        Raises:
+            RequestError: 400, it is not.
+        """
+        check_text_only(prompt)
+
+    async def read(
+        self,
+        prompt: Prompt,
+        completions: Sequence[Written],
+        probes: Sequence[ServedProbe],
+        *,
+        with_tokens: bool,
+    ) -> Sequence[Read | None]:
+        """Score completions of a prompt; None for one that the endpoint does not take.
+
+        Raises:
+            ReadingError: The endpoint gives no embeddings.
+        """
+        loaded = [self._probes[each.index] for each in probes]
+        how = [each.info.endpoint for each in loaded]
+        # Mostly one. Probes of a mix may have been trained with several.
+        templates = list(dict.fromkeys(each.template for each in how if each is not None))
+        vectors = await asyncio.gather(
+            *(
+                embed_answers(self._endpoint, each, [(prompt, written) for written in completions])
+                for each in templates
+            )
+        )
+        by_template = dict(zip(templates, vectors, strict=True))
+        found: list[Read | None] = []
+        for place in range(len(completions)):
+            scores = []
+            for probe, each in zip(loaded, how, strict=True):
+                assert each is not None  # as ``check`` has seen
+                vector = by_template[each.template][place]
+                if vector is not None:
+                    scores.append(_score(probe, normalize(vector) if each.normalize else vector))
+            found.append(Read(scores=scores) if len(scores) == len(loaded) else None)
+        return found
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._endpoint.close()
+
+
+async def embed_answers(
+    endpoint: EmbeddingsEndpoint, template: str, answers: Sequence[tuple[Prompt, Written]]
+) -> list[Floats | None]:
+    """Return the embeddings of prompts with an answer each, as ``EmbeddingsEndpoint.embed``.
+
+    Args:
+        endpoint: Whom to ask, in one call.
+        template: What is embedded, as in ``qprobe.Endpoint``.
+        answers: At least one.
+    """
+    return await endpoint.embed(
+        [
+            fill(template, prompt=write_prompt(prompt), completion=write_answer(written))
+            for prompt, written in answers
+        ]
+    )
+
+
+def normalize(vector: Floats) -> Floats:
+    """Return a vector brought to length 1; one of zeros stays as it is."""
+    length = float(np.linalg.norm(vector.astype(np.float64)))
+    return vector if length == 0 else np.asarray(vector / length, np.float32)
+
+
+def _score(probe: Probe, vector: Floats) -> float:
+    wide = vector.astype(np.float64)
+    return probe.terms.bias + sum(
+        float(wide @ np.asarray(each.weight, np.float64)) for each in probe.terms.states
+    )
+
+
+def _last(name: str) -> str:
+    return name.rsplit("/", 1)[-1]

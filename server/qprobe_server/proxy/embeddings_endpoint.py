@@ -1,0 +1,162 @@
+"""A client of OpenAI's ``/v1/embeddings``, whoever serves it. Knows no probes.
+
+Neither texts nor keys nor what the endpoint says get into errors.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from qprobe_server.errors import ReadingError, UpstreamError
+from qprobe_server.proxy.address import Address
+from qprobe_server.proxy.upstream import Bounds, Upstream
+
+__all__ = ["EmbeddingsEndpoint"]
+
+Floats = NDArray[np.float32]
+
+_BOUNDS = Bounds(max_reply_mib=64, concurrency=32)
+# How many texts that were refused together are tried alone at a time.
+_MAX_ALONE = 8
+# It will not take this text, or not so many or so much at once.
+_REFUSED = (400, 413, 422)
+
+
+class _RefusedError(Exception):
+    """The endpoint does not take the texts."""
+
+
+class EmbeddingsEndpoint:
+    """Asks for the embeddings of a batch at a time; again, where that may help and there is time.
+
+    Args:
+        address: Of the API.
+        model: As the endpoint calls it.
+        api_key: Sent as a bearer token; None sends none.
+        total_s: For a batch with all its tries and pauses, > 0.
+
+    Attributes:
+        address, model: As given.
+    """
+
+    def __init__(
+        self, address: Address, *, model: str, api_key: str | None = None, total_s: float = 60.0
+    ) -> None:
+        self.address = address
+        self.model = model
+        self._total_s = total_s
+        key = None if api_key is None else (b"authorization", f"Bearer {api_key}".encode())
+        self._upstream = Upstream(address, _BOUNDS, key=key)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._upstream.close()
+
+    async def probe(self) -> int:
+        """Ask for one embedding; return how many dimensions it has.
+
+        Raises:
+            ReadingError: The endpoint gives none, or says that another model made it.
+        """
+        (vector,) = await self.embed(["ok"])
+        if vector is None:
+            raise self._fail(f"it does not take the model {self.model!r}, or a text at all")
+        return vector.size
+
+    async def embed(self, texts: Sequence[str]) -> list[Floats | None]:
+        """Return the embeddings of texts, each of shape (dimensions,); all are asked for at once.
+
+        Args:
+            texts: At least one, none of them empty.
+
+        Returns:
+            None for a text that the endpoint does not take, such as one that is too long. It
+            refuses all for one, so that each is then asked for alone.
+
+        Raises:
+            ReadingError: The endpoint gives no embeddings.
+        """
+        try:
+            return [*await self._embed_together(texts)]
+        except _RefusedError:
+            if len(texts) == 1:
+                return [None]
+        places = asyncio.Semaphore(_MAX_ALONE)
+
+        async def embed_alone(text: str) -> Floats | None:
+            async with places:
+                return (await self.embed([text]))[0]
+
+        tasks = [asyncio.create_task(embed_alone(text)) for text in texts]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for each in tasks:
+                each.cancel()
+
+    async def _embed_together(self, texts: Sequence[str]) -> Floats:
+        """Return (texts, dimensions)."""
+        # Floats: what every server knows. Those that send base64 all the same are understood.
+        body = {"model": self.model, "input": list(texts), "encoding_format": "float"}
+        headers = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
+        request = httpx.Request(
+            "POST",
+            self.address.locate(b"/v1/embeddings", b""),
+            headers=self._upstream.headers(headers),
+            content=json.dumps(body).encode(),
+        )
+        deadline_s = asyncio.get_running_loop().time() + self._total_s
+        try:
+            reply = await self._upstream.ask(request, deadline_s=deadline_s)
+        except UpstreamError as error:
+            if error.own is not None and error.status in _REFUSED:
+                raise _RefusedError from error
+            raise self._fail(str(error)) from error
+        return self._parse(reply.body, len(texts))
+
+    def _parse(self, data: bytes, count: int) -> Floats:
+        try:
+            reply = json.loads(data)
+        except (ValueError, RecursionError):
+            raise self._fail("a reply that is not JSON") from None
+        found = reply.get("data") if isinstance(reply, dict) else None
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise self._fail('a reply without a list of objects "data"')
+        self._check_model(reply.get("model"))
+        indices = [each.get("index") for each in found]
+        if sorted(indices, key=str) != sorted(range(count), key=str):
+            raise self._fail(f"{len(found)} embeddings, or of others, where {count} were asked for")
+        rows = [self._read_vector(each.get("embedding")) for each in found]
+        if len({row.size for row in rows}) != 1:
+            raise self._fail("embeddings of different dimensions")
+        return np.stack([rows[indices.index(index)] for index in range(count)])
+
+    def _check_model(self, name: object) -> None:
+        """Check who has embedded: the name may lack the owner's, or add a version's."""
+        if isinstance(name, str) and not _last(name).startswith(_last(self.model)):
+            raise self._fail(f"{self.model!r} was asked, and {name[:80]!r} has answered")
+
+    def _read_vector(self, value: object) -> Floats:
+        try:
+            if isinstance(value, str):
+                vector = np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+            else:
+                vector = np.asarray(value, np.float32)
+        except (TypeError, ValueError, binascii.Error):
+            raise self._fail("an embedding that is no list of numbers") from None
+        if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
+            raise self._fail("an embedding that is no list of finite numbers")
+        return vector
+
+    def _fail(self, what: str) -> ReadingError:
+        return ReadingError(f"the embeddings endpoint {self.address.origin}: {what}")
+
+
+def _last(name: str) -> str:
+    return name.rsplit("/", 1)[-1].lower()
