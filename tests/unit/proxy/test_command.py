@@ -1,0 +1,117 @@
+"""The command ``qprobe proxy`` in its light form, from its flags to its end by a signal."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from starlette.responses import JSONResponse, Response
+
+from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
+from qprobe.probe.probe import Endpoint
+
+Json = dict[str, Any]
+URL = "http://127.0.0.1:9/v1"
+EMBEDDED = ["--embeddings", URL, "--embedding-model", "e"]
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Path:
+    """Return a probe of a model of two dimensions: the text's length, and 1."""
+    info = ProbeInfo(
+        base_model="org/e",
+        hidden_size=2,
+        num_layers=1,
+        objective="ce",
+        k=3,
+        beta=0,
+        endpoint=Endpoint(template="{completion}", normalize=False),
+    )
+    path = tmp_path / "p.safetensors"
+    save_probe(Probe(info, Terms.linear(Reading("embedding", "mean"), np.array([1, 0]))), path)
+    return path
+
+
+WRONG = [
+    ([], "--upstream"),
+    (["--upstream", URL], "one of the arguments --reader --embeddings is required"),
+    (["--upstream", URL, "--embeddings", URL], "--embedding-model"),
+    (["--upstream", URL, "--reader", "org/m", "--embedding-model", "e"], "goes with --embeddings"),
+    (["--upstream", URL, *EMBEDDED, "--dtype", "float32"], "--dtype goes with --reader"),
+    (["--upstream", URL, *EMBEDDED, "--probe-layers", "3"], "--probe-layers goes with --reader"),
+    (["--upstream", URL, *EMBEDDED, "--schedule", "off"], "--schedule"),
+    (["--upstream", "nowhere", *EMBEDDED], "--upstream 'nowhere'"),
+    (["--upstream", URL, *EMBEDDED, "--port", "99999"], "--port must be"),
+    (["--upstream", URL, *EMBEDDED, "--probe", "p=/none"], "there is none"),
+    (["--upstream", URL, *EMBEDDED, "--pass-authorization", "--api-key", "k"], "--api-key"),
+    (["--upstream", URL, *EMBEDDED, "--max-k", "0"], "--max-k"),
+    (["--upstream", URL, *EMBEDDED, "--budget-tokens", "0"], "--budget-tokens"),
+    (["--upstream", URL, *EMBEDDED], "cannot be"),  # the endpoint is not there
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), WRONG, ids=lambda value: " ".join(value)[:60])
+def test_wrong_flags_are_told(run_qprobe: Callable[..., Any], flags: list[str], said: str) -> None:
+    ran = run_qprobe("proxy", *flags)
+    assert ran.status != 0
+    assert said in ran.err.replace("\n", " ")
+    assert "Traceback" not in ran.err
+    assert not ran.heavy
+
+
+def answer_all(make: Any) -> Any:
+    """Return what answers chats by texts of growing length, and embeds them by that."""
+
+    async def answer(request: Any, body: Json, number: int) -> Response:
+        if "input" in body:
+            data = [
+                {"index": index, "embedding": [len(text), 1]}
+                for index, text in enumerate(body["input"])
+            ]
+            return JSONResponse({"model": "e", "data": data})
+        return JSONResponse(make.complete("x" * (body["seed"] + 1)))
+
+    return answer
+
+
+async def test_the_light_form_starts_at_once_and_reranks(
+    setting: Any, make: Any, probe: Path
+) -> None:
+    """Within two seconds of processor time; neither torch nor vLLM is imported."""
+    setting.stub.answer = answer_all(make)
+    url = f"{setting.stub.url}/v1"
+    flags = ["--upstream", url, "--embeddings", url, "--embedding-model", "e"]
+    flags += ["--probe", f"p={probe}", "--host", "127.0.0.1", "--port", "0"]
+    qprobe = str(Path(sys.executable).with_name("qprobe"))
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-X", "importtime", qprobe, "proxy", *flags],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    shown = (await process.stdout.readuntil(b"MODEL:p\n")).decode()
+    used = psutil.Process(process.pid).cpu_times()
+    address = next(line.split()[1] for line in shown.splitlines() if line.strip().startswith("API"))
+    body = {"model": "m:p", "messages": [{"role": "user", "content": "hi"}], "seed": 0}
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        reply = (await client.post(f"{address}/chat/completions", json=body)).json()
+        health = await client.get(address.replace("/v1", "/health"))
+    process.send_signal(signal.SIGTERM)
+    _, err = await process.communicate()
+    assert reply["choices"][0]["message"]["content"] == "xxx"
+    assert reply["q_probe"]["results"][0]["scores"] == [1, 2, 3]
+    assert health.json() == {"status": "ok"}
+    assert process.returncode == 0
+    imported = {
+        line.rpartition(b"|")[2].strip()
+        for line in err.splitlines()
+        if line.startswith(b"import time:")
+    }
+    assert not imported & {b"torch", b"vllm"}
+    assert used.user + used.system < 2
