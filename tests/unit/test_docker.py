@@ -20,11 +20,12 @@ import kubernetes_validate  # type: ignore[import-untyped]  # it has none
 import pytest
 import yaml  # type: ignore[import-untyped]  # its stubs are another package
 
+from qprobe_server.commands import arguments
 from qprobe_server.edge.lifetime import GRACE_S
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-IMAGES = [DOCKER / "Dockerfile.cpu", DOCKER / "Dockerfile.gpu"]
+IMAGES = [DOCKER / "Dockerfile.cpu", DOCKER / "Dockerfile.gpu", DOCKER / "Dockerfile.proxy"]
 # What a stop may take beyond --shutdown-timeout: ended requests, connections, the engine, its end.
 STOPS_S = 4 * GRACE_S
 KEYS = {"VLLM_API_KEY": "key", "GRAFANA_ADMIN_PASSWORD": "password"}
@@ -150,6 +151,40 @@ def test_compose_for_a_gpu_reserves_one() -> None:
     assert Path(server["build"]["context"]) == ROOT
 
 
+PROXY = {
+    "QPROBE_API_KEY": "key",
+    "QPROBE_UPSTREAM": "https://api.example.com/v1",
+    "QPROBE_EMBEDDINGS": "https://api.example.com/v1",
+    "QPROBE_EMBEDDING_MODEL": "e",
+}
+
+
+def test_compose_of_the_proxy() -> None:
+    """Its command is one that the command line takes."""
+    (server,) = read_compose("compose.proxy.yaml", **PROXY)["services"].values()
+    assert (server["read_only"], server["cap_drop"]) == (True, ["ALL"])
+    assert all(port["host_ip"] == "127.0.0.1" for port in server["ports"])
+    assert server["build"]["dockerfile"] == "docker/Dockerfile.proxy"
+    args = arguments.parse(server["command"])
+    assert args.upstream == [PROXY["QPROBE_UPSTREAM"]]
+    assert args.embedding_model == "e"
+    assert int(args.shutdown_timeout) + STOPS_S < 60
+    for missing in PROXY:
+        given = {name: value for name, value in PROXY.items() if name != missing}
+        with pytest.raises(AssertionError, match=missing):
+            read_compose("compose.proxy.yaml", **given)
+
+
+def test_the_proxys_packages_are_the_servers() -> None:
+    """All that its extra asks for, in the versions that the tests run with."""
+    pins = (ROOT / "requirements/proxy.txt").read_text().splitlines()[1:]
+    assert set(pins) <= set((ROOT / "requirements/cpu.txt").read_text().splitlines())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["optional-dependencies"]["proxy"], *project["dependencies"]]
+    names = {re.split("[>=<]", each)[0].lower().replace("-", "_") for each in wanted}
+    assert names <= {pin.partition("==")[0].lower().replace("-", "_") for pin in pins}
+
+
 @pytest.mark.parametrize("missing", KEYS)
 def test_compose_wants_keys(missing: str) -> None:
     with pytest.raises(AssertionError, match=missing):
@@ -157,7 +192,7 @@ def test_compose_wants_keys(missing: str) -> None:
 
 
 def test_the_example_of_env_has_every_variable() -> None:
-    files = (DOCKER / "compose.yaml").read_text() + (DOCKER / "compose.gpu.yaml").read_text()
+    files = "".join(path.read_text() for path in DOCKER.glob("compose*.yaml"))
     wanted = set(re.findall(r"\$\{(\w+)", files))
     example = (DOCKER / ".env.example").read_text()
     assert set(re.findall(r"^(\w+)=", example, re.MULTILINE)) == wanted

@@ -187,7 +187,8 @@ def _make_reply(error: ServerError) -> Response:
     """Return what a client gets for a failure: the upstream's own words, if it has some."""
     if not isinstance(error, UpstreamError) or error.own is None:
         status, body = _describe(error)
-        return JSONResponse(body, status_code=status)
+        headers = error.headers if isinstance(error, RequestError) else None
+        return JSONResponse(body, status_code=status, headers=headers)
     content_type, raw = error.own
     headers = {"content-type": content_type} if content_type else {}
     if error.retry_after_s is not None:
