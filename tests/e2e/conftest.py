@@ -78,16 +78,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(log: Path, *flags: str, **variables: str) -> Iterator[Server]:
-    """Start ``qprobe serve`` with flags, wait until it is healthy, and stop it afterwards.
+def running(log: Path, *flags: str, command: str = "serve", **variables: str) -> Iterator[Server]:
+    """Start a server with flags, wait until it is healthy, and stop it afterwards.
 
-    Variables are those of its environment; an empty QPROBE_ADMIN_API_KEY is none.
+    The command is ``serve`` or ``proxy``. Variables are those of its environment; an empty
+    QPROBE_ADMIN_API_KEY is none.
     """
     port, key = free_port(), "secret-key-of-the-tests"
     admin_key = "secret-admin-key-of-the-tests"
-    command = [
+    words = [
         str(Path(sys.executable).with_name("qprobe")),
-        "serve",
+        command,
         *flags,
         *("--host", "127.0.0.1", "--port", str(port), "--api-key", key),
     ]
@@ -95,7 +96,7 @@ def running(log: Path, *flags: str, **variables: str) -> Iterator[Server]:
     # whose engine spins, as vLLM's does between steps, can leave the clients here without any.
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            command,
+            words,
             stdout=sink,
             stderr=subprocess.STDOUT,
             process_group=0,
