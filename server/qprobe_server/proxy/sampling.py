@@ -12,13 +12,16 @@ from qprobe_server.edge import body as bodies
 from qprobe_server.errors import UpstreamError
 from qprobe_server.proxy.answers import Answer, Body, Candidate, Format
 from qprobe_server.proxy.headers import Header
-from qprobe_server.proxy.upstream import Upstream
+from qprobe_server.proxy.upstream import Reply, Upstream
 
 __all__ = ["Asked", "Sample", "sample"]
 
 # Made anew for every candidate.
 _OWN = (b"content-length", b"content-type", b"accept", b"accept-encoding")
 _REQUEST_ID = b"x-request-id"
+# Has a stream say what it has used. Not every server takes it.
+_USAGE_OPTION = "stream_options"
+_DISLIKED = (400, 422)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +112,28 @@ async def _ask(
     asked: Asked, prompt_index: int, candidate_index: int, num: int, *, deadline_s: float
 ) -> Answer | UpstreamError:
     body = asked.format.ask(asked.body, prompt_index, candidate_index, num)
-    request = httpx.Request(
-        "POST",
-        asked.url,
-        headers=_make_headers(asked.headers, f"{prompt_index}-{candidate_index}"),
-        content=bodies.write(body),
-    )
+    headers = _make_headers(asked.headers, f"{prompt_index}-{candidate_index}")
     try:
-        reply = await asked.upstream.ask(request, deadline_s=deadline_s)
+        try:
+            reply = await _post(asked, headers, body, deadline_s)
+        except UpstreamError as error:
+            if (
+                error.status not in _DISLIKED
+                or _USAGE_OPTION not in body.keys() - asked.body.keys()
+            ):
+                raise
+            # It may know no such field, which is ours: the client has not asked for it.
+            body = {name: value for name, value in body.items() if name != _USAGE_OPTION}
+            reply = await _post(asked, headers, body, deadline_s)
         return asked.format.read(reply, body)
     except UpstreamError as error:
         return error
+
+
+async def _post(asked: Asked, headers: Sequence[Header], body: Body, deadline_s: float) -> Reply:
+    content = bodies.write(body)
+    request = httpx.Request("POST", asked.url, headers=list(headers), content=content)
+    return await asked.upstream.ask(request, deadline_s=deadline_s)
 
 
 def _make_headers(headers: Sequence[Header], suffix: str) -> list[Header]:

@@ -63,13 +63,18 @@ def complete(text: str, **choice: Any) -> Json:
     }
 
 
+def dump(part: Json | str) -> bytes:
+    """Return a chunk as it is sent, and a text as it is."""
+    return (part if isinstance(part, str) else f"data: {json.dumps(part)}\n\n").encode()
+
+
 def stream(parts: Sequence[Json | str], *, pause_s: float = 0) -> StreamingResponse:
     """Return a stream of these chunks, and what is a text as it is."""
 
     async def events() -> AsyncIterator[bytes]:
         for part in parts:
             await asyncio.sleep(pause_s)
-            yield (part if isinstance(part, str) else f"data: {json.dumps(part)}\n\n").encode()
+            yield dump(part)
 
     return StreamingResponse(events(), media_type="text/event-stream")
 
@@ -265,6 +270,7 @@ class Make:
     json = JSONResponse
     complete = staticmethod(complete)
     chunks = staticmethod(chunks)
+    dump = staticmethod(dump)
     stream = staticmethod(stream)
     answer_with = staticmethod(answer_with)
     listen = staticmethod(listen)

@@ -193,6 +193,27 @@ async def test_fewer_choices_than_asked_for_are_told(setting: Any, make: Any) ->
         assert (await proxy.post(CHAT, json={**ASK, "n": 2})).status_code == 502
 
 
+@pytest.mark.parametrize("status", [400, 422])
+async def test_an_upstream_may_not_know_how_to_say_a_streams_usage(
+    setting: Any, make: Any, status: int
+) -> None:
+    """As Mistral's, which refuses fields that it does not know: asked again without ours."""
+
+    async def answer(request: Any, body: Json, number: int) -> Response:
+        if "stream_options" in body:
+            return JSONResponse({"message": "extra inputs are not permitted"}, status)
+        parts = [part for part in make.chunks("good") if "usage" not in part]
+        return Response(b"".join(map(make.dump, parts)), media_type="text/event-stream")
+
+    setting.stub.answer = answer
+    async with setting.open() as proxy:
+        text = (await proxy.post(CHAT, json=STREAM)).text
+        assert '"sampled_usage":null' in text
+        assert text.endswith("data: [DONE]\n\n")
+        asked = {**STREAM, "stream_options": {"include_usage": True}}
+        assert (await proxy.post(CHAT, json=asked)).status_code == status
+
+
 async def test_another_models_id_stays_what_it_is(setting: Any, make: Any) -> None:
     """As of an upstream that names the version; an alias is repeated as it was asked for."""
     setting.stub.answer = make.answer_with(make.complete("x"))
