@@ -186,9 +186,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=2048, help="passed through in a round")
-    parser.add_argument("--reranked", type=int, default=30, help="likewise")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=256, help="passed through in a round")
+    parser.add_argument("--reranked", type=int, default=8, help="likewise")
     parser.add_argument("--out", type=Path, default=Path("build/bench-proxy.json"))
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
