@@ -210,6 +210,24 @@ def test_the_gpu_image_on_a_stand_in(podman: Podman) -> None:
     check_config(read_config(podman, "localhost/qprobe:gpu"))
 
 
+def test_the_proxys_image(podman: Podman) -> None:
+    """Small, without torch; it runs on a read-only file system, as another user."""
+    tag = "localhost/qprobe:proxy"
+    podman.build(ROOT / "docker/Dockerfile.proxy", tag, BASE="localhost/base")
+    config = read_config(podman, tag)
+    assert (config["User"], set(config["Volumes"])) == ("10001:10001", {"/probes"})
+    look = "import importlib.util as u; print([u.find_spec(each) for each in ('torch', 'vllm')])"
+    run = podman.container("--rm", network="none")
+    shown = podman.run(*run, "--entrypoint=python", tag, "-c", look)[1]
+    assert shown == "[None, None]"
+    assert podman.run(*run, tag)[1].startswith("usage: qprobe proxy")
+    # It gets as far as to ask the endpoint.
+    flags = ["--upstream", "http://x/v1", "--embeddings", "http://127.0.0.1:9/v1"]
+    flags += ["--embedding-model", "e"]
+    status, _ = podman.run(*run, tag, "proxy", *flags, check=False)
+    assert status == 1
+
+
 @pytest.fixture(scope="module")
 def volumes(podman: Podman) -> list[str]:
     """Return the flags of two volumes, in one the default model, fetched by the image itself."""

@@ -3,10 +3,12 @@
 import httpx
 import pytest
 
+from qprobe_server.commands import arguments
 from qprobe_server.errors import StartupError
 from qprobe_server.proxy.address import Address, read_address, read_upstreams
 from qprobe_server.proxy.events import Event, read_events
 from qprobe_server.proxy.keys import find_api_keys, find_upstream_keys
+from qprobe_server.proxy.settings import read_proxy_settings
 
 ONE, OTHER = "https://one.example/v1", "https://two.example/v1?v=1"
 
@@ -94,6 +96,29 @@ def test_api_keys_come_from_flags_or_the_environment(monkeypatch: pytest.MonkeyP
     assert find_api_keys(["a", "b"]) == ["a", "b"]
     with pytest.raises(StartupError, match="--api-key"):
         find_api_keys([" "])
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("authorization", (b"authorization", b"Bearer k")),
+        ("X-Api-Key", (b"x-api-key", b"k")),
+        ("api-key", (b"api-key", b"k")),
+    ],
+)
+def test_a_key_is_put_where_the_upstream_looks(
+    monkeypatch: pytest.MonkeyPatch, name: str, header: tuple[bytes, bytes]
+) -> None:
+    flags = ["--upstream", ONE, "--embeddings", ONE, "--embedding-model", "e"]
+    args = arguments.parse(["proxy", *flags, "--upstream-key-header", name])
+    monkeypatch.setenv("QPROBE_UPSTREAM_API_KEY", "k")
+    settings = read_proxy_settings(args)
+    assert settings.keys == {None: header}
+    assert "k'" not in repr(settings)
+    for bad in ("a b", "a\nb", "\u00e9"):
+        monkeypatch.setenv("QPROBE_UPSTREAM_API_KEY", bad)
+        with pytest.raises(StartupError, match="character"):
+            read_proxy_settings(args)
 
 
 def test_events_are_read_as_the_standard_has_them() -> None:

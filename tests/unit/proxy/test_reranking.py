@@ -211,6 +211,22 @@ async def test_upstreams_that_honour_n_are_asked_once(setting: Any, make: Any) -
     assert got["usage"] == reply["usage"] == got["q_probe"]["results"][0]["sampled_usage"]
 
 
+async def test_choices_of_one_stream_are_told_apart(setting: Any, make: Any) -> None:
+    """As an upstream that honours ``n`` mixes them; the winner's alone are replayed."""
+    parts: list[Any] = []
+    for index, text in enumerate(TEXTS):
+        for chunk in make.chunks(text)[:-2]:
+            parts.append({**chunk, "choices": [{**chunk["choices"][0], "index": index}]})
+    parts.sort(key=lambda part: not part["choices"][0]["delta"])  # all ends at the end
+    setting.stub.answer = make.answer_with(lambda: make.stream([*parts, *make.chunks("")[-2:]]))
+    async with setting.open(has_n=True) as proxy:
+        events = read_data((await proxy.post(CHAT, json={**ASK, "stream": True})).text)
+    choices = [each["choices"][0] for each in events]
+    assert {each["index"] for each in choices} == {0}
+    assert "".join(each["delta"].get("content", "") for each in choices) == TEXTS[1]
+    assert choices[-1]["finish_reason"] == "stop"
+
+
 async def test_greedy_is_one_candidate(setting: Any) -> None:
     async with setting.open() as proxy:
         reply = (await proxy.post(CHAT, json={**ASK, "temperature": 0})).json()
