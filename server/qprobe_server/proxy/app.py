@@ -108,30 +108,12 @@ async def make_app(
     Raises:
         StartupError: The reader cannot score by a probe.
     """
-
-    def check(probe: Probe) -> None:
-        reader.check(probe)
-        settings.check_probe(probe.info)
-
-    for each in probes:
-        try:
-            check(each.probe)
-        except ProbeFileError as error:
-            raise StartupError(f"probe {each.name!r}: {error}") from error
     registry = ProbeRegistry()
-    lifecycle = ProbeLifecycle(
-        registry,
-        load=reader.load,
-        check=check,
-        store=store,
-        default_probe=settings.default_probe,
-    )
-    await lifecycle.start(probes)
+    lifecycle = await _load(registry, settings, probes, store, reader)
     counted = CollectorRegistry()
     metrics = RerankMetrics(counted)
     metrics.watch(registry)
     directory = Directory(upstreams, registry)
-    app = FastAPI(title="qprobe proxy", docs_url=None, redoc_url=None)
     limits = Limits(
         max_body_mib=settings.max_body_mib,
         budget_tokens=own.budget_tokens,
@@ -139,10 +121,11 @@ async def make_app(
         keep_alive_s=settings.keep_alive_s,
     )
     endpoint = Endpoint(directory, reader, metrics, limits)
+    app = FastAPI(title="qprobe proxy", docs_url=None, redoc_url=None)
     app.router.routes.append(Route("/{path:path}", endpoint, include_in_schema=False))
-    keys = [*own.api_keys, *([settings.admin_api_key] if settings.admin_api_key else ())]
     if own.api_keys:
-        app.user_middleware.append(Middleware(KeyMiddleware, keys=keys))
+        admin = [] if settings.admin_api_key is None else [settings.admin_api_key]
+        app.user_middleware.append(Middleware(KeyMiddleware, keys=[*own.api_keys, *admin]))
     state = AppState(
         settings=settings,
         registry=registry,
@@ -153,6 +136,35 @@ async def make_app(
     )
     attach(app, state, lifecycle, routers=[make_router(directory, reader, counted)])
     return app
+
+
+async def _load(
+    registry: ProbeRegistry,
+    settings: Settings,
+    probes: Sequence[LoadedProbe],
+    store: ProbeStore | None,
+    reader: Reader,
+) -> ProbeLifecycle:
+    """Give probes to the reader and to the registry; return what changes them from then on."""
+
+    def check(probe: Probe) -> None:
+        reader.check(probe)
+        settings.check_probe(probe.info)
+
+    for each in probes:
+        try:
+            check(each.probe)
+        except ProbeFileError as error:
+            raise StartupError(f"probe {each.name!r}: {error}") from error
+    lifecycle = ProbeLifecycle(
+        registry,
+        load=reader.load,
+        check=check,
+        store=store,
+        default_probe=settings.default_probe,
+    )
+    await lifecycle.start(probes)
+    return lifecycle
 
 
 async def _run(app: FastAPI, own: ProxySettings, *, has_log: bool) -> Awaitable[None]:

@@ -1,6 +1,7 @@
 """One prompt of a reranked request behind a proxy: sampled, read, chosen."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from qprobe_server.proxy.reader import Prompt, Read, Reader
 from qprobe_server.proxy.sampling import Asked, Sample, sample
 
 __all__ = ["PromptRun"]
+
+_logger = logging.getLogger(__name__)
 
 
 class PromptRun:
@@ -68,6 +71,9 @@ class PromptRun:
         try:
             came = await sample(asked, self._index, k=self._rerank.k, deadline_s=deadline_s)
             ended_s = time.monotonic()
+            if came.failures:
+                origin = asked.upstream.address.origin
+                _logger.warning("%s: %s", origin, came.describe_failures())
             chosen = await self._choose(came, label)
             self._metrics.observe_overhead(time.monotonic() - ended_s - self._vote_s)
             outcome = "ok"

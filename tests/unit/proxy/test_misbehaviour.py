@@ -65,14 +65,16 @@ BAD_REPLIES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("bad", "said"), BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
 async def test_the_choice_is_among_the_candidates_that_came(
-    setting: Any, make: Any, bad: Any, said: str
+    setting: Any, make: Any, caplog: pytest.LogCaptureFixture, bad: Any, said: str
 ) -> None:
+    """The client hears of it, and so does the log."""
     setting.stub.answer = failing(make, bad)
     bounds = Bounds(max_reply_mib=1, deadline_s=2)
     async with setting.open(bounds=bounds) as proxy:
         reply = (await proxy.post(CHAT, json=ASK)).json()
     assert reply["choices"][0]["message"]["content"] in ("good 0", "good 2")
     assert f"2 of 4 candidates are missing: {said}" in reply["q_probe"]["notice"]
+    assert f"{setting.stub.url}: 2 of 4 candidates are missing: {said}" in caplog.text
     assert reply["q_probe"]["k"] == 4
     assert reply["q_probe"]["results"][0]["scores"] == [6, 6]
 
