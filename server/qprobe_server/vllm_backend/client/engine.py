@@ -49,7 +49,7 @@ class RerankingLLM(PreparingLLM):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.metrics = RerankMetrics(get_prometheus_registry())
+        self.metrics = self._make_metrics()
         self.inbox = Inbox(is_local=_is_one_machine(self.vllm_config.parallel_config))
         self._cleanups: set[asyncio.Task[None]] = set()
         self._candidates_on_rank: Counter[int] = Counter()
@@ -149,7 +149,7 @@ class RerankingLLM(PreparingLLM):
         rerank = current_rerank.get()
         if rerank is None:
             return super().generate(prompt, sampling_params, request_id, **kwargs)
-        rank = self._pick_rank(asked_rank)
+        rank = self.pick_rank(asked_rank)
         run = PromptRun(self, rerank, rerank.next_prompt(), sampling_params, rank)
         kwargs = {**kwargs, "data_parallel_rank": rank}
         return self._answer(run, prompt, request_id, kwargs)
@@ -222,6 +222,9 @@ class RerankingLLM(PreparingLLM):
                 raise self.dead_error
         return [answer for engine in call.result() for answer in engine]
 
+    def _make_metrics(self) -> RerankMetrics:
+        return RerankMetrics(get_prometheus_registry())
+
     def _check_rank(self, asked: int | None) -> None:
         num_engines = len(self.engine_core.core_engines)
         if asked is not None and not 0 <= asked < num_engines:
@@ -231,7 +234,7 @@ class RerankingLLM(PreparingLLM):
                 value=asked,
             )
 
-    def _pick_rank(self, asked: int | None) -> int | None:
+    def pick_rank(self, asked: int | None) -> int | None:
         """Return the data-parallel rank for all candidates of a prompt, so they share its cache.
 
         The least loaded, by vLLM's count of requests in flight and ours of candidates, which counts

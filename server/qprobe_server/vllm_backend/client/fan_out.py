@@ -88,11 +88,18 @@ class FanOut:
     Args:
         engine: vLLM's client.
         prepared: What all have in common.
+        prompts: The tokens of each, where they are not in common.
     """
 
-    def __init__(self, engine: AsyncLLM, prepared: Prepared) -> None:
+    def __init__(
+        self,
+        engine: AsyncLLM,
+        prepared: Prepared,
+        prompts: Sequence[list[int]] | None = None,
+    ) -> None:
         self._engine = engine
         self._prepared = prepared
+        self._prompts = prompts
         self._ids: dict[str, str] = {}  # of the requests in the engine, by the candidate's key
         self._sending: asyncio.Task[None] | None = None
 
@@ -118,6 +125,8 @@ class FanOut:
         for index, candidate in enumerate(candidates):
             request = copy(common)
             request.request_id = f"{index}_{common.request_id}"
+            if self._prompts is not None:
+                request.prompt_token_ids = self._prompts[index]
             request.sampling_params = params = copy(common.sampling_params)
             if params.seed is not None:
                 params.seed += index

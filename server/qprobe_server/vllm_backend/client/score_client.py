@@ -15,7 +15,7 @@ from qprobe_server.vllm_backend.client.candidate_run import CandidateRun
 from qprobe_server.vllm_backend.client.turns import Turns
 from qprobe_server.vllm_backend.mail import Floats, Inbox, Scores
 
-__all__ = ["Engine", "ScoreClient", "Taken"]
+__all__ = ["Engine", "ScoreClient", "Taken", "fill_shared"]
 
 Numbers = Mapping[str, float]
 
@@ -188,6 +188,25 @@ class ScoreClient:
     def _has_all(self, scores: Scores) -> bool:
         return scores.tokens is not None or not self._rows
 
+    async def share(self, completions: Sequence[Sequence[int]]) -> None:
+        """Give candidates that have ended the scores of others that begin alike.
+
+        Args:
+            completions: The tokens of each; what the engine's cache held of one it did not score.
+
+        Raises:
+            ScoringError: The worker does not tell.
+            EngineDeadError: The engine died meanwhile.
+        """
+        rows = []
+        for candidate in self._candidates:
+            scores = self._scores[candidate.key]
+            await self._wait(candidate, scores, self._has_all)
+            rows.append(scores.tokens or [])
+        filled = fill_shared(completions, rows)
+        for candidate, tokens in zip(self._candidates, filled, strict=True):
+            self._scores[candidate.key].tokens = tokens
+
     def drop(self) -> None:
         """Await nothing any more."""
         for candidate in self._candidates:
@@ -216,6 +235,28 @@ class ScoreClient:
             f"the engine sent no score of candidate {index} of {len(self._candidates)} within "
             f"{_PATIENCE_S:.0f} s of its end"
         )
+
+
+def fill_shared(
+    completions: Sequence[Sequence[int]], rows: Sequence[Sequence[Floats]]
+) -> list[list[Floats]]:
+    """Return scores of tokens, each that is not known taken from a completion that begins alike.
+
+    Args:
+        completions: Of one prompt, their tokens.
+        rows: Of each, by probe the scores at the offsets 0 to its length, NaN where not known.
+    """
+    tokens = [np.array(each, np.int64) for each in completions]
+    filled = [[row.copy() for row in each] for each in rows]
+    for mine, ours in zip(tokens, filled, strict=True):
+        for other, theirs in zip(tokens, rows, strict=True):
+            if not any(np.isnan(row).any() for row in ours):
+                break
+            length = min(mine.size, other.size)
+            alike = np.cumprod(mine[:length] == other[:length]).sum() + 1  # offsets
+            for row, known in zip(ours, theirs, strict=True):
+                row[:alike] = np.where(np.isnan(row[:alike]), known[:alike], row[:alike])
+    return filled
 
 
 def _cut(scores: Scores, rows: Sequence[int], length: int) -> list[Floats]:

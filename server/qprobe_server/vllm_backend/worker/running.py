@@ -26,6 +26,7 @@ class Candidate:
         slots: Shape (rows,): where the scores of each row are.
         ends: Shape (rows,): the offset at which a head's row is done; beyond all others.
         is_open: Shape (rows,): False for a row that is done.
+        prompt_end: As ``select_tokens`` takes it.
     """
 
     address: str
@@ -34,6 +35,7 @@ class Candidate:
     slots: Ints
     ends: Ints
     is_open: NDArray[np.bool_]
+    prompt_end: int
 
     @classmethod
     def begin(
@@ -44,6 +46,7 @@ class Candidate:
         probes: Ints,
         ends: Ints,
         pages: ScorePages,
+        prompt_end: int = -1,
     ) -> "Candidate":
         """Begin a candidate; an end of 0 is that of a row that scores the whole completion."""
         return cls(
@@ -53,6 +56,7 @@ class Candidate:
             slots=pages.begin(probes.size),
             ends=np.where(ends > 0, ends, _ALL),
             is_open=np.ones(probes.size, np.bool_),
+            prompt_end=prompt_end,
         )
 
 
@@ -66,6 +70,7 @@ class RowTable:
     Attributes:
         numbers: The candidates' numbers, by request id.
         candidates: By number.
+        prompt_ends: Shape (candidates,): as ``select_tokens`` takes them.
         slots, columns: Shape (rows,): where the scores of a row go, and its probe among ``probes``.
         probes: Shape (p,): the probes of all rows, once each.
     """
@@ -75,6 +80,7 @@ class RowTable:
     ) -> None:
         self.candidates: Sequence[Candidate] = list(candidates.values())
         self.numbers = dict(zip(candidates, range(len(candidates)), strict=True))
+        self.prompt_ends = np.array([each.prompt_end for each in self.candidates], np.int64)
         is_open = [each.is_open for each in self.candidates]
         self._counts = np.array([int(each.sum()) for each in is_open], np.int64)
         self._firsts = np.cumsum(self._counts) - self._counts

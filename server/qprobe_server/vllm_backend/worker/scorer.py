@@ -68,7 +68,13 @@ class Scorer:
         self._table = None  # which has them sorted by layer
 
     def begin(
-        self, request_id: str, address: str, key: str, rows: Sequence[int], ends: Sequence[int]
+        self,
+        request_id: str,
+        address: str,
+        key: str,
+        rows: Sequence[int],
+        ends: Sequence[int],
+        prompt_end: int = -1,
     ) -> None:
         """Note a candidate that begins, unless it runs already.
 
@@ -78,6 +84,8 @@ class Scorer:
             key: What they call the candidate.
             rows: The probe of each of its rows.
             ends: How many leading tokens each row is wanted of; 0 for all.
+            prompt_end: Position of the last token before the completion; -1 where it is the
+                engine's prompt that ends there.
         """
         if request_id in self._running:
             return
@@ -87,6 +95,7 @@ class Scorer:
             probes=np.array(rows, np.int64),
             ends=np.array(ends, np.int64),
             pages=self._pages,
+            prompt_end=prompt_end,
         )
         self.num_held += 1
         self._table = None
@@ -103,7 +112,7 @@ class Scorer:
         if self._table is None:
             self._table = RowTable(self._running, self.weights.sort)
         table = self._table
-        tokens = select_tokens(step, table.numbers)
+        tokens = select_tokens(step, table.numbers, table.prompt_ends)
         of_tokens, rows = table.pair(tokens.owners)
         if not rows.size:
             return

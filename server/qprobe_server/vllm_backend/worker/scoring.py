@@ -3,7 +3,8 @@
 EXTRA_ARG holds [address, key, rows, ends]: whom to send the scores to and as what, the index of the
 linear probe of each row, and how many leading tokens the row is wanted of, 0 for all. A row with an
 end is one of a head: its scores are sent when the last of these tokens has one. All others are sent
-when the engine has ended the request.
+when the engine has ended the request. If the completion is part of the prompt, a fifth says the
+position of the last token before it.
 """
 
 from typing import Any

@@ -91,16 +91,14 @@ def read_step(runner: Any, *, is_v2: bool) -> Step | None:
     )
 
 
-def select_tokens(
-    step: Step, numbers: Mapping[str, int], prompt_ends: Ints | None = None
-) -> StepTokens:
+def select_tokens(step: Step, numbers: Mapping[str, int], prompt_ends: Ints) -> StepTokens:
     """Select the tokens that matter of some requests of a step.
 
     Args:
         step: What was computed.
         numbers: The requests that matter, by their ids.
         prompt_ends: By these numbers: position of the last prompt token, or -1 where the runner's
-            own length of the prompt says it, as it does for all without this.
+            own length of the prompt says it.
     """
     asked = np.fromiter(
         (numbers.get(request_id, -1) for request_id in step.request_ids),
@@ -110,9 +108,8 @@ def select_tokens(
     places = np.flatnonzero(asked >= 0)
     owners = asked[places]
     ends = step.prompt_lengths[places].astype(np.int64) - 1
-    if prompt_ends is not None:
-        given = prompt_ends[owners]
-        ends = np.where(given >= 0, given, ends)
+    given = prompt_ends[owners]
+    ends = np.where(given >= 0, given, ends)
     starts = step.starts[places].astype(np.int64)
     firsts = starts + np.maximum(ends - step.num_computed[places], 0)
     counts = np.maximum(step.starts[places + 1] - firsts, 0)
