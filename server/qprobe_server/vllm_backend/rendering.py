@@ -1,0 +1,138 @@
+"""Chats and completions of another model as tokens of the model here, by its own chat template.
+
+Relies on vLLM 0.32.0: ``BaseRenderer.render_messages, tokenize_prompt, default_chat_tok_params,
+default_cmpl_tok_params, get_tokenizer`` (renderers/base.py), which render what the HTTP routes do,
+and ``ChatCompletionToolsParam`` (entrypoints/openai/chat_completion/protocol.py), whose dump is
+what these hand to the template.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionToolsParam
+from vllm.renderers import BaseRenderer, ChatParams
+from vllm.utils.mistral import is_mistral_tokenizer
+
+from qprobe_server.proxy.chat_text import write_answer
+from qprobe_server.proxy.reader import Prompt, Written
+
+__all__ = ["Rendering"]
+
+Tokens = list[int]
+Message = Mapping[str, Any]
+
+# Stands for an answer, where only what the template writes around it is wanted.
+_ANSWER = "9f2c6e"
+
+
+class Rendering:
+    """The model's template and tokenizer; not for several threads at once.
+
+    Args:
+        renderer: Of the engine.
+        template: A Jinja template instead of the tokenizer's own, or None.
+    """
+
+    def __init__(self, renderer: BaseRenderer, template: str | None) -> None:
+        self._renderer = renderer
+        self._template = template
+        # Mistral's writes tokens, never text.
+        self._writes_tokens = is_mistral_tokenizer(renderer.tokenizer)
+
+    def prompt(self, prompt: Prompt) -> Tokens:
+        """Return the tokens of a prompt, up to where its answer begins.
+
+        Raises:
+            ValueError: The template or the model cannot take it. Templates and vLLM raise others.
+        """
+        if prompt.messages is None:
+            rendered: Any = {"prompt": prompt.text}
+            params = self._renderer.default_cmpl_tok_params
+        else:
+            rendered = self._render(prompt.messages, prompt.tools, opens_answer=True)
+            params = self._renderer.default_chat_tok_params
+        return list(self._renderer.tokenize_prompt(rendered, params)["prompt_token_ids"])
+
+    def completions(
+        self, prompt: Prompt, completions: Sequence[Written]
+    ) -> list[tuple[Tokens, int]]:
+        """Return the tokens of completions as the model would have sampled them.
+
+        Returns:
+            Of each all tokens of its text, without what ends the turn, and how many of them count,
+            from the first: all, but for the last of one that was cut, as a model that is stopped
+            there has not read it.
+        """
+        encode = self._renderer.get_tokenizer().encode
+        found = []
+        for each in completions:
+            tokens = list(encode(self._write(prompt, each), add_special_tokens=False))
+            is_cut = each.finish_reason == "length"
+            found.append((tokens, max(len(tokens) - is_cut, 0)))
+        return found
+
+    @property
+    def stop_token(self) -> int | None:
+        """What the model ends an answer with, if its tokenizer says."""
+        return self._renderer.get_tokenizer().eos_token_id
+
+    def decode(self, token: int) -> str:
+        """Return the text of one token."""
+        text: str = self._renderer.get_tokenizer().decode([token])
+        return text
+
+    def _write(self, prompt: Prompt, written: Written) -> str:
+        message = written.message or {}
+        calls = message.get("tool_calls")
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        if calls or reasoning:
+            turn = self._write_turn(prompt, message)
+            # Templates of models that know no tools leave calls out.
+            if turn is not None and all(each["function"]["name"] in turn for each in calls or ()):
+                return turn
+        return write_answer(written)
+
+    def _write_turn(self, prompt: Prompt, message: Message) -> str | None:
+        """Return what the template makes of an answer; None if it does not go on as a prompt ends.
+
+        Reasoning stands in it if the template writes it.
+        """
+        if self._writes_tokens or prompt.messages is None:
+            return None
+        reasoning = message.get("reasoning_content") or message.get("reasoning")
+        given = {name: value for name, value in message.items() if value is not None}
+        if reasoning:
+            given |= {"reasoning_content": reasoning, "reasoning": reasoning}
+        plain = {"role": "assistant", "content": _ANSWER}
+        try:
+            before, whole, around = (
+                self._render([*prompt.messages, *more], prompt.tools, opens_answer=not more)[
+                    "prompt"
+                ]
+                for more in ((), (given,), (plain,))
+            )
+        except Exception:  # noqa: BLE001 a model may write calls that no template takes
+            return None
+        if not whole.startswith(before):
+            return None
+        end = around.rpartition(_ANSWER)[2]
+        turn: str = whole.removeprefix(before).removesuffix(end)
+        return turn
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Message], *, opens_answer: bool
+    ) -> Any:
+        kwargs: dict[str, Any] = {
+            "add_generation_prompt": opens_answer,
+            "continue_final_message": False,
+            "tokenize": self._writes_tokens,
+        }
+        if tools:
+            kwargs["tools"] = [
+                ChatCompletionToolsParam.model_validate(each).model_dump() for each in tools
+            ]
+        params = ChatParams(chat_template=self._template, chat_template_kwargs=kwargs)
+        # A copy: vLLM reads the arguments of tool calls in place.
+        _, rendered = self._renderer.render_messages(deepcopy(list(messages)), params)
+        return rendered
