@@ -1,6 +1,6 @@
 """Our part of requests and replies: checked on the way in, documented in OpenAPI."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
