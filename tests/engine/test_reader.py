@@ -47,7 +47,7 @@ def reader(engine: RerankingLLM) -> EngineReader:
     )
 
 
-@pytest.mark.parametrize("max_tokens", [12, 60])
+@pytest.mark.parametrize(("max_tokens", "temperature"), [(12, 0.8), (60, 0.3)])
 async def test_text_of_the_same_model_gets_the_scores_that_serve_gives_it(
     ask: Any,
     engine: RerankingLLM,
@@ -57,6 +57,7 @@ async def test_text_of_the_same_model_gets_the_scores_that_serve_gives_it(
     chat_ids: Any,
     request: pytest.FixtureRequest,
     max_tokens: int,
+    temperature: float,
 ) -> None:
     """Whole answers and such as were cut, of which the last token does not count.
 
@@ -69,7 +70,13 @@ async def test_text_of_the_same_model_gets_the_scores_that_serve_gives_it(
     limit = 3 * (2e-4 if request.config.getoption("--engine-dtype") == "float32" else 0.04)
     for index in range(0, 5 * DIRECTIONS, DIRECTIONS):
         answer = await ask(
-            chat_ids(QUESTION), probe=index, k=16, n=16, seed=index, max_tokens=max_tokens
+            chat_ids(QUESTION),
+            probe=index,
+            k=16,
+            n=16,
+            seed=index,
+            max_tokens=max_tokens,
+            temperature=temperature,
         )
         written, expected = [], []
         for output, score in zip(answer.candidates, answer.result["scores"], strict=True):
@@ -79,7 +86,7 @@ async def test_text_of_the_same_model_gets_the_scores_that_serve_gives_it(
             if tokenizer.encode(output.text, add_special_tokens=False) == ids:
                 written.append(Written(text=output.text, finish_reason=output.finish_reason))
                 expected.append(score)
-        assert len(written) >= 8
+        assert len(written) >= 4
         read = await reader.read(
             CHAT, written, [served[index], served[index + 1]], with_tokens=False
         )
@@ -126,18 +133,8 @@ async def test_what_goes_beyond_the_context_is_left_out(
                     {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
                 ]
             ),
-            "messages[1].content[0]",
+            "messages.1.content.0",
             "text only, got 'image_url'",
-        ),
-        (
-            Prompt(
-                messages=[
-                    {"role": "user", "content": "my secret"},
-                    {"role": "assistant", "tool_calls": [call("f", "{my secret")]},
-                ]
-            ),
-            "messages",
-            "cannot be read",
         ),
     ],
 )
@@ -149,6 +146,17 @@ async def test_a_prompt_that_cannot_be_read_is_refused_before_it_is_sampled(
     assert caught.value.param == param
     assert "secret" not in str(caught.value)
     await reader.check_prompt(CHAT)
+
+
+async def test_a_chat_that_the_template_refuses_is_refused_without_being_quoted(
+    engine: RerankingLLM,
+) -> None:
+    rendering = Rendering(engine.renderer, "{{ raise_exception(messages[0].content) }}")
+    facts = describe_model(engine.vllm_config)
+    reader = EngineReader(engine, facts, LAYERS, rendering, allow_model_mismatch=True)
+    with pytest.raises(RequestError, match="messages: cannot be read by") as caught:
+        await reader.check_prompt(CHAT)
+    assert QUESTION not in str(caught.value)
 
 
 def test_a_prompt_is_rendered_as_serve_renders_it(engine: RerankingLLM, chat_ids: Any) -> None:
@@ -188,7 +196,7 @@ def written_with(**message: Any) -> Written:
         ),
         (
             written_with(content=None, tool_calls=[call("weather", "{broken")]),
-            '{"name": "weather", "arguments": "{broken"}',
+            '<call>weather "{broken"</call>',
             '{"name": "weather", "arguments": "{broken"}',
         ),
     ],

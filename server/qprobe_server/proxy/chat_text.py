@@ -27,7 +27,7 @@ def check_text_only(prompt: Prompt) -> None:
         for place, part in enumerate(content if isinstance(content, list) else ()):
             if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
                 kind = part.get("type") if isinstance(part, Mapping) else None
-                where = f"messages[{number}].content[{place}]"
+                where = f"messages.{number}.content.{place}"
                 raise RequestError(
                     f"{where}: the reader of the answers reads text only, got {kind!r}",
                     param=where,

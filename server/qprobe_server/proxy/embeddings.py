@@ -143,7 +143,7 @@ async def embed_answers(
 
     Args:
         endpoint: Whom to ask, in one call.
-        template: What is embedded, as in ``qprobe.Endpoint``.
+        template: What is embedded, as in ``ProbeInfo.endpoint``.
         answers: At least one.
     """
     return await endpoint.embed(

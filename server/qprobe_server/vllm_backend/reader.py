@@ -2,7 +2,7 @@
 
 Relies on vLLM 0.32.0: ``AsyncEngineArgs.create_engine_config`` (engine/arg_utils.py),
 ``AsyncLLM.renderer, model_config`` (v1/engine/async_llm.py), ``load_chat_template``
-(renderers/chat_utils.py), ``VLLMClientError`` (exceptions.py) for prompts that are refused.
+(renderers/chat_utils.py), ``GracefulHTTPError`` (exceptions.py) where its queue is full.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.exceptions import GracefulHTTPError
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -186,7 +187,7 @@ class EngineReader:
                 probes=probes,
                 with_tokens=with_tokens,
             )
-        except (ScoringError, EngineDeadError, EngineGenerateError) as error:
+        except (ScoringError, EngineDeadError, EngineGenerateError, GracefulHTTPError) as error:
             raise ReadingError(f"the reader {self._facts.name!r}: {error}") from error
         for place, tokens, (scores, by_probe, _) in zip(places, fitting, taken, strict=True):
             shown: dict[str, Any] = {}

@@ -1,9 +1,9 @@
 """Chats and completions of another model as tokens of the model here, by its own chat template.
 
-Relies on vLLM 0.32.0: ``BaseRenderer.render_messages, tokenize_prompt, default_chat_tok_params,
-default_cmpl_tok_params, get_tokenizer`` (renderers/base.py), which render what the HTTP routes do,
-and ``ChatCompletionToolsParam`` (entrypoints/openai/chat_completion/protocol.py), whose dump is
-what these hand to the template.
+Relies on vLLM 0.32.0: ``BaseRenderer.render_messages, tokenize_prompt, get_tokenizer``
+(renderers/base.py) and ``TokenizeParams`` (renderers/params.py), by which the HTTP routes render
+too, and ``ChatCompletionToolsParam`` (entrypoints/openai/chat_completion/protocol.py), whose dump
+is what these hand to the template.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from copy import deepcopy
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionToolsParam
-from vllm.renderers import BaseRenderer, ChatParams
+from vllm.renderers import BaseRenderer, ChatParams, TokenizeParams
 from vllm.utils.mistral import is_mistral_tokenizer
 
 from qprobe_server.proxy.chat_text import write_answer
@@ -41,17 +41,17 @@ class Rendering:
         self._writes_tokens = is_mistral_tokenizer(renderer.tokenizer)
 
     def prompt(self, prompt: Prompt) -> Tokens:
-        """Return the tokens of a prompt, up to where its answer begins.
+        """Return the tokens of a prompt, up to where its answer begins, however many they are.
 
         Raises:
             ValueError: The template or the model cannot take it. Templates and vLLM raise others.
         """
         if prompt.messages is None:
             rendered: Any = {"prompt": prompt.text}
-            params = self._renderer.default_cmpl_tok_params
         else:
             rendered = self._render(prompt.messages, prompt.tools, opens_answer=True)
-            params = self._renderer.default_chat_tok_params
+        # Of a chat the template writes them.
+        params = TokenizeParams(None, add_special_tokens=prompt.messages is None)
         return list(self._renderer.tokenize_prompt(rendered, params)["prompt_token_ids"])
 
     def completions(

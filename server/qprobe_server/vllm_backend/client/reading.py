@@ -77,14 +77,19 @@ async def read_completions(
         data_parallel_rank=engine.pick_rank(None),
     )
     requests = FanOut(engine, prepared, whole)
+    is_done = False
     try:
         requests.begin(runs, lambda run: [*scores.ask(run), len(prompt) - 1])
         await _until_ended(runs, changed)
         await scores.share(completions)
-        return await scores.take(lengths, with_tokens=with_tokens)
+        taken = await scores.take(lengths, with_tokens=with_tokens)
+        is_done = True
     finally:
-        scores.drop()
-        engine.keep_until_done(asyncio.create_task(requests.end()))
+        if not is_done:
+            scores.drop()
+            # In a task of its own: a cancelled request cancels every further wait of its own.
+            engine.keep_until_done(asyncio.create_task(requests.end()))
+    return taken
 
 
 async def _until_ended(runs: Sequence[CandidateRun], changed: asyncio.Event) -> None:
