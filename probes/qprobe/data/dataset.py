@@ -173,8 +173,14 @@ class Dataset:
             tokens: Of the first so many tokens of each, and not of the whole.
 
         Raises:
-            DatasetError: Log-probabilities are asked for that the dataset does not have.
+            DatasetError: Log-probabilities are asked for that the dataset does not have, or an
+                embeddings endpoint has read the answers: it tells of no tokens, also when served.
         """
+        if self.manifest.get("endpoint") is not None:
+            raise DatasetError(
+                "numbers",
+                "are not known of answers that an embeddings endpoint reads: leave them out",
+            )
         rows = []
         for each in self.samples:
             length = len(each.token_ids)

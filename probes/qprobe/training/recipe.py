@@ -12,7 +12,7 @@ from qprobe.data.provenance import SEEN, note_seen
 from qprobe.data.split import split_prompts
 from qprobe.errors import ProbeFileError
 from qprobe.evaluation.expectation import expected_rewards
-from qprobe.probe.probe import Probe, ProbeInfo
+from qprobe.probe.probe import Endpoint, Probe, ProbeInfo
 from qprobe.probe.reading import Reading
 from qprobe.probe.terms import Terms
 from qprobe.training.confidence import find_confidence
@@ -155,6 +155,7 @@ def make_probe(
         licence=licence,
         checkpoints=tuple(heads or ()),
         adapter=(dataset.manifest.get("adapter") or {}).get("name"),
+        endpoint=_read_endpoint(dataset.manifest),
     )
     return Probe(info, design.to_terms(fitted), heads, confidence)
 
@@ -187,6 +188,14 @@ def _describe(
         "qprobe": version("qprobe"),
         SEEN: note_seen([known.prompts[i] for i in np.unique(groups)]),
     }
+
+
+def _read_endpoint(manifest: Mapping[str, Any]) -> Endpoint | None:
+    """Return how the embeddings endpoint has read whose embeddings a dataset has."""
+    found = manifest.get("endpoint")
+    if found is None:
+        return None
+    return Endpoint(template=found["template"], normalize=found["normalize"])
 
 
 def read_settings(info: ProbeInfo) -> TrainingSettings:

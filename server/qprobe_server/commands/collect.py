@@ -9,6 +9,7 @@ from qprobe.data.prompts import PromptRow
 from qprobe.data.source import Source
 from qprobe.errors import PromptFileError, RowError
 from qprobe.rewards import Reward
+from qprobe_server.commands.api_flags import check_api_flags
 from qprobe_server.commands.manifest import (
     DEFAULT_N,
     SAMPLING_FLAGS,
@@ -48,7 +49,11 @@ def run(given: argparse.Namespace) -> None:
         QProbeError: A row, the reward or the dataset's folder is not valid.
         StartupError: A flag is not valid, or the model cannot be had.
     """
-    prepare_environment(verbose=given.verbose, **_ENVIRONMENT)
+    check_api_flags(given)
+    if given.embeddings is None:
+        prepare_environment(verbose=given.verbose, **_ENVIRONMENT)
+    if given.reader is not None:
+        given.model = given.reader
     _check_flags(given)
     reward = None if given.reward is None else find_reward(given)
     rows = _read_rows(given, reward)
@@ -65,15 +70,35 @@ def run(given: argparse.Namespace) -> None:
     from qprobe.data.writer import check_output
 
     check_output(given.output)
-    # And vLLM more; it reads the environment when it is imported.
+    if given.embeddings is not None:
+        # Not at the top: an engine needs none of it.
+        from qprobe_server.commands.collect_api import collect_by_endpoint
+
+        assert reward is not None  # only --completions may go without
+        collect_by_endpoint(given, reward, rows)
+    else:
+        _collect_by_engine(given, reward, rows)
+    print_summary(given.output)
+
+
+def _collect_by_engine(
+    given: argparse.Namespace, reward: Reward | None, rows: list[PromptRow]
+) -> None:
+    # Not at the top: vLLM takes seconds, and reads the environment when it is imported.
     from qprobe_server.vllm_backend import arguments
 
     args = arguments.parse(given.argv, given.add_flags)
     args.given = name_given(given)
-    if args.model is None:
-        args.model = choose_default_model()
-    _collect(args, reward, rows)
-    print_summary(args.output)
+    args.model = args.reader or args.model or choose_default_model()
+    if args.upstream is None:
+        _collect(args, reward, rows)
+        return
+    from qprobe_server.commands.collect_api import collect_by_reader
+    from qprobe_server.vllm_backend.sampling import SamplingEngine
+
+    assert reward is not None  # only --completions may go without
+    engine = SamplingEngine(args, layers=args.layers, windows=args.windows, adapter=None)
+    collect_by_reader(args, engine, reward, rows)
 
 
 class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types

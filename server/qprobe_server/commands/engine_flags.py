@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from qprobe_server.commands import values
+from qprobe_server.commands.api_flags import add_api_flags
 from qprobe_server.commands.prompt_source import add_source_flags, source
 from qprobe_server.commands.shots import add_shots_flags
 from qprobe_server.settings import ADMIN_KEY_VARIABLE
@@ -191,6 +192,7 @@ def add_collect_flags(parser: argparse.ArgumentParser) -> None:
     _add_prompts(parser)
     add_source_flags(parser)
     _add_sampling(parser)
+    add_api_flags(parser)
     group = parser.add_argument_group("what is kept")
     group.add_argument(
         "--layers",

@@ -12,6 +12,7 @@ import httpx
 from qprobe.data.prompts import PromptRow
 from qprobe.data.sample import FORMAT_VERSION
 from qprobe.rewards.custom import find_source
+from qprobe_server.commands.api_flags import API_FLAGS, describe_api
 from qprobe_server.commands.prompt_source import SOURCE_FLAGS, describe_source
 from qprobe_server.commands.reward_service import is_url
 from qprobe_server.commands.shots import SHOTS_FLAGS, describe_shots
@@ -26,6 +27,7 @@ __all__ = [
     "SEED_STRIDE",
     "check_same",
     "describe",
+    "describe_engine",
     "describe_flags",
     "name_reward",
 ]
@@ -42,10 +44,11 @@ _SAMPLES_PER_SHARD = 256
 # Where a field differs, this was changed. In the order in which it is told: a later field may
 # follow from a former one, as prompts_per_shard does from n.
 _FLAGS = {
-    "model": "--model",
-    "model_files": "--model",
+    "model": "--model, --reader or --embedding-model",
+    "model_files": "--model or --reader",
     "revision": "--revision",
     "adapter": "--adapter",
+    **API_FLAGS,
     **{f"prompts.{name}": flag for name, flag in SOURCE_FLAGS.items()},
     "num_prompts": "--limit",
     "shots": "--shots",
@@ -95,6 +98,7 @@ def describe_flags(args: argparse.Namespace, rows: list[PromptRow]) -> Json:
         "num_prompts": len(rows),
         "shots": describe_shots(args, rows),
         "prompts_per_shard": args.prompts_per_shard or max(1, _SAMPLES_PER_SHARD // per_prompt),
+        **describe_api(args),
     }
 
 
@@ -109,13 +113,16 @@ def describe(
     made = describe_flags(args, rows)
     if made["sampling"] is not None:
         made["sampling"] |= engine.record(params)
+    return {**made, **describe_engine(engine), "readings": readings}
+
+
+def describe_engine(engine: "SamplingEngine") -> Json:
+    """Return what the manifest says of the engine and its model."""
     return {
-        **made,
         "dtype": engine.dtype,
         "quantization": engine.quantization,
         "hidden_size": engine.facts.hidden_size,
         "num_layers": engine.facts.num_layers,
-        "readings": readings,
         "engine": engine.describe(),
         "versions": {name: version(name) for name in ("qprobe", "torch", "transformers")},
     }
@@ -161,7 +168,7 @@ def _flatten(manifest: Json) -> Json:
     """Return a manifest's fields as ``_FLAGS`` names them."""
     sampling = manifest.get("sampling") or {}
     flat = {**manifest, "completions": not sampling, "shots": bool(manifest.get("shots"))}
-    for name in ("prompts", "shots", "sampling"):
+    for name in ("prompts", "shots", "sampling", "upstream", "endpoint"):
         fields = manifest.get(name) or {}
         flat |= {f"{name}.{field}": value for field, value in fields.items()}
     if sampling:

@@ -35,6 +35,7 @@ from qprobe_server.errors import StartupError
 from qprobe_server.vllm_backend.arguments import claim_worker
 from qprobe_server.vllm_backend.checks import check_installation, describe_model, find_worker_cls
 from qprobe_server.vllm_backend.cpu import prepare_cpu
+from qprobe_server.vllm_backend.rendering import Rendering
 from qprobe_server.vllm_backend.worker.hooks import EXTRA_ARG
 
 __all__ = ["Completion", "SamplingEngine", "SamplingParameters", "default_layers"]
@@ -274,6 +275,48 @@ class SamplingEngine:
                 embeddings=self._take(keys[request], len(token_ids)),
             )
 
+    def embed(
+        self,
+        prompts: Sequence[Tokens],
+        completions: Sequence[Tokens],
+        *,
+        on_step: Callable[[], object],
+    ) -> list[Tensor]:
+        """Embed completions that another model wrote, by reading them.
+
+        Args:
+            prompts: Of each completion.
+            completions: The tokens of each that count; with its prompt less than the context.
+            on_step: As in ``sample``.
+
+        Returns:
+            Of each, as ``Completion.embeddings``.
+        """
+        keys = [self._next_key() for _ in prompts]
+        marked = []
+        for prompt, key in zip(prompts, keys, strict=True):
+            params = SamplingParams(max_tokens=1, temperature=0, skip_reading_prefix_cache=True)
+            params.extra_args = {EXTRA_ARG: [key, len(prompt) - 1]}
+            marked.append(params)
+        whole = [before + after for before, after in zip(prompts, completions, strict=True)]
+        found: dict[int, Tensor] = {}
+        for request, _ in self._run(whole, marked, on_step):
+            made = self._take(keys[request], len(completions[request]))
+            assert made is not None  # it has a key
+            found[request] = made
+        return [found[request] for request in range(len(prompts))]
+
+    @property
+    def rendering(self) -> Rendering:
+        """The model's template and tokenizer."""
+        return Rendering(self._llm.renderer, None)
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its answer."""
+        length: int = self._llm.model_config.max_model_len
+        return length
+
     def _run(
         self,
         prompts: Sequence[Tokens],
@@ -310,7 +353,7 @@ class SamplingEngine:
         config = self._llm.model_config
         # Of a prompt only what a completion is read in counts: at most all of it.
         lengths = [
-            len(prompt) if each.prompt_logprobs is not None else each.max_tokens
+            len(prompt) if each.skip_reading_prefix_cache else each.max_tokens
             for prompt, each in zip(prompts, params, strict=True)
         ]
         most_tokens = min(config.max_model_len, max(n or config.max_model_len for n in lengths))

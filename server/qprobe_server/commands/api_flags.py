@@ -1,0 +1,141 @@
+"""The flags of ``collect`` that have an API sample, and what is recorded of it."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qprobe_server.commands import values
+from qprobe_server.errors import StartupError
+
+__all__ = [
+    "API_FLAGS",
+    "DEFAULT_MAX_TOKENS",
+    "EMBEDDINGS_KEY_VARIABLE",
+    "add_api_flags",
+    "check_api_flags",
+    "describe_api",
+    "find_embeddings_key",
+]
+
+EMBEDDINGS_KEY_VARIABLE = "QPROBE_EMBEDDINGS_API_KEY"
+# As where a model's own files do not say: few APIs bound an answer that is not asked to be short.
+DEFAULT_MAX_TOKENS = 256
+_TEMPLATE = "{prompt}{completion}"
+
+# By the manifest's fields.
+API_FLAGS = {
+    "upstream.url": "--upstream",
+    "upstream.model": "--upstream-model",
+    "upstream.logprobs": "--upstream-logprobs",
+    "endpoint.url": "--embeddings",
+    "endpoint.template": "--embedding-template",
+}
+# Names of flags that go with one way only.
+_ENGINE_ONLY = ("model", "adapter", "completions")
+_ENDPOINT_ONLY = ("embedding_model", "embedding_template")
+_READER_ONLY = ("layers",)
+_API_ONLY = ("upstream_model", "upstream_logprobs", "reader", "embeddings", *_ENDPOINT_ONLY)
+
+
+def add_api_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    group = parser.add_argument_group("sampling from an API, instead of from a model here")
+    group.add_argument(
+        "--upstream",
+        metavar="URL",
+        help="Base URL of an OpenAI-compatible API, such as https://api.example.com/v1; its key is "
+        "QPROBE_UPSTREAM_API_KEY in the environment.",
+    )
+    group.add_argument("--upstream-model", metavar="NAME", help="Its model.")
+    group.add_argument(
+        "--upstream-logprobs",
+        action="store_true",
+        help="Ask it for log-probabilities too. Probes that read them need these.",
+    )
+    group.add_argument(
+        "--upstream-concurrency",
+        type=values.count,
+        default=16,
+        metavar="NUMBER",
+        help="Samples that it is asked for at a time. Default: 16.",
+    )
+    group.add_argument(
+        "--reader", metavar="MODEL", help="Model here that reads the answers: as --model."
+    )
+    group.add_argument(
+        "--embeddings",
+        metavar="URL",
+        help="Base URL of an embeddings endpoint of OpenAI's API, instead of a reader; its key is "
+        f"{EMBEDDINGS_KEY_VARIABLE} in the environment.",
+    )
+    group.add_argument("--embedding-model", metavar="NAME", help="Its model; with --embeddings.")
+    group.add_argument(
+        "--embedding-template",
+        metavar="TEXT",
+        help=f"What is embedded. Default: {_TEMPLATE}. Some models want a word in front.",
+    )
+
+
+def check_api_flags(args: argparse.Namespace) -> None:
+    """Check what goes with what.
+
+    Raises:
+        StartupError: A flag is missing, or one too many.
+    """
+    if args.upstream is None:
+        _refuse(args, _API_ONLY, "goes with --upstream")
+        return
+    if args.upstream_model is None:
+        raise StartupError("--upstream needs the model's name: --upstream-model")
+    if (args.reader is None) == (args.embeddings is None):
+        raise StartupError("--upstream needs one of --reader and --embeddings, to read the answers")
+    _refuse(args, _ENGINE_ONLY, "does not go with --upstream")
+    if args.embeddings is None:
+        _refuse(args, _ENDPOINT_ONLY, "goes with --embeddings")
+        return
+    if args.embedding_model is None:
+        raise StartupError("--embeddings needs the model's name: --embedding-model")
+    _refuse(args, _READER_ONLY, "goes with --reader, not with --embeddings")
+    if "{completion}" not in (args.embedding_template or _TEMPLATE):
+        raise StartupError(
+            f"--embedding-template must have {{completion}} in it, got {args.embedding_template!r}"
+        )
+
+
+def describe_api(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Return what the manifest says of the API, and of the endpoint that reads; else nothing."""
+    if args.upstream is None:
+        return {}
+    # Not at the top: httpx is needed for this alone.
+    from qprobe_server.proxy.address import read_address
+
+    upstream = read_address("--upstream", args.upstream)
+    told: dict[str, Any] = {
+        # Not what stands behind the question mark: it may be secret.
+        "upstream": {
+            "url": str(upstream.url.copy_with(query=None)),
+            "model": args.upstream_model,
+            "logprobs": args.upstream_logprobs,
+        }
+    }
+    if args.embeddings is not None:
+        endpoint = read_address("--embeddings", args.embeddings)
+        told["model"] = args.embedding_model
+        told["endpoint"] = {
+            "url": str(endpoint.url.copy_with(query=None)),
+            "template": args.embedding_template or _TEMPLATE,
+            "normalize": True,
+        }
+    return told
+
+
+def find_embeddings_key() -> str | None:
+    """Return the key of the embeddings endpoint, None if it needs none."""
+    return os.environ.get(EMBEDDINGS_KEY_VARIABLE) or None
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if getattr(args, name):
+            raise StartupError(f"--{name.replace('_', '-')} {why}")

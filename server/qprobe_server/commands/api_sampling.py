@@ -1,0 +1,121 @@
+"""Samples from an API in a thread of its own, beside what the rest of the process does."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any, Self, TypeVar
+
+from qprobe_server.errors import ServerError, StartupError
+from qprobe_server.proxy.address import read_address
+from qprobe_server.proxy.answers import Format
+from qprobe_server.proxy.keys import find_upstream_keys
+from qprobe_server.proxy.openai import ChatCompletions, Completions
+from qprobe_server.proxy.reader import Written
+from qprobe_server.proxy.sampling import Asked, sample
+from qprobe_server.proxy.upstream import Bounds, Upstream
+
+__all__ = ["ApiSampler"]
+
+Body = dict[str, Any]
+_Came = tuple[int, Written | BaseException]
+_T = TypeVar("_T")
+
+# For one sample with all retries: longer than the minutes after which most limits of a rate end.
+_DEADLINE_S = 600.0
+
+
+class ApiSampler:
+    """A context manager; leaving it gives up what is under way.
+
+    Args:
+        url: Of an OpenAI-compatible API, as ``--upstream`` has it.
+        concurrency: Samples that are asked for at a time, >= 1.
+
+    Raises:
+        StartupError: The URL is none, or the key in the environment is not valid.
+    """
+
+    def __init__(self, url: str, *, concurrency: int) -> None:
+        address = read_address("--upstream", url)
+        key = find_upstream_keys({None: address}).get(None)
+        self._upstream = Upstream(
+            address,
+            Bounds(concurrency=concurrency, deadline_s=_DEADLINE_S),
+            key=None if key is None else (b"authorization", f"Bearer {key}".encode()),
+        )
+        self._turns = asyncio.Semaphore(concurrency)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Run something on the sampler's event loop, and return what it returns."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def begin(self, bodies: Sequence[Body]) -> Iterator[tuple[int, Written]]:
+        """Begin to sample one completion of each request.
+
+        Args:
+            bodies: As the routes take them: of a chat where there are messages, else of a text.
+
+        Returns:
+            Gives index and completion of each as they come. Raises StartupError where one cannot be
+            had; the others go on.
+        """
+        came: SimpleQueue[_Came] = SimpleQueue()
+        asyncio.run_coroutine_threadsafe(self._sample_all(bodies, came), self._loop)
+        return _listen(came, len(bodies))
+
+    async def _sample_all(self, bodies: Sequence[Body], came: SimpleQueue[_Came]) -> None:
+        async def ask(index: int, body: Body) -> None:
+            try:
+                came.put((index, await self._sample(body)))
+            except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+                came.put((index, error))
+
+        await asyncio.gather(*(ask(index, body) for index, body in enumerate(bodies)))
+
+    async def _sample(self, body: Body) -> Written:
+        is_chat = "messages" in body
+        route = b"/v1/chat/completions" if is_chat else b"/v1/completions"
+        shape: Format = ChatCompletions() if is_chat else Completions()
+        asked = Asked(
+            upstream=self._upstream,
+            format=shape,
+            url=self._upstream.address.locate(route, b""),
+            headers=self._upstream.headers([]),
+            body=body,
+        )
+        async with self._turns:  # its time begins when its turn comes
+            deadline_s = self._loop.time() + _DEADLINE_S
+            (candidate,) = (await sample(asked, 0, k=1, deadline_s=deadline_s)).candidates
+        return candidate.written
+
+    async def _close(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for each in others:
+            each.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._upstream.close()
+
+
+def _listen(came: SimpleQueue[_Came], count: int) -> Iterator[tuple[int, Written]]:
+    for _ in range(count):
+        index, found = came.get()
+        if isinstance(found, ServerError):
+            raise StartupError(
+                f"--upstream: {found}; started again, the collection goes on"
+            ) from found
+        if isinstance(found, BaseException):
+            raise found
+        yield index, found

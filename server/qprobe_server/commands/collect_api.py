@@ -1,0 +1,121 @@
+"""``qprobe collect --upstream``: an API samples, a model here or an embeddings endpoint reads."""
+
+import argparse
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from qprobe.data.prompts import PromptRow
+from qprobe.data.writer import DatasetWriter
+from qprobe.rewards import Reward
+from qprobe_server.commands.api_collection import Embedder, SamplingPlan, collect_from_api
+from qprobe_server.commands.api_flags import DEFAULT_MAX_TOKENS, find_embeddings_key
+from qprobe_server.commands.api_sampling import ApiSampler
+from qprobe_server.commands.embedders import EndpointEmbedder, EngineEmbedder
+from qprobe_server.commands.manifest import (
+    DEFAULT_N,
+    SAMPLING_FLAGS,
+    check_same,
+    describe_engine,
+    describe_flags,
+)
+from qprobe_server.commands.rewarding import HowToReward, Rewarding
+from qprobe_server.errors import ReadingError, StartupError
+from qprobe_server.proxy.address import read_address
+from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint
+
+if TYPE_CHECKING:  # it imports vLLM, which takes seconds
+    from qprobe_server.vllm_backend.sampling import SamplingEngine
+
+__all__ = ["collect_by_endpoint", "collect_by_reader"]
+
+Json = dict[str, Any]
+
+
+def collect_by_reader(
+    args: argparse.Namespace, engine: "SamplingEngine", reward: Reward, rows: list[PromptRow]
+) -> None:
+    """Collect, with a model here that reads.
+
+    Args:
+        args: The flags, vLLM's among them.
+        engine: Of the reader.
+        reward: Of the answers.
+        rows: The prompts, checked.
+
+    Raises:
+        QProbeError: A prompt cannot be read, or the dataset's folder is not valid.
+        ServerError: The API, or what reads, gives no answer.
+    """
+    embedder = EngineEmbedder(engine, rows, args.prompts)
+    manifest = {
+        **describe_flags(args, rows),
+        **describe_engine(engine),
+        "readings": embedder.readings,
+    }
+    with ApiSampler(args.upstream, concurrency=args.upstream_concurrency) as sampler:
+        _collect(args, sampler, embedder, manifest, reward, rows)
+
+
+def collect_by_endpoint(args: argparse.Namespace, reward: Reward, rows: list[PromptRow]) -> None:
+    """Collect, with an embeddings endpoint that reads. Needs no vLLM.
+
+    Args and errors are those of ``collect_by_reader``.
+    """
+    flags = describe_flags(args, rows)
+    with ApiSampler(args.upstream, concurrency=args.upstream_concurrency) as sampler:
+        endpoint = EmbeddingsEndpoint(
+            read_address("--embeddings", args.embeddings),
+            model=args.embedding_model,
+            api_key=find_embeddings_key(),
+        )
+        try:
+            dimensions = sampler.run(endpoint.probe())
+            embedder = EndpointEmbedder(endpoint, sampler, rows, flags["endpoint"]["template"])
+            manifest = {
+                **flags,
+                "hidden_size": dimensions,
+                "num_layers": 1,
+                "readings": embedder.readings,
+                "versions": {name: version(name) for name in ("qprobe", "torch")},
+            }
+            _collect(args, sampler, embedder, manifest, reward, rows)
+        except ReadingError as error:
+            raise StartupError(f"--embeddings: {error}") from error
+        finally:
+            sampler.run(endpoint.close())
+
+
+def _collect(
+    args: argparse.Namespace,
+    sampler: ApiSampler,
+    embedder: Embedder,
+    manifest: Json,
+    reward: Reward,
+    rows: Sequence[PromptRow],
+) -> None:
+    given = {name: getattr(args, name) for name in SAMPLING_FLAGS}
+    params = {name: value for name, value in given.items() if value is not None}
+    plan = SamplingPlan(
+        model=args.upstream_model,
+        params={"max_tokens": DEFAULT_MAX_TOKENS, **params},
+        n=args.n or DEFAULT_N,
+        seed=args.seed or 0,
+        greedy=not args.no_greedy,
+        logprobs=args.upstream_logprobs,
+    )
+    manifest["sampling"] |= {"seed": plan.seed, **plan.params}
+    check_same(args.output, manifest)
+    with (
+        DatasetWriter(args.output, manifest, [row.fields for row in rows]) as writer,
+        Rewarding(reward, HowToReward.of(args, reward)) as rewarding,
+    ):
+        missing = sum(len(writer.prompts_of(shard)) for shard in writer.missing())
+        a_prompt = plan.n + plan.greedy
+        done = (len(rows) - missing) * a_prompt
+        with tqdm(total=len(rows) * a_prompt, initial=done, unit="sample", mininterval=1) as bar:
+            collect_from_api(
+                sampler, embedder, writer, rows, rewarding, plan=plan, progress=bar.update
+            )

@@ -1,0 +1,140 @@
+"""What reads the answers of an API for a dataset: a model on an engine here, or an endpoint."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from qprobe.data.prompts import PromptRow
+from qprobe.data.source import Source
+from qprobe.errors import PromptFileError, RowError
+from qprobe.probe.reading import EMBEDDING
+from qprobe_server.commands.api_collection import Embedded
+from qprobe_server.commands.api_sampling import ApiSampler
+from qprobe_server.commands.collection import readings_of
+from qprobe_server.errors import ReadingError, StartupError
+from qprobe_server.proxy.embeddings import embed_answers, normalize
+from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint
+from qprobe_server.proxy.reader import Prompt, Written
+
+if TYPE_CHECKING:  # it imports vLLM, which takes seconds
+    from qprobe_server.vllm_backend.sampling import SamplingEngine
+
+__all__ = ["EndpointEmbedder", "EngineEmbedder"]
+
+_AT_ONCE = 16  # calls of the endpoint
+
+
+class EngineEmbedder:
+    """Reads on an engine.
+
+    Args:
+        engine: Idle.
+        rows: All prompts.
+        source: Where they are from, for errors.
+
+    Raises:
+        PromptFileError: A prompt cannot be read by the engine's model.
+    """
+
+    def __init__(self, engine: "SamplingEngine", rows: Sequence[PromptRow], source: Source) -> None:
+        self._engine = engine
+        self._rendering = engine.rendering
+        self._rows = rows
+        self._prompts = []
+        for row in rows:
+            try:
+                self._prompts.append(engine.tokenize(row.prompt))
+            except RowError as error:
+                raise PromptFileError(source, row.line, error.field, error.message) from error
+        self.readings = [str(each) for each in readings_of(engine)]
+
+    def embed(self, answers: Sequence[tuple[int, Written]]) -> list[Embedded]:
+        """Embed answers, all in one go; see ``Embedder``.
+
+        Raises:
+            StartupError: One is too long for the model.
+        """
+        tokens = []
+        for place, written in answers:
+            (found,) = self._rendering.completions(_prompt(self._rows[place]), [written])
+            tokens.append(found)
+            length = len(self._prompts[place]) + found[1]
+            if length >= self._engine.context:
+                raise StartupError(
+                    f"--reader: an answer to the prompt of line {self._rows[place].line} has "
+                    f"{length} tokens with it, and must have fewer than {self._engine.context}: "
+                    "lower --max-tokens"
+                )
+        embeddings = self._engine.embed(
+            [self._prompts[place] for place, _ in answers],
+            [ids[:count] for ids, count in tokens],
+            on_step=lambda: None,
+        )
+        stop = self._rendering.stop_token
+        made = []
+        for (_, written), (ids, count), states in zip(answers, tokens, embeddings, strict=True):
+            ends = [] if stop is None or written.finish_reason == "length" else [stop]
+            made.append(Embedded(states.flatten(0, 1), [*ids, *ends], count))
+        return made
+
+
+class EndpointEmbedder:
+    """Reads by an embeddings endpoint; the vectors are brought to length 1.
+
+    Args:
+        endpoint: On the sampler's event loop.
+        sampler: Open.
+        rows: All prompts.
+        template: What is embedded.
+    """
+
+    def __init__(
+        self,
+        endpoint: EmbeddingsEndpoint,
+        sampler: ApiSampler,
+        rows: Sequence[PromptRow],
+        template: str,
+    ) -> None:
+        self._endpoint = endpoint
+        self._sampler = sampler
+        self._rows = rows
+        self._template = template
+        self.readings = [str(EMBEDDING)]
+
+    def embed(self, answers: Sequence[tuple[int, Written]]) -> list[Embedded]:
+        """Embed answers, those of a prompt in one call; see ``Embedder``.
+
+        Raises:
+            ReadingError: The endpoint gives no embeddings, or does not take an answer.
+        """
+        return self._sampler.run(self._embed(answers))
+
+    async def _embed(self, answers: Sequence[tuple[int, Written]]) -> list[Embedded]:
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def embed_prompt(place: int) -> list[Embedded]:
+            prompt = _prompt(self._rows[place])
+            of_it = [(prompt, written) for other, written in answers if other == place]
+            async with turns:
+                vectors = await embed_answers(self._endpoint, self._template, of_it)
+            made = []
+            for vector in vectors:
+                if vector is None:
+                    raise ReadingError(
+                        f"the embeddings endpoint does not take an answer to the prompt of line "
+                        f"{self._rows[place].line}: it may be too long"
+                    )
+                half = torch.from_numpy(normalize(vector)).to(torch.float16)
+                made.append(Embedded(half[None]))  # (1, hidden)
+            return made
+
+        # The answers are in the order of their prompts.
+        places = dict.fromkeys(place for place, _ in answers)
+        found = await asyncio.gather(*(embed_prompt(place) for place in places))
+        return [each for of_prompt in found for each in of_prompt]
+
+
+def _prompt(row: PromptRow) -> Prompt:
+    return Prompt(text=row.prompt) if isinstance(row.prompt, str) else Prompt(messages=row.prompt)

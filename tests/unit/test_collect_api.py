@@ -1,0 +1,289 @@
+"""Datasets of what an API samples and an embeddings endpoint reads: a real server plays both."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qprobe import Reading, load_probe, save_probe
+from qprobe.data.dataset import GREEDY, Dataset
+from qprobe.errors import DatasetError
+from qprobe.evaluation.scoring import score
+from qprobe.probe.values import NUMBERS
+from qprobe.training.recipe import train
+from qprobe_server.commands import arguments, collect
+from qprobe_server.errors import StartupError
+from qprobe_server.library.registry import ProbeRegistry, read_probe
+from qprobe_server.proxy.embeddings import open_embeddings_reader
+from qprobe_server.proxy.reader import Prompt, Written
+
+Json = dict[str, Any]
+N = 4
+WORDS = ("red", "green", "blue", "grey")
+SECRET = "sk-of-the-upstream"
+
+
+def embed(text: str) -> list[float]:
+    """Count some letters: no two of the answers have the same."""
+    return [3.0 * text.count(letter) for letter in "rgbuy"] + [1.0]
+
+
+def play(request: Json, _: int) -> Json:
+    """Sample by the seed; embed by letters, last text first."""
+    if "input" in request:
+        data = [{"index": i, "embedding": embed(t)} for i, t in enumerate(request["input"])]
+        return {"data": data[::-1], "model": request["model"]}
+    text = "greedy" if "seed" not in request else WORDS[request["seed"] % len(WORDS)]
+    usage = {"prompt_tokens": 3, "completion_tokens": 1}
+    content = [{"token": text, "logprob": -0.5}, {"token": "", "logprob": -0.25}]
+    logprobs = {"logprobs": {"content": content}} if request.get("logprobs") else {}
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": "stop", **logprobs}
+    return {"id": "x", "choices": [choice], "usage": usage}
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """Return a file of prompts that want a colour; green and grey begin with what they want."""
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"Colour {i}?"}], "answer": "gr"}
+        for i in range(8)
+    ]
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    (tmp_path / "reward.py").write_text(
+        "def begins(row, completion):\n    return float(completion.startswith(row['answer']))\n"
+    )
+    return path
+
+
+@pytest.fixture
+def run(prompts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Return a function that collects from a server; more flags may be given."""
+    monkeypatch.setenv("QPROBE_UPSTREAM_API_KEY", SECRET)
+    monkeypatch.setenv("QPROBE_EMBEDDINGS_API_KEY", "another")
+
+    def collect_from(played: Any, *flags: str) -> Path:
+        output = prompts.parent / "data"
+        given = {
+            "--upstream": played.url,
+            "--upstream-model": "gpt-x",
+            "--embeddings": played.url,
+            "--embedding-model": "e5",
+        }
+        argv = ["collect", str(prompts), "-o", str(output), "--n", str(N), "--seed", "40000"]
+        argv += ["--reward", f"python:{prompts.parent / 'reward.py'}:begins"]
+        argv += ["--prompts-per-shard", "3"]
+        argv += [
+            part for flag, value in given.items() if flag not in flags for part in (flag, value)
+        ]
+        collect.run(arguments.parse([*argv, *flags]))
+        return output
+
+    return collect_from
+
+
+def test_what_is_collected_is_what_was_sampled_read_and_rewarded(
+    playing: Any, run: Callable[..., Path]
+) -> None:
+    played = playing(play)
+    data = Dataset.load(run(played, "--temperature", "0.7"))
+    assert [each.prompt for each in data.samples] == [i for i in range(8) for _ in range(N)]
+    for each in data.samples:
+        assert each.index != GREEDY
+        assert each.seed == 40_000 + each.prompt * 10_000 + each.index
+        assert each.text == WORDS[each.seed % len(WORDS)]
+        assert each.reward == float(each.text.startswith("gr"))
+        assert (each.finish_reason, each.logprob) == ("stop", None)
+    assert data.greedy_rewards.tolist() == [1.0] * 8
+    features = data.features(Reading.parse("embedding")).numpy()
+    texts = [f"user: Colour {each.prompt}?\n\nassistant: {each.text}" for each in data.samples]
+    vectors = np.array([embed(text) for text in texts])
+    np.testing.assert_allclose(
+        features, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), atol=1e-3
+    )
+    sampled = [each for each in played.requests if "input" not in each]
+    assert all(each["model"] == "gpt-x" and each["max_tokens"] == 256 for each in sampled)
+    assert sorted(each["temperature"] for each in sampled) == [0] * 8 + [0.7] * 8 * N
+    embedded = [each["input"] for each in played.requests if "input" in each]
+    assert sorted(map(len, embedded)) == [1] + [N] * 8  # one to see what the endpoint gives
+    keys = {
+        path: each["authorization"] for path, each in zip(played.paths, played.headers, strict=True)
+    }
+    assert keys == {
+        "/v1/chat/completions": f"Bearer {SECRET}",
+        "/v1/embeddings": "Bearer another",
+    }
+
+
+def test_the_manifest_says_what_sampled_and_what_read_and_nothing_secret(
+    playing: Any, run: Callable[..., Path]
+) -> None:
+    played = playing(play)
+    output = run(played, "--embedding-template", "passage: {completion}")
+    text = (output / "manifest.json").read_text()
+    manifest = json.loads(text)
+    assert manifest["upstream"] == {"url": played.url, "model": "gpt-x", "logprobs": False}
+    assert manifest["endpoint"] == {
+        "url": played.url,
+        "template": "passage: {completion}",
+        "normalize": True,
+    }
+    assert (manifest["model"], manifest["hidden_size"]) == ("e5", 6)
+    assert manifest["readings"] == ["embedding"]
+    assert manifest["sampling"] == {"n": N, "seed": 40000, "greedy": True, "max_tokens": 256}
+    assert SECRET not in text
+    (first, *_) = [text for each in played.requests[1:] for text in each.get("input", ())]
+    assert first in {f"passage: {word}" for word in WORDS}
+
+
+async def test_a_probe_of_it_is_served_with_the_scores_it_was_measured_with(
+    playing: Any, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Collected, trained, written, read, and asked by the reader of the proxy."""
+    played = playing(play)
+    data = Dataset.load(run(played))
+    probe = train(data, Reading.parse("embedding"), test_fraction=0)
+    save_probe(probe, tmp_path / "probe.safetensors")
+    loaded = read_probe("colours", (tmp_path / "probe.safetensors").read_bytes())
+    assert loaded.probe.info.endpoint is not None
+    assert loaded.probe.info.endpoint.template == "{prompt}{completion}"
+    reader = await open_embeddings_reader(played.url, model="org/e5", api_key=None)
+    try:
+        reader.check(loaded.probe)
+        served = ProbeRegistry().reserve(loaded)
+        await reader.load([(served, loaded.probe)])
+        prompt = Prompt(messages=data.prompts[0]["messages"])
+        answers = [Written(text=each.text) for each in data.samples[:N]]
+        found = await reader.read(prompt, answers, [served, served], with_tokens=False)
+    finally:
+        await reader.close()
+    # The dataset holds float16: 2^-11 of a vector of length 1.
+    bound = float(np.linalg.norm(probe.terms.states[0].weight)) * 2**-11
+    expected = score(probe.terms, data)[:N]
+    scores = np.array([each.scores for each in found if each is not None])
+    np.testing.assert_allclose(scores, np.stack([expected, expected], axis=1), atol=bound)
+    rewards = data.rewards[:N]
+    assert min(expected[rewards == 1]) > max(expected[rewards == 0])
+    assert load_probe(tmp_path / "probe.safetensors").info.base_model == "e5"
+
+
+def test_log_probabilities_are_kept_where_they_are_asked_for(
+    playing: Any, run: Callable[..., Path]
+) -> None:
+    data = Dataset.load(run(playing(play), "--upstream-logprobs"))
+    assert {each.logprob for each in data.samples} == {-0.75}
+
+
+def test_numbers_of_answers_that_an_endpoint_reads_are_refused(
+    playing: Any, run: Callable[..., Path]
+) -> None:
+    data = Dataset.load(run(playing(play)))
+    for name in NUMBERS:
+        with pytest.raises(DatasetError, match="numbers: are not known"):
+            data.numbers([name])
+
+
+def test_one_that_was_stopped_goes_on_and_asks_nothing_twice(
+    playing: Any, run: Callable[..., Path]
+) -> None:
+    """The upstream fails for good in the second shard of three; what is there stays."""
+    played = playing(play)
+
+    def fail(request: Json, number: int) -> Any:
+        is_bad = any("Colour 4" in each["content"] for each in request.get("messages", ()))
+        return (400, {}, {"error": "my secret prompt"}) if is_bad else play(request, number)
+
+    played.play = fail
+    with pytest.raises(StartupError, match="--upstream: status 400; started again") as caught:
+        run(played)
+    assert "secret" not in str(caught.value)
+    played.play = play
+    before = len(played.requests)
+    data = Dataset.load(run(played))
+    assert len(data.samples) == 8 * N
+    again = [
+        each["messages"][0]["content"] for each in played.requests[before:] if "messages" in each
+    ]
+    assert set(again) == {f"Colour {i}?" for i in range(3, 8)}
+
+
+def test_a_limit_of_the_rate_is_waited_for(playing: Any, run: Callable[..., Path]) -> None:
+    refused: list[int] = []
+
+    def limit(request: Json, number: int) -> Any:
+        if "messages" in request and len(refused) < 5:
+            refused.append(number)
+            return (429, {"retry-after": "1"}, {})
+        return play(request, number)
+
+    begun_s = time.monotonic()
+    data = Dataset.load(run(playing(limit)))
+    assert len(data.samples) == 8 * N
+    assert time.monotonic() - begun_s >= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--upstream-model", "other"), "--upstream-model is 'other', but"),
+        (("--embedding-template", "x{completion}"), "--embedding-template is"),
+        (("--upstream-logprobs",), "--upstream-logprobs is True"),
+        (("--embedding-model", "other"), "--embedding-model is 'other'"),
+    ],
+)
+def test_a_flag_that_differs_from_those_it_was_begun_with_is_named(
+    playing: Any, run: Callable[..., Path], flags: tuple[str, ...], says: str
+) -> None:
+    played = playing(play)
+    run(played)
+    with pytest.raises(StartupError, match=says):
+        run(played, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--upstream", "u"), "needs the model's name: --upstream-model"),
+        (("--upstream", "u", "--upstream-model", "m"), "one of --reader and --embeddings"),
+        (
+            ("--upstream", "u", "--upstream-model", "m", "--reader", "r", "--embeddings", "e"),
+            "one of --reader and --embeddings",
+        ),
+        (
+            ("--upstream", "u", "--upstream-model", "m", "--embeddings", "e"),
+            "needs the model's name: --embedding-model",
+        ),
+        (("--reader", "r"), "--reader goes with --upstream"),
+        (("--upstream-logprobs",), "--upstream-logprobs goes with --upstream"),
+        (
+            ("--upstream", "u", "--upstream-model", "m", "--reader", "r", "--model", "m"),
+            "--model does not go with --upstream",
+        ),
+        (
+            (
+                *("--upstream", "u", "--upstream-model", "m", "--embeddings", "e"),
+                *("--embedding-model", "m", "--layers", "3"),
+            ),
+            "--layers goes with --reader",
+        ),
+        (
+            (
+                *("--upstream", "u", "--upstream-model", "m", "--embeddings", "e"),
+                *("--embedding-model", "m", "--embedding-template", "{prompt}"),
+            ),
+            "must have {completion}",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    prompts: Path, flags: tuple[str, ...], says: str
+) -> None:
+    argv = ["collect", str(prompts), "-o", str(prompts.parent / "data"), "--reward", "numeric"]
+    with pytest.raises(StartupError) as caught:
+        collect.run(arguments.parse([*argv, *flags]))
+    assert says in str(caught.value)
