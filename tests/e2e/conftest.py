@@ -270,6 +270,12 @@ def serve_small(small_model: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def free() -> Callable[[], int]:
+    """Return the function that finds a port."""
+    return free_port
+
+
+@pytest.fixture(scope="session")
 def start_server() -> Callable[..., AbstractContextManager[Server]]:
     """Return the function that starts one."""
     return running
