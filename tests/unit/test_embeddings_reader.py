@@ -8,7 +8,7 @@ import pytest
 from qprobe import Probe, ProbeFileError, ProbeInfo, Reading, Terms
 from qprobe.probe.probe import Endpoint
 from qprobe_server.errors import RequestError, StartupError
-from qprobe_server.library.registry import ServedProbe
+from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
 from qprobe_server.proxy.chat_text import check_text_only, fill, write_answer, write_prompt
 from qprobe_server.proxy.embeddings import EmbeddingsReader, normalize, open_embeddings_reader
 from qprobe_server.proxy.reader import Prompt, Written
@@ -40,9 +40,9 @@ def play(request: Json, _: int) -> Json:
     return {"data": data, "model": "e5"}
 
 
-def serve(probe: Probe, index: int) -> ServedProbe:
-    """Return a probe as a request holds it; only its index counts here."""
-    return ServedProbe(str(index), "v", 0, probe.info, index, probe.terms.readings[0], {})
+def serve(probe: Probe) -> ServedProbe:
+    """Return a probe as a request holds it."""
+    return ProbeRegistry().reserve(LoadedProbe("any", "v", 0, probe))
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ async def test_each_probe_of_a_mix_reads_as_it_was_trained(reader: EmbeddingsRea
         make_probe(weight=(0, 0, 1), normalize=True),
         make_probe(weight=(1, 0, 0), template="{prompt}{completion}"),
     ]
-    served = [serve(probe, index) for index, probe in enumerate(probes)]
+    served = [serve(probe) for probe in probes]
     await reader.load(list(zip(served, probes, strict=True)))
     written = [Written(text="abca"), Written(text="x")]
     found = await reader.read(Prompt(text="12"), written, served, with_tokens=False)
@@ -114,9 +114,10 @@ async def test_an_answer_that_is_not_taken_has_no_scores(playing: Any) -> None:
 
     reader = await open_embeddings_reader(playing(refuse).url, model="e5", api_key=None)
     probe = make_probe()
-    await reader.load([(serve(probe, 0), probe)])
+    served = serve(probe)
+    await reader.load([(served, probe)])
     written = [Written(text="a"), Written(text="too long")]
-    found = await reader.read(Prompt(text="1"), written, [serve(probe, 0)], with_tokens=False)
+    found = await reader.read(Prompt(text="1"), written, [served], with_tokens=False)
     assert [each is None for each in found] == [False, True]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,8 @@ class EmbeddingsReader:
     def __init__(self, endpoint: EmbeddingsEndpoint, dimensions: int) -> None:
         self._endpoint = endpoint
         self._dimensions = dimensions
-        self._probes: dict[int, Probe] = {}  # an index that is free again gets another
+        # As long as requests hold them.
+        self._probes: WeakKeyDictionary[ServedProbe, Probe] = WeakKeyDictionary()
 
     def check(self, probe: Probe) -> None:
         """Check that a probe reads embeddings of this endpoint's.
@@ -82,8 +84,8 @@ class EmbeddingsReader:
             )
 
     async def load(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
-        """Keep probes by their indices."""
-        self._probes |= {served.index: probe for served, probe in probes}
+        """Keep probes."""
+        self._probes.update(probes)
 
     async def check_health(self) -> None:
         """Say that all is well: to ask the endpoint may cost, and a request will tell."""
@@ -109,7 +111,7 @@ class EmbeddingsReader:
         Raises:
             ReadingError: The endpoint gives no embeddings.
         """
-        loaded = [self._probes[each.index] for each in probes]
+        loaded = [self._probes[each] for each in probes]
         how = [each.info.endpoint for each in loaded]
         # Mostly one. Probes of a mix may have been trained with several.
         templates = list(dict.fromkeys(each.template for each in how if each is not None))
