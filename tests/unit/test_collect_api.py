@@ -11,6 +11,7 @@ import pytest
 
 from qprobe import Reading, load_probe, save_probe
 from qprobe.data.dataset import GREEDY, Dataset
+from qprobe.data.merging import merge_datasets
 from qprobe.errors import DatasetError
 from qprobe.evaluation.scoring import score
 from qprobe.probe.values import NUMBERS
@@ -128,11 +129,8 @@ def test_the_manifest_says_what_sampled_and_what_read_and_nothing_secret(
     text = (output / "manifest.json").read_text()
     manifest = json.loads(text)
     assert manifest["upstream"] == {"url": played.url, "model": "gpt-x", "logprobs": False}
-    assert manifest["endpoint"] == {
-        "url": played.url,
-        "template": "passage: {completion}",
-        "normalize": True,
-    }
+    assert manifest["embeddings"] == played.url
+    assert manifest["endpoint"] == {"template": "passage: {completion}", "normalize": True}
     assert (manifest["model"], manifest["hidden_size"]) == ("e5", 6)
     assert manifest["readings"] == ["embedding"]
     assert manifest["sampling"] == {"n": N, "seed": 40000, "greedy": True, "max_tokens": 256}
@@ -210,6 +208,22 @@ def test_one_that_was_stopped_goes_on_and_asks_nothing_twice(
         each["messages"][0]["content"] for each in played.requests[before:] if "messages" in each
     ]
     assert set(again) == {f"Colour {i}?" for i in range(3, 8)}
+
+
+def test_datasets_of_one_template_are_joined_and_of_two_are_not(
+    playing: Any, run: Callable[..., Path]
+) -> None:
+    """Also where one and the same model stands at several addresses."""
+    parts = []
+    for number, flags in enumerate(((), (), ("--embedding-template", "x {completion}"))):
+        made = run(playing(play), *flags)
+        parts.append(Dataset.load(made.rename(made.with_name(f"data{number}"))))
+    joined = merge_datasets(parts[:2], ["a", "b"])
+    probe = train(joined, Reading.parse("embedding"), test_fraction=0)
+    assert probe.info.endpoint is not None
+    assert len(probe.info.training["upstream"]) == 2
+    with pytest.raises(DatasetError, match="endpoint"):
+        merge_datasets([parts[0], parts[2]], ["a", "c"])
 
 
 def test_a_limit_of_the_rate_is_waited_for(playing: Any, run: Callable[..., Path]) -> None:

@@ -26,6 +26,7 @@ _MUST_AGREE = (
     "model_files",
     "revision",
     "adapter",
+    "endpoint",
     "shots",
     "quantization",
 )

@@ -173,6 +173,7 @@ def _describe(
         "prompts": manifest.get("prompts"),
         "reward": manifest.get("reward"),
         "sampling": manifest.get("sampling"),
+        "upstream": manifest.get("upstream"),
         "train_prompts": len(known.prompts),
         "train_samples": len(groups),
         "train_base": float(expected_rewards(rewards, rewards, groups, k=1, beta=0).mean()),
@@ -193,9 +194,7 @@ def _describe(
 def _read_endpoint(manifest: Mapping[str, Any]) -> Endpoint | None:
     """Return how the embeddings endpoint has read whose embeddings a dataset has."""
     found = manifest.get("endpoint")
-    if found is None:
-        return None
-    return Endpoint(template=found["template"], normalize=found["normalize"])
+    return None if found is None else Endpoint(**found)
 
 
 def read_settings(info: ProbeInfo) -> TrainingSettings:

@@ -28,7 +28,7 @@ API_FLAGS = {
     "upstream.url": "--upstream",
     "upstream.model": "--upstream-model",
     "upstream.logprobs": "--upstream-logprobs",
-    "endpoint.url": "--embeddings",
+    "embeddings": "--embeddings",
     "endpoint.template": "--embedding-template",
 }
 # Names of flags that go with one way only.
@@ -122,11 +122,9 @@ def describe_api(args: argparse.Namespace) -> Mapping[str, Any]:
     if args.embeddings is not None:
         endpoint = read_address("--embeddings", args.embeddings)
         told["model"] = args.embedding_model
-        told["endpoint"] = {
-            "url": str(endpoint.url.copy_with(query=None)),
-            "template": args.embedding_template or _TEMPLATE,
-            "normalize": True,
-        }
+        told["embeddings"] = str(endpoint.url.copy_with(query=None))
+        # As in a probe's header.
+        told["endpoint"] = {"template": args.embedding_template or _TEMPLATE, "normalize": True}
     return told
 
 
