@@ -20,7 +20,7 @@ from vllm.renderers.chat_utils import load_chat_template
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from qprobe import Probe
+from qprobe import Probe, ProbeFileError
 from qprobe_server import quiet
 from qprobe_server.errors import ReadingError, RequestError, ScoringError, StartupError
 from qprobe_server.library.fit import ModelFacts, check_exposed, check_fit, check_layers
@@ -116,6 +116,12 @@ class EngineReader:
         """
         check_fit(probe, self._facts, allow_model_mismatch=self._allow_model_mismatch)
         check_exposed(probe, self._layers)
+        if probe.terms.numbers:
+            raise ProbeFileError(
+                "terms",
+                f"read {', '.join(probe.terms.numbers)}, which are of the model that samples, and "
+                "a reader does not know: train with --numbers none",
+            )
 
     async def load(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
         """Give the workers probes by their indices."""

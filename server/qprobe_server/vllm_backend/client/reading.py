@@ -24,7 +24,7 @@ from qprobe_server.library.registry import ServedProbe
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 from qprobe_server.vllm_backend.client.fan_out import FanOut
-from qprobe_server.vllm_backend.client.score_client import Row, ScoreClient, Taken
+from qprobe_server.vllm_backend.client.score_client import ScoreClient, Taken
 
 __all__ = ["ReadingLLM", "read_completions"]
 
@@ -56,7 +56,7 @@ async def read_completions(
         completions: Theirs, at least one completion; each fits with the prompt and one token more
             into the model's context.
         lengths: How many leading tokens of each make its embedding.
-        probes: Those that score.
+        probes: Those that score, by states alone: what was not sampled here has no numbers.
         with_tokens: Whether the scores of those tokens are wanted too.
 
     Raises:
@@ -66,8 +66,7 @@ async def read_completions(
     """
     changed = asyncio.Event()
     runs = [CandidateRun(uuid.uuid4().hex, None, changed.set) for _ in completions]
-    rows = [Row(each.index, each.reading.pooling, each.reading.window) for each in probes]
-    scores = ScoreClient(engine, runs, rows, len(rows))
+    scores = ScoreClient(engine, runs, [each.score for each in probes], {})
     whole = [[*prompt, *each] for each in completions]
     salt = uuid.uuid4().hex
     prepared = await engine.prepare(
@@ -79,10 +78,11 @@ async def read_completions(
     requests = FanOut(engine, prepared, whole)
     is_done = False
     try:
-        requests.begin(runs, lambda run: [*scores.ask(run), len(prompt) - 1])
+        requests.begin(runs, lambda run: [*(scores.ask(run) or ()), len(prompt) - 1])
         await _until_ended(runs, changed)
         await scores.share(completions)
-        taken = await scores.take(lengths, with_tokens=with_tokens)
+        numbers = [dict[str, float]() for _ in runs]
+        taken = await scores.take(lengths, numbers=numbers, with_tokens=with_tokens)
         is_done = True
     finally:
         if not is_done:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from qprobe_server.edge.metrics import RerankMetrics
+from qprobe_server.edge.turns import Turns
 from qprobe_server.errors import ScoringError
 from qprobe_server.library.sums import ServedSum
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun
-from qprobe_server.vllm_backend.client.turns import Turns
 from qprobe_server.vllm_backend.mail import Floats, Inbox, Scores
 
 __all__ = ["Engine", "ScoreClient", "Taken", "fill_shared"]

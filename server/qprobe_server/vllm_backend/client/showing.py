@@ -7,7 +7,7 @@ from qprobe_server.choice.candidates import Candidate
 from qprobe_server.choice.request import RerankRequest
 from qprobe_server.choice.result import show_candidates
 from qprobe_server.choice.schemas import CandidateReply
-from qprobe_server.vllm_backend.client.turns import Turns
+from qprobe_server.edge.turns import Turns
 
 __all__ = ["show"]
 
