@@ -35,12 +35,15 @@ METRICS = {
     "qprobe_score_mean",
     "qprobe_score_spread",
     "qprobe_weight_entropy_nats",
+    "qprobe_confidence",
     "qprobe_non_finite_scores_total",
     "qprobe_rerank_overhead_seconds",
     "qprobe_probes_loaded",
 }
-# They have no series until a probe gives a score that is no number, or a request has a schedule.
+# They have no series until a probe gives a score that is no number or tells how sure it is, or a
+# request has a schedule.
 ABSENT = {
+    "qprobe_confidence",
     "qprobe_non_finite_scores_total",
     "qprobe_early_rejected_candidates_total",
     "qprobe_saved_tokens_total",
