@@ -135,8 +135,8 @@ def test_a_probe_reads_what_the_flags_say(monkeypatch: pytest.MonkeyPatch, tmp_p
     refused: list[tuple[tuple[object, ...], str]] = [
         (("--layer", 3, *two), "--layer and --reading"),
         ((*two, "--window", 8), "--window needs --layer"),
-        ((), "--layer, --reading or --numbers"),
-        (("--numbers", "none"), "--layer, --reading or --numbers"),
+        ((), "--layer, --reading, --gate or --numbers"),
+        (("--numbers", "none"), "--layer, --reading, --gate or --numbers"),
         (("--numbers", "all"), "numbers: do not vary"),
         (("--reading", "3/mean", "--reading", "3/mean"), "'3/mean' twice"),
     ]

@@ -173,7 +173,8 @@ def draw_sweep(cells: Sequence[Json], theme: Theme) -> Figure:
             place = terms.index(cell["terms"]), objectives.index(cell["objective"])
             values[place] = cell["reward"]
     figure, axes = start_plot(theme, "Cross-validated reward", "objective")
-    figure.set_size_inches(max(3.4, 1.5 + 0.75 * len(objectives)), 1.4 + 0.36 * len(terms))
+    labels = 0.1 * max(map(len, terms))
+    figure.set_size_inches(1.5 + labels + 0.75 * len(objectives), 1.4 + 0.36 * len(terms))
     axes.set_ylabel("layer/pooling/window")
     axes.grid(visible=False)
     colours = LinearSegmentedColormap.from_list("reward", [theme.page, theme.first])

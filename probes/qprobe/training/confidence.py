@@ -1,5 +1,6 @@
 """How sure a probe may be: from its scores of prompts that it was not trained on."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,8 @@ from qprobe.data.dataset import Dataset
 from qprobe.errors import TrainingError
 from qprobe.evaluation.bootstrap import MIN_PROMPTS
 from qprobe.probe.confidence import Calibration, Confidence, Isotonic, Platt
+from qprobe.probe.terms import Terms
 from qprobe.training.cross_validation import Problem
-from qprobe.training.design import Design
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
 from qprobe.training.inputs import Inputs
 
@@ -22,7 +23,7 @@ Floats = NDArray[np.float64]
 
 def find_confidence(
     dataset: Dataset,
-    design: Design,
+    to_terms: Callable[[FittedProbe], Terms],
     inputs: Inputs,
     fitted: FittedProbe,
     settings: TrainingSettings,
@@ -35,7 +36,7 @@ def find_confidence(
 
     Args:
         dataset: What the probe was trained on.
-        design: Its terms.
+        to_terms: Gives the terms of a fit to its columns.
         inputs: What they read there, prepared.
         fitted: The probe.
         settings: What it was trained with.
@@ -63,7 +64,7 @@ def find_confidence(
             if _measure_loss(other, own.held_out_scores, rewards) < _measure_loss(
                 calibration, scores, rewards
             ):
-                found, scores = Confidence(other, design.to_terms(own)), own.held_out_scores
+                found, scores = Confidence(other, to_terms(own)), own.held_out_scores
     ends = found.calibration.apply(np.quantile(scores, [0, 1]))
     if not ends[0] < ends[1]:
         return None, (

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qprobe.data.dataset import Dataset
 from qprobe.errors import DatasetError, TrainingError
 from qprobe.probe.pooling import LOGPROB_NUMBERS
 from qprobe.probe.reading import EMBEDDING, Reading
-from qprobe.probe.terms import StateTerm, Terms
+from qprobe.probe.terms import GateTerm, StateTerm, Terms
 from qprobe.probe.values import NUMBERS
 from qprobe.training.fit import FittedProbe
+from qprobe.training.gate import FittedGate, Gate, weigh
 
 __all__ = ["Columns", "Design", "has_logprobs", "settle_numbers"]
 
@@ -31,7 +33,13 @@ class Columns:
     blocks: list[Tensor]
     numbers: Tensor | None
 
-    def __getitem__(self, rows: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> "Columns":
+    def add(self, scores: Sequence[NDArray[np.float64]]) -> "Columns":
+        """Return them with more numbers, shape (samples,) each, after those that there are."""
+        more = [torch.from_numpy(each)[:, None] for each in scores]
+        parts = [*([] if self.numbers is None else [self.numbers]), *more]
+        return Columns(self.blocks, torch.cat(parts, 1) if parts else None)
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> "Columns":
         """Return some samples, in the order given."""
         picked = torch.from_numpy(rows)
         numbers = None if self.numbers is None else self.numbers[picked]
@@ -45,6 +53,7 @@ class Design:
     Attributes:
         readings: Each another one.
         numbers: Of ``NUMBERS``, each another one.
+        gates: Each another one.
 
     Raises:
         TrainingError: There is no term, or one twice, or a number that there is not.
@@ -52,11 +61,13 @@ class Design:
 
     readings: tuple[Reading, ...] = ()
     numbers: tuple[str, ...] = ()
+    gates: tuple[Gate, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.readings and not self.numbers:
-            raise TrainingError("terms", "must be one at least: a reading or numbers")
-        for name, given in (("readings", self.readings), ("numbers", self.numbers)):
+        every = {"readings": self.readings, "numbers": self.numbers, "gates": self.gates}
+        if not any(every.values()):
+            raise TrainingError("terms", "must be one at least: a reading, a gate or numbers")
+        for name, given in every.items():
             for index, each in enumerate(given):
                 if each in given[:index]:
                     raise TrainingError(name, f"must be different, got {str(each)!r} twice")
@@ -74,7 +85,8 @@ class Design:
     def __str__(self) -> str:
         nothing = np.zeros(0, np.float32)
         states = tuple(StateTerm(each, nothing) for each in self.readings)
-        return Terms(states, numbers=dict.fromkeys(self.numbers, 0.0)).describe()
+        gates = tuple(GateTerm(each.layer, each.segments, nothing, nothing) for each in self.gates)
+        return Terms(states, gates, dict.fromkeys(self.numbers, 0.0)).describe()
 
     @classmethod
     def parse(cls, text: str) -> "Design":
@@ -95,15 +107,24 @@ class Design:
         """Return the terms of a probe that was trained.
 
         Raises:
-            TrainingError: One of them is not trained here.
+            TrainingError: One of them is a gate, which is not trained anew for a part of the
+                prompts.
         """
         if terms.gates:
-            raise TrainingError("terms", f"{terms.describe()!r} have a gate, which is not trained")
+            raise TrainingError(
+                "terms",
+                f"{terms.describe()!r} have a gate, which is not trained anew for a part of the "
+                "prompts",
+            )
         return cls(tuple(terms.readings), tuple(terms.numbers))
 
     def begin(self, tokens: int) -> "Design":
-        """Return the terms of a head: of the first so many tokens, the mean of each layer."""
-        layers = dict.fromkeys(each.layer for each in self.readings)
+        """Return the terms of a head: the means of each layer over the first so many tokens.
+
+        Gates do not count in them; their layers do.
+        """
+        read = [each.layer for each in self.readings]
+        layers = dict.fromkeys([*read, *(each.layer for each in self.gates)])
         if "embedding" in layers:
             raise TrainingError("checkpoints", "are not for an endpoint's embedding")
         return Design(tuple(Reading(each, "mean", tokens) for each in layers), self.numbers)
@@ -123,13 +144,16 @@ class Design:
             numbers = torch.from_numpy(dataset.numbers(self.numbers, tokens=tokens))
         return Columns([dataset.features(each) for each in self.readings], numbers)
 
-    def to_terms(self, fitted: FittedProbe) -> Terms:
-        """Return the terms with the weights of a fit to their columns."""
+    def to_terms(self, fitted: FittedProbe, gates: Sequence[FittedGate] = ()) -> Terms:
+        """Return the terms with the weights of a fit to their columns, those of gates last."""
         pairs = zip(self.readings, fitted.weights, strict=True)
+        weights = fitted.number_weights.tolist()
+        count = len(self.numbers)
         return Terms(
             tuple(StateTerm(reading, weight.numpy()) for reading, weight in pairs),
-            numbers=dict(zip(self.numbers, fitted.number_weights.tolist(), strict=True)),
-            bias=fitted.bias,
+            tuple(weigh(each.term, w) for each, w in zip(gates, weights[count:], strict=True)),
+            dict(zip(self.numbers, weights[:count], strict=True)),
+            fitted.bias,
         )
 
 

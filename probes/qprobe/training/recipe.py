@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +20,7 @@ from qprobe.training.confidence import find_confidence
 from qprobe.training.cross_validation import Problem
 from qprobe.training.design import Design, has_logprobs, settle_numbers
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
+from qprobe.training.gate import Gate, fit_gate
 from qprobe.training.inputs import prepare
 
 __all__ = ["DEFAULT_K", "make_probe", "read_settings", "train"]
@@ -33,6 +35,7 @@ def train(
     settings: TrainingSettings = DEFAULT_SETTINGS,
     *,
     numbers: Sequence[str] | None = None,
+    gates: Sequence[str] = (),
     k: int | None = None,
     test_fraction: float | None = None,
     licence: str | None = None,
@@ -48,6 +51,8 @@ def train(
         settings: Of the training; the seed also of the split.
         numbers: Of ``NUMBERS``, which the score reads too. None takes all of them if the dataset
             knows the log-probabilities, and else none.
+        gates: Each as LAYER/END,END,...: the score also hears segments of the completion, as far as
+            a gate lets it. Needs ``LAYER/mean`` and the means of the first END tokens.
         k: How many candidates the probe will recommend, from 1 to the fewest samples of a prompt;
             None takes 16, or these if they are fewer. The training does not depend on it.
         test_fraction: Of the prompts, 0 <= test_fraction < 1; None as in ``split_prompts``.
@@ -73,9 +78,10 @@ def train(
         )
     known = dataset.subset(kept)
     given = (readings,) if isinstance(readings, Reading) else tuple(readings)
-    design = Design(given, settle_numbers(known, numbers))
+    design = Design(given, settle_numbers(known, numbers), tuple(map(Gate.parse, gates)))
     heads, notes = _design_heads(design, known, checkpoints)
     known.require([each for part in (design, *heads.values()) for each in part.readings])
+    known.require([each for gate in design.gates for each in gate.readings])
 
     problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
 
@@ -138,11 +144,14 @@ def make_probe(
         progress: Called ``len(settings.decays) + 1`` times.
     """
     known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
-    columns = design.read(known)
+    gates = [fit_gate(known, each, settings) for each in design.gates]
+    columns = design.read(known).add([each.held_out_scores for each in gates])
     inputs = prepare(columns.blocks, columns.numbers)
     problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
     fitted = fit_inputs(problem, inputs, progress=progress)
-    confidence, reason = find_confidence(known, design, inputs, fitted, settings)
+    confidence, reason = find_confidence(
+        known, partial(design.to_terms, gates=gates), inputs, fitted, settings
+    )
     every = (*fitted.notes, *notes, *([reason] if reason else []))
     info = ProbeInfo(
         base_model=dataset.manifest["model"],
@@ -157,7 +166,7 @@ def make_probe(
         adapter=(dataset.manifest.get("adapter") or {}).get("name"),
         endpoint=_read_endpoint(dataset.manifest),
     )
-    return Probe(info, design.to_terms(fitted), heads, confidence)
+    return Probe(info, design.to_terms(fitted, gates), heads, confidence)
 
 
 def _describe(

@@ -152,6 +152,13 @@ def _add_train(commands: "_SubParsersAction[Parser]") -> None:
         metavar="15/mean/48",
         help="instead of these three; given several times, the score is their sum",
     )
+    parser.add_argument(
+        "--gate",
+        action="append",
+        default=[],
+        metavar="15/8,16,32",
+        help="also segments of the answer, which end after so many tokens, by a gate",
+    )
     parser.add_argument("--objective", choices=OBJECTIVES, default="ce")
     parser.add_argument(
         "--checkpoints",

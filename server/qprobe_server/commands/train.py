@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
             readings,
             settings,
             numbers=args.numbers,
+            gates=args.gate,
             k=args.k,
             test_fraction=args.test_fraction,
             licence=args.licence,
@@ -69,8 +70,10 @@ def _list_readings(args: argparse.Namespace) -> list[Reading]:
         for flag, default in (("pooling", "mean"), ("window", None)):
             if getattr(args, flag) != default:
                 raise StartupError(f"--{flag} needs --layer: --reading says its own")
-        if not (args.reading or args.numbers):
-            raise StartupError("--layer, --reading or --numbers must say what the probe reads")
+        if not (args.reading or args.gate or args.numbers):
+            raise StartupError(
+                "--layer, --reading, --gate or --numbers must say what the probe reads"
+            )
         return list(args.reading)
     if args.reading:
         raise StartupError("--layer and --reading say the same: give one of them")
