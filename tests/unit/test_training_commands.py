@@ -13,7 +13,7 @@ import torch
 
 from qprobe import Probe, Reading, Terms, TrainingSettings, load_probe, save_probe
 from qprobe import train as train_probe
-from qprobe.data.dataset import Dataset, Sample
+from qprobe.data.dataset import GREEDY, Dataset, Sample
 from qprobe.data.provenance import SEEN, identify_prompts, read_seen
 from qprobe.data.writer import DatasetWriter
 from qprobe.evaluation.scoring import score
@@ -44,6 +44,7 @@ def write_dataset(
     first: int = 0,
     noise: bool = False,
     text: str = "",
+    greedy: float | None = None,
 ) -> Path:
     """Rewards are the sign of the first feature, or of noise; prompts are numbered from first."""
     rng = np.random.default_rng(seed)
@@ -76,6 +77,9 @@ def write_dataset(
                 "3/mean/8": (whole + blur).half(),
                 "3/mean/16": (whole + blur / 2).half(),
             }
+            if greedy is not None:
+                first = {each.prompt: each for each in reversed(inside)}.values()
+                inside += [replace(each, index=GREEDY, reward=greedy) for each in first]
             writer.write(shard, inside, embeddings)
         writer.finish()
     return folder
@@ -385,6 +389,20 @@ def test_a_probe_that_does_not_help_is_told_on_the_terminal(
         assert found == (chosen["cross_validated_reward"] <= chosen["train_base"])
         warned.add(found)
     assert True in warned
+
+
+def test_train_tells_of_what_is_free_and_better(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Greedy answers that are all good beat any probe, and those that are all bad none."""
+    for greedy, warned in ((1.0, True), (0.0, False)):
+        data = write_dataset(tmp_path / f"{greedy}", greedy=greedy)
+        probe = train(monkeypatch, data, tmp_path / "p.safetensors")
+        free = load_probe(probe).info.training["train_free"]
+        assert free["greedy"] == greedy
+        assert set(free) == {"greedy", "best_by_mean_logprob", "best_by_logprob"}
+        said = "does not beat what needs no probe: its cross-validated reward is"
+        assert (said in capsys.readouterr().err) == warned
 
 
 def test_the_page_shows_examples_of_unseen_prompts_unless_told_not_to(

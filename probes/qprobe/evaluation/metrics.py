@@ -17,7 +17,7 @@ from qprobe.errors import EvaluationError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expect, expected_rewards, expected_vote_rewards
 
-__all__ = ["BETAS", "measure", "rank_within_prompts"]
+__all__ = ["BETAS", "choose_freely", "measure", "rank_within_prompts"]
 
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -70,7 +70,7 @@ def measure(
     base = expected_rewards(scores, rewards, groups, k=1, beta=0)
     ceiling = expected_rewards(rewards, rewards, groups, k=k, beta=0)
     num_choices = _grid(int(counts.min()), k)
-    baselines = _choose_by_baselines(dataset, k, read_answer)
+    baselines = choose_freely(dataset, k, read_answer)
     for name, others in (rivals or {}).items():
         baselines[name] = expected_rewards(others, rewards, groups, k=k, beta=0)
     by_k = _vary(scores, dataset, bootstrap, [(each, beta) for each in num_choices])
@@ -163,10 +163,13 @@ def _best_of_k(scores: Floats, dataset: Dataset, num_choices: Sequence[int]) -> 
     return rows
 
 
-def _choose_by_baselines(
-    dataset: Dataset, k: int, read_answer: Callable[[str], Hashable | None] | None
+def choose_freely(
+    dataset: Dataset, k: int, read_answer: Callable[[str], Hashable | None] | None = None
 ) -> dict[str, Floats]:
-    """Return the expected rewards of what needs no probe, (prompts,) each, NaN where unknown."""
+    """Return the expected rewards of what needs no probe, (prompts,) each, NaN where unknown.
+
+    Arguments are those of ``measure``.
+    """
     rewards, groups, found = dataset.rewards, dataset.groups, {}
     if np.isfinite(dataset.greedy_rewards).any():
         found["greedy"] = dataset.greedy_rewards

@@ -13,6 +13,7 @@ from qprobe.data.provenance import SEEN, note_seen
 from qprobe.data.split import split_prompts
 from qprobe.errors import ProbeFileError
 from qprobe.evaluation.expectation import expected_rewards
+from qprobe.evaluation.metrics import choose_freely
 from qprobe.probe.probe import Endpoint, Probe, ProbeInfo
 from qprobe.probe.reading import Reading
 from qprobe.probe.terms import Terms
@@ -186,6 +187,10 @@ def _describe(
         "train_prompts": len(known.prompts),
         "train_samples": len(groups),
         "train_base": float(expected_rewards(rewards, rewards, groups, k=1, beta=0).mean()),
+        "train_free": {
+            name: float(np.nanmean(values))
+            for name, values in choose_freely(known, int(known.num_samples.min())).items()
+        },
         "cross_validated_reward": best,
         "weight_decay": fitted.weight_decay,
         "weight_decays": list(settings.weight_decays),

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from qprobe import save_probe, train
+    from qprobe.reports.verdict import BASELINES
 
     settings = read_settings(args, args.objective)
     dataset = load_datasets(args)
@@ -62,6 +63,13 @@ def run(args: argparse.Namespace) -> None:
         warn(
             f"the probe does not beat the base model: its cross-validated reward is {reward:.4f}, "
             f"one sample of the base model earns {base:.4f}"
+        )
+    free = {name: each for name, each in chosen["train_free"].items() if each >= reward}
+    if free:
+        listed = ", ".join(f"{BASELINES[name]} {each:.4f}" for name, each in free.items())
+        warn(
+            f"the probe does not beat what needs no probe: its cross-validated reward is "
+            f"{reward:.4f}, that of {listed}"
         )
 
 
