@@ -1,4 +1,4 @@
-"""A few prompts with the answers that a probe, and a perfect judge, would choose."""
+"""A few prompts with the answer that a probe chooses, and what it should have, or did not."""
 
 import json
 from typing import Any
@@ -44,7 +44,10 @@ def pick_examples(probe: Probe, dataset: Dataset) -> list[Json]:
     confidence = _say(probe, unseen)
     examples = []
     for prompt in picked:
-        best = rows[prompt][unseen.rewards[rows[prompt]].argmax()]
+        inside, first = rows[prompt], chosen[prompt]
+        beside = ("best reward", inside[unseen.rewards[inside].argmax()])
+        if unseen.rewards[beside[1]] == unseen.rewards[first]:
+            beside = ("worst score", inside[scores[inside].argmin()])
         examples.append(
             {
                 "prompt": _shorten(_show_prompt(unseen.prompts[prompt])),
@@ -56,7 +59,7 @@ def pick_examples(probe: Probe, dataset: Dataset) -> list[Json]:
                         "score": f"{scores[sample]:+.2f}",
                         "confidence": "" if confidence is None else f"{confidence[sample]:.2f}",
                     }
-                    for name, sample in (("best score", chosen[prompt]), ("best reward", best))
+                    for name, sample in (("best score", first), beside)
                 ],
             }
         )
