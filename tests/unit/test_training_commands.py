@@ -18,7 +18,7 @@ from qprobe.data.provenance import SEEN, identify_prompts, read_seen
 from qprobe.data.writer import DatasetWriter
 from qprobe.evaluation.scoring import score
 from qprobe.probe.values import NUMBERS
-from qprobe.training.design import Design
+from qprobe.training.design import Design, settle_numbers
 from qprobe_server import cli
 
 NUM_PROMPTS, N, HIDDEN = 20, 4, 3
@@ -78,8 +78,8 @@ def write_dataset(
                 "3/mean/16": (whole + blur / 2).half(),
             }
             if greedy is not None:
-                first = {each.prompt: each for each in reversed(inside)}.values()
-                inside += [replace(each, index=GREEDY, reward=greedy) for each in first]
+                ones = {each.prompt: each for each in reversed(inside)}.values()
+                inside += [replace(each, index=GREEDY, reward=greedy) for each in ones]
             writer.write(shard, inside, embeddings)
         writer.finish()
     return folder
@@ -147,6 +147,16 @@ def test_a_probe_reads_what_the_flags_say(monkeypatch: pytest.MonkeyPatch, tmp_p
     for given, said in refused:
         with pytest.raises(SystemExit, match=said):
             run(monkeypatch, "train", data, *given, *SMALL, "-o", path)
+
+
+def test_what_an_api_has_sampled_is_read_without_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A proxy takes no probe with numbers; whoever asks for them gets them."""
+    monkeypatch.setitem(MANIFEST, "upstream", {"model": "m"})
+    data = Dataset.load(write_dataset(tmp_path / "data"))
+    assert settle_numbers(data, None) == ()
+    assert settle_numbers(data, ("cut",)) == ("cut",)
 
 
 def test_heads_read_the_numbers_if_the_dataset_knows_them(

@@ -160,11 +160,12 @@ class Design:
 def settle_numbers(dataset: Dataset, numbers: Sequence[str] | None) -> tuple[str, ...]:
     """Return the numbers that were asked for, or, of None, all if the log-probabilities are known.
 
-    Without them the others say little, and nothing is read that was not asked for.
+    Without them the others say little. Of None it is none either where an API has sampled: a proxy
+    takes no probe with numbers.
     """
     if numbers is not None:
         return tuple(numbers)
-    return NUMBERS if has_logprobs(dataset) else ()
+    return NUMBERS if not dataset.manifest.get("upstream") and has_logprobs(dataset) else ()
 
 
 def has_logprobs(dataset: Dataset, *, tokens: Sequence[int | None] = (None,)) -> bool:
