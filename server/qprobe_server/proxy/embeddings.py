@@ -1,13 +1,13 @@
 """An embeddings endpoint reads what an upstream wrote: one batched call a prompt. No torch here."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qprobe import Probe, ProbeFileError
+from qprobe import Probe, ProbeFileError, Terms
 from qprobe_server.errors import ReadingError, StartupError
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.proxy.address import read_address
@@ -78,10 +78,11 @@ class EmbeddingsReader:
                 f"is {info.hidden_size}, the embeddings of {model!r} have {self._dimensions} "
                 "dimensions",
             )
-        if probe.terms.numbers:
-            raise ProbeFileError(
-                "terms", f"read {', '.join(probe.terms.numbers)}, which no endpoint tells"
-            )
+        for terms in probe.sums:
+            if terms.numbers:
+                raise ProbeFileError(
+                    "terms", f"read {', '.join(terms.numbers)}, which no endpoint tells"
+                )
 
     async def load(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
         """Keep probes."""
@@ -122,16 +123,10 @@ class EmbeddingsReader:
             )
         )
         by_template = dict(zip(templates, vectors, strict=True))
-        found: list[Read | None] = []
-        for place in range(len(completions)):
-            scores = []
-            for probe, each in zip(loaded, how, strict=True):
-                assert each is not None  # as ``check`` has seen
-                vector = by_template[each.template][place]
-                if vector is not None:
-                    scores.append(_score(probe, normalize(vector) if each.normalize else vector))
-            found.append(Read(scores=scores) if len(scores) == len(loaded) else None)
-        return found
+        return [
+            _read(loaded, {name: each[place] for name, each in by_template.items()})
+            for place in range(len(completions))
+        ]
 
     async def close(self) -> None:
         """Close the connections."""
@@ -162,10 +157,27 @@ def normalize(vector: Floats) -> Floats:
     return vector if length == 0 else np.asarray(vector / length, np.float32)
 
 
-def _score(probe: Probe, vector: Floats) -> float:
+def _read(probes: Sequence[Probe], vectors: Mapping[str, Floats | None]) -> Read | None:
+    """Return the scores of a completion by its vectors, which are by template; None without one."""
+    scores: list[float] = []
+    own_score = None
+    for probe in probes:
+        how = probe.info.endpoint
+        assert how is not None  # as ``check`` has seen
+        vector = vectors[how.template]
+        if vector is None:
+            return None
+        vector = normalize(vector) if how.normalize else vector
+        scores.append(_score(probe.terms, vector))
+        if len(probes) == 1 and probe.confidence is not None and probe.confidence.terms is not None:
+            own_score = _score(probe.confidence.terms, vector)
+    return Read(scores=scores, own_score=own_score)
+
+
+def _score(terms: Terms, vector: Floats) -> float:
     wide = vector.astype(np.float64)
-    return probe.terms.bias + sum(
-        float(wide @ np.asarray(each.weight, np.float64)) for each in probe.terms.states
+    return terms.bias + sum(
+        float(wide @ np.asarray(each.weight, np.float64)) for each in terms.states
     )
 
 

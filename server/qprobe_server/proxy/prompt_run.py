@@ -119,6 +119,7 @@ class PromptRun:
             places=range(len(candidates)),
             draw=draw,
             classes=classes,
+            confidence=self._read_confidence(reads),
             beta=beta,
             shown=self._show(candidates, reads),
             rejected_at=[None] * len(candidates),
@@ -139,6 +140,20 @@ class PromptRun:
             self._vote_s = time.monotonic() - begun_s
             self._metrics.observe_vote(vote.by, classes, self._vote_s)
         return classes
+
+    def _read_confidence(self, reads: Sequence[Read]) -> list[float] | None:
+        """Return the reward to be expected of candidates, if the request's probe tells it."""
+        # What a mix scores says nothing of how sure one of its probes is.
+        confidence = None if self._rerank.request.is_mix else self._probes[0].confidence
+        if confidence is None:
+            return None
+        scores = [each.scores[0] if confidence.own is None else each.own_score for each in reads]
+        known = [each for each in scores if each is not None]
+        if len(known) < len(scores):
+            self._rerank.tell("this server's reader does not tell the probe's confidence")
+            return None
+        check_finite(known)
+        return confidence.expect(known)
 
     @property
     def _wants_tokens(self) -> bool:

@@ -52,11 +52,13 @@ class Read:
 
     Attributes:
         scores: One by each probe, in the order of the probes.
+        own_score: Of one probe alone whose confidence has terms of its own: the score by these.
         tokens: The reader's tokens of the completion, each decoded alone; empty unless asked for.
         token_scores: For each of these tokens, one score by each probe.
     """
 
     scores: Sequence[float]
+    own_score: float | None = None
     tokens: Sequence[str] = ()
     token_scores: Sequence[Sequence[float]] = ()
 

@@ -14,6 +14,7 @@ import pytest
 from starlette.responses import JSONResponse, Response
 
 from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
+from qprobe.probe.confidence import Confidence, Platt
 from qprobe.probe.probe import Endpoint
 
 Json = dict[str, Any]
@@ -34,7 +35,8 @@ def probe(tmp_path: Path) -> Path:
         endpoint=Endpoint(template="{completion}", normalize=False),
     )
     path = tmp_path / "p.safetensors"
-    save_probe(Probe(info, Terms.linear(Reading("embedding", "mean"), np.array([1, 0]))), path)
+    length, one = (Terms.linear(Reading("embedding", "mean"), each) for each in np.eye(2))
+    save_probe(Probe(info, length, confidence=Confidence(Platt(2, -2), one)), path)
     return path
 
 
@@ -106,6 +108,7 @@ async def test_the_light_form_starts_at_once_and_reranks(
     _, err = await process.communicate()
     assert reply["choices"][0]["message"]["content"] == "xxx"
     assert reply["q_probe"]["results"][0]["scores"] == [1, 2, 3]
+    assert reply["q_probe"]["results"][0]["confidence"] == [0.5] * 3
     assert health.json() == {"status": "ok"}
     assert process.returncode == 0
     imported = {

@@ -1,11 +1,16 @@
 """What a reranked request becomes behind the proxy, and what comes back."""
 
 import json
+import math
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from qprobe import Probe, save_probe
+from qprobe.probe.confidence import Confidence, Platt
+from qprobe_server.library.registry import read_probe
 from qprobe_server.settings import Settings
 
 Json = dict[str, Any]
@@ -265,6 +270,26 @@ async def test_candidates_may_vote(setting: Any, make: Any) -> None:
     vote = reply["q_probe"]["results"][0]["vote"]
     one, other = vote["classes"][0], vote["classes"][1]
     assert vote["classes"] == [one, other, one, one]
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+async def test_a_probe_says_how_sure_it_is(
+    setting: Any, make: Any, tmp_path: Path, *, has_own: bool
+) -> None:
+    """By its score; where it takes other terms, which this reader does not read, it says so."""
+    good = setting.probes[0].probe
+    sure = Confidence(Platt(1, -3), good.terms if has_own else None)
+    save_probe(Probe(good.info, good.terms, confidence=sure), tmp_path / "sure")
+    setting.probes.append(read_probe("sure", (tmp_path / "sure").read_bytes()))
+    setting.stub.answer = make.by_seed(*TEXTS, first=5)
+    async with setting.open() as proxy:
+        told = (await proxy.post(CHAT, json={**ASK, "model": "m:sure"})).json()["q_probe"]
+    if has_own:
+        assert "confidence" in told["notice"]
+        assert "confidence" not in told["results"][0]
+    else:
+        wanted = [1 / (1 + math.exp(3 - len(text))) for text in TEXTS]
+        assert told["results"][0]["confidence"] == pytest.approx(wanted)
 
 
 REFUSED: list[tuple[Json, int, str]] = [
