@@ -6,6 +6,7 @@ the proxy scores can be compared with what the server scores itself.
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +17,9 @@ import httpx
 import openai
 import pytest
 from langchain_openai import ChatOpenAI
+
+from qprobe import Probe, load_probe, save_probe
+from qprobe.probe.confidence import Confidence, Platt
 
 BASE = "smollm2-135m"
 MODEL = f"{BASE}:end"
@@ -52,14 +56,22 @@ def proxy(
     small_model: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Any]:
-    """Serve the server's own probe ``end`` before it, and ``early`` of an inner layer."""
+    """Serve the server's own probe ``end`` before it, ``early`` of an inner layer, and ``sure``.
+
+    The last scores as ``early``, and is as sure as ``end`` says.
+    """
+    folder = tmp_path_factory.mktemp("proxy")
+    early = load_probe(make_probe("early", layer=2, window=8))
+    end = load_probe(make_probe("end", layer="final", pooling="last"))
+    sure = Probe(early.info, early.terms, confidence=Confidence(Platt(1, 0), end.terms))
+    save_probe(sure, folder / "sure")
     flags = ["--upstream", f"{server.url}/v1", "--reader", str(small_model)]
     flags += ["--dtype", "float32", "--enforce-eager", "--block-size", "32"]
     flags += ["--probe", f"end={make_probe('end', layer='final', pooling='last')}"]
     flags += ["--probe", f"early={make_probe('early', layer=2, window=8)}"]
-    log = tmp_path_factory.mktemp("proxy") / "log"
+    flags += ["--probe", f"sure={folder / 'sure'}"]
     more = {"QPROBE_UPSTREAM_API_KEY": server.key, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with start_server(log, *flags, command="proxy", **more) as started:
+    with start_server(folder / "log", *flags, command="proxy", **more) as started:
         yield started
 
 
@@ -94,6 +106,17 @@ def test_what_is_read_scores_as_if_it_were_sampled_here(
     for index in same:
         assert ours["scores"][index] == pytest.approx(theirs["scores"][index], abs=0.02)
     assert ours["sampled_tokens"] == ours["sampled_usage"]["completion_tokens"]
+
+
+def test_a_probe_says_how_sure_it_is_by_terms_of_its_own(proxy: Any) -> None:
+    """The texts are the same, as far as batches round alike; so is what ``end`` scores of them."""
+    sure, end = rerank(proxy, probe="sure"), rerank(proxy, probe="end")
+    texts = [[each["text"] for each in result["candidates"]] for result in (sure, end)]
+    same = [index for index, (a, b) in enumerate(zip(*texts, strict=True)) if a == b]
+    assert len(same) >= 3
+    for index in same:
+        wanted = 1 / (1 + math.exp(-end["scores"][index]))
+        assert sure["confidence"][index] == pytest.approx(wanted, abs=0.01)
 
 
 def test_an_answer_by_the_official_client(client: openai.OpenAI) -> None:

@@ -116,11 +116,13 @@ class EngineReader:
         """
         check_fit(probe, self._facts, allow_model_mismatch=self._allow_model_mismatch)
         check_exposed(probe, self._layers)
-        if probe.terms.numbers:
+        own = probe.confidence.terms if probe.confidence else None
+        numbers = [name for each in (probe.terms, own) if each for name in each.numbers]
+        if numbers:
             raise ProbeFileError(
                 "terms",
-                f"read {', '.join(probe.terms.numbers)}, which are of the model that samples, and "
-                "a reader does not know: train with --numbers none",
+                f"read {', '.join(dict.fromkeys(numbers))}, which are of the model that samples, "
+                "and a reader does not know: train with --numbers none",
             )
 
     async def load(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
@@ -199,8 +201,9 @@ class EngineReader:
             shown: dict[str, Any] = {}
             if with_tokens:
                 shown["tokens"] = [self._rendering.decode(each) for each in tokens]
-                shown["token_scores"] = list(zip(*by_probe, strict=True))
-            found[place] = Read(scores=scores, **shown)
+                shown["token_scores"] = list(zip(*by_probe[: len(probes)], strict=True))
+            own = scores[len(probes)] if len(scores) > len(probes) else None
+            found[place] = Read(scores=scores[: len(probes)], own_score=own, **shown)
         return found
 
     async def close(self) -> None:

@@ -59,6 +59,10 @@ async def read_completions(
         probes: Those that score, by states alone: what was not sampled here has no numbers.
         with_tokens: Whether the scores of those tokens are wanted too.
 
+    Returns:
+        Of each completion the scores by the probes; then, of one whose confidence has terms of its
+        own, that by these.
+
     Raises:
         VLLMValidationError: The longest does not fit.
         ScoringError: The engine does not tell.
@@ -66,7 +70,10 @@ async def read_completions(
     """
     changed = asyncio.Event()
     runs = [CandidateRun(uuid.uuid4().hex, None, changed.set) for _ in completions]
-    scores = ScoreClient(engine, runs, [each.score for each in probes], {})
+    sums = [each.score for each in probes]
+    if len(probes) == 1 and probes[0].confidence is not None and probes[0].confidence.own:
+        sums.append(probes[0].confidence.own)
+    scores = ScoreClient(engine, runs, sums, {})
     whole = [[*prompt, *each] for each in completions]
     salt = uuid.uuid4().hex
     prepared = await engine.prepare(
