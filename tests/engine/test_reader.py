@@ -215,9 +215,10 @@ def test_an_answer_is_read_as_the_template_writes_it(
         "<|im_start|>tool\nrain<|im_end|>\n<|im_start|>assistant\n"
     )
     for each, expected in ((rendering, with_tools), (Rendering(engine.renderer, None), without)):
-        ((tokens, count),) = each.completions(prompt, [written])
-        assert tokenizer.decode(tokens) == expected
-        assert count == len(tokens)
-        ((_, count),) = each.completions(prompt, [replace(written, finish_reason="length")])
-        assert count == len(tokens) - 1
+        answer = each.answer(prompt, written)
+        assert tokenizer.decode(answer.token_ids[: answer.num_scored]) == expected
+        assert answer.token_ids[answer.num_scored :] == [tokenizer.eos_token_id]
+        cut = each.answer(prompt, replace(written, finish_reason="length"))
+        assert cut.token_ids == answer.token_ids[:-1]
+        assert cut.num_scored == answer.num_scored - 1
     assert json.dumps(MESSAGES) == before

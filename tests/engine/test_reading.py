@@ -34,10 +34,13 @@ async def read(
     completions: Sequence[Sequence[int]],
 ) -> torch.Tensor:
     """Return the scores by the probes of all readings: (completions, READINGS * DIRECTIONS)."""
-    lengths = [len(each) for each in completions]
-    probes = served[: READINGS * DIRECTIONS]
-    taken = await read_completions(engine, prompt, completions, lengths=lengths, probes=probes)
-    return torch.tensor([pooled for pooled, _, _ in taken], dtype=torch.float64)
+    scores = []
+    for first in range(0, READINGS * DIRECTIONS, DIRECTIONS):
+        sums = [each.score for each in served[first : first + DIRECTIONS]]
+        numbers: list[dict[str, float]] = [{} for _ in completions]
+        taken = await read_completions(engine, prompt, completions, sums=sums, numbers=numbers)
+        scores.append([each.scores for each in taken])
+    return torch.tensor(scores, dtype=torch.float64).transpose(0, 1).flatten(1)
 
 
 def bias_of(probe: LoadedProbe) -> torch.Tensor:

@@ -56,11 +56,11 @@ class EngineEmbedder:
         Raises:
             StartupError: One is too long for the model.
         """
-        tokens = []
+        rendered = []
         for place, written in answers:
-            (found,) = self._rendering.completions(_prompt(self._rows[place]), [written])
-            tokens.append(found)
-            length = len(self._prompts[place]) + found[1]
+            answer = self._rendering.answer(_prompt(self._rows[place]), written)
+            rendered.append(answer)
+            length = len(self._prompts[place]) + answer.num_scored
             if length >= self._engine.context:
                 raise StartupError(
                     f"--reader: an answer to the prompt of line {self._rows[place].line} has "
@@ -69,15 +69,13 @@ class EngineEmbedder:
                 )
         embeddings = self._engine.embed(
             [self._prompts[place] for place, _ in answers],
-            [ids[:count] for ids, count in tokens],
+            [each.token_ids[: each.num_scored] for each in rendered],
             on_step=lambda: None,
         )
-        stop = self._rendering.stop_token
-        made = []
-        for (_, written), (ids, count), states in zip(answers, tokens, embeddings, strict=True):
-            ends = [] if stop is None or written.finish_reason == "length" else [stop]
-            made.append(Embedded(states.flatten(0, 1), [*ids, *ends], count))
-        return made
+        return [
+            Embedded(states.flatten(0, 1), each.token_ids, each.num_scored)
+            for each, states in zip(rendered, embeddings, strict=True)
+        ]
 
 
 class EndpointEmbedder:

@@ -21,6 +21,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from qprobe import Probe, ProbeFileError
+from qprobe.probe.pooling import read_numbers
 from qprobe_server import quiet
 from qprobe_server.errors import ReadingError, RequestError, ScoringError, StartupError
 from qprobe_server.library.fit import ModelFacts, check_exposed, check_fit, check_layers
@@ -116,13 +117,11 @@ class EngineReader:
         """
         check_fit(probe, self._facts, allow_model_mismatch=self._allow_model_mismatch)
         check_exposed(probe, self._layers)
-        own = probe.confidence.terms if probe.confidence else None
-        numbers = [name for each in (probe.terms, own) if each for name in each.numbers]
-        if numbers:
+        if any(each.reads_logprobs for each in probe.sums):
             raise ProbeFileError(
                 "terms",
-                f"read {', '.join(dict.fromkeys(numbers))}, which are of the model that samples, "
-                "and a reader does not know: train with --numbers none",
+                "read log-probabilities, which are of the model that samples and not of the "
+                "reader's: train with --numbers none",
             )
 
     async def load(self, probes: Sequence[tuple[ServedProbe, Probe]]) -> None:
@@ -175,32 +174,39 @@ class EngineReader:
             ReadingError: The engine gives no scores.
         """
         before = await self._render(self._rendering.prompt, prompt)
-        given = [
-            tokens[:count]
-            for tokens, count in await self._render(
-                self._rendering.completions, prompt, completions
+        given = [await self._render(self._rendering.answer, prompt, each) for each in completions]
+        # As a dataset has them that was collected with this reader.
+        numbers = [
+            read_numbers(
+                logprob=0.0,
+                length=len(answer.token_ids),
+                cut=written.finish_reason == "length",
             )
+            for written, answer in zip(completions, given, strict=True)
         ]
-        places = [at for at, each in enumerate(given) if len(before) + len(each) <= self._most]
+        sums = [each.score for each in probes]
+        if len(probes) == 1 and probes[0].confidence is not None and probes[0].confidence.own:
+            sums.append(probes[0].confidence.own)
+        tokens = [each.token_ids[: each.num_scored] for each in given]
+        places = [at for at, each in enumerate(tokens) if len(before) + len(each) <= self._most]
         found: list[Read | None] = [None] * len(given)
         if not places:
             return found
-        fitting = [given[place] for place in places]
         try:
             taken = await read_completions(
                 self._engine,
                 before,
-                fitting,
-                lengths=[len(each) for each in fitting],
-                probes=probes,
+                [tokens[place] for place in places],
+                sums=sums,
+                numbers=[numbers[place] for place in places],
                 with_tokens=with_tokens,
             )
         except (ScoringError, EngineDeadError, EngineGenerateError, GracefulHTTPError) as error:
             raise ReadingError(f"the reader {self._facts.name!r}: {error}") from error
-        for place, tokens, (scores, by_probe, _) in zip(places, fitting, taken, strict=True):
+        for place, (scores, by_probe, _) in zip(places, taken, strict=True):
             shown: dict[str, Any] = {}
             if with_tokens:
-                shown["tokens"] = [self._rendering.decode(each) for each in tokens]
+                shown["tokens"] = [self._rendering.decode(each) for each in tokens[place]]
                 shown["token_scores"] = list(zip(*by_probe[: len(probes)], strict=True))
             own = scores[len(probes)] if len(scores) > len(probes) else None
             found[place] = Read(scores=scores[: len(probes)], own_score=own, **shown)

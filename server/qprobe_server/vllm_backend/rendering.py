@@ -8,6 +8,7 @@ is what these hand to the template.
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionToolsParam
@@ -17,13 +18,28 @@ from vllm.utils.mistral import is_mistral_tokenizer
 from qprobe_server.proxy.chat_text import write_answer
 from qprobe_server.proxy.reader import Prompt, Written
 
-__all__ = ["Rendering"]
+__all__ = ["RenderedAnswer", "Rendering"]
 
 Tokens = list[int]
 Message = Mapping[str, Any]
 
 # Stands for an answer, where only what the template writes around it is wanted.
 _ANSWER = "9f2c6e"
+
+
+@dataclass(frozen=True)
+class RenderedAnswer:
+    """An answer as the model would have sampled it; the fields are those of a ``Sample``.
+
+    Attributes:
+        token_ids: Of its text, without what else ends the turn, and the stop token, if the
+            tokenizer has one and no limit has cut the answer.
+        num_scored: How many of them, from the first, make its embedding: all of the text, but for
+            the last of one that was cut, as a model that is stopped there has not read it.
+    """
+
+    token_ids: Tokens
+    num_scored: int
 
 
 class Rendering:
@@ -54,28 +70,14 @@ class Rendering:
         params = TokenizeParams(None, add_special_tokens=prompt.messages is None)
         return list(self._renderer.tokenize_prompt(rendered, params)["prompt_token_ids"])
 
-    def completions(
-        self, prompt: Prompt, completions: Sequence[Written]
-    ) -> list[tuple[Tokens, int]]:
-        """Return the tokens of completions as the model would have sampled them.
-
-        Returns:
-            Of each all tokens of its text, without what ends the turn, and how many of them count,
-            from the first: all, but for the last of one that was cut, as a model that is stopped
-            there has not read it.
-        """
-        encode = self._renderer.get_tokenizer().encode
-        found = []
-        for each in completions:
-            tokens = list(encode(self._write(prompt, each), add_special_tokens=False))
-            is_cut = each.finish_reason == "length"
-            found.append((tokens, max(len(tokens) - is_cut, 0)))
-        return found
-
-    @property
-    def stop_token(self) -> int | None:
-        """What the model ends an answer with, if its tokenizer says."""
-        return self._renderer.get_tokenizer().eos_token_id
+    def answer(self, prompt: Prompt, written: Written) -> RenderedAnswer:
+        """Return the tokens of an answer to a prompt."""
+        tokenizer = self._renderer.get_tokenizer()
+        tokens = list(tokenizer.encode(self._write(prompt, written), add_special_tokens=False))
+        if written.finish_reason == "length":
+            return RenderedAnswer(tokens, max(len(tokens) - 1, 0))
+        ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return RenderedAnswer([*tokens, *ends], len(tokens))
 
     def decode(self, token: int) -> str:
         """Return the text of one token."""

@@ -12,7 +12,8 @@ that a former one of the same step is to compute, as ``KVCacheManager.allocate_s
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from vllm.inputs.engine import tokens_input
@@ -20,7 +21,7 @@ from vllm.sampling_params import SamplingParams
 
 from qprobe_server.edge.metrics import RerankMetrics
 from qprobe_server.errors import ScoringError
-from qprobe_server.library.registry import ServedProbe
+from qprobe_server.library.sums import ServedSum
 from qprobe_server.vllm_backend.client.candidate_run import CandidateRun
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 from qprobe_server.vllm_backend.client.fan_out import FanOut
@@ -44,8 +45,8 @@ async def read_completions(
     prompt: Tokens,
     completions: Sequence[Tokens],
     *,
-    lengths: list[int],
-    probes: Sequence[ServedProbe],
+    sums: Sequence[ServedSum],
+    numbers: Sequence[Mapping[str, float]],
     with_tokens: bool = False,
 ) -> list[Taken]:
     """Score completions of one prompt.
@@ -55,13 +56,9 @@ async def read_completions(
         prompt: Its tokens, at least one.
         completions: Theirs, at least one completion; each fits with the prompt and one token more
             into the model's context.
-        lengths: How many leading tokens of each make its embedding.
-        probes: Those that score, by states alone: what was not sampled here has no numbers.
-        with_tokens: Whether the scores of those tokens are wanted too.
-
-    Returns:
-        Of each completion the scores by the probes; then, of one whose confidence has terms of its
-        own, that by these.
+        sums: What they are scored by, of probes that the engine has loaded.
+        numbers: Of each completion, as ``read_numbers`` of ``qprobe.probe.pooling`` gives them.
+        with_tokens: Whether the scores of the tokens are wanted too.
 
     Raises:
         VLLMValidationError: The longest does not fit.
@@ -70,9 +67,6 @@ async def read_completions(
     """
     changed = asyncio.Event()
     runs = [CandidateRun(uuid.uuid4().hex, None, changed.set) for _ in completions]
-    sums = [each.score for each in probes]
-    if len(probes) == 1 and probes[0].confidence is not None and probes[0].confidence.own:
-        sums.append(probes[0].confidence.own)
     scores = ScoreClient(engine, runs, sums, {})
     whole = [[*prompt, *each] for each in completions]
     salt = uuid.uuid4().hex
@@ -83,12 +77,17 @@ async def read_completions(
         data_parallel_rank=engine.pick_rank(None),
     )
     requests = FanOut(engine, prepared, whole)
+
+    def ask(run: CandidateRun) -> list[Any] | None:
+        asked = scores.ask(run)
+        return None if asked is None else [*asked, len(prompt) - 1]
+
     is_done = False
     try:
-        requests.begin(runs, lambda run: [*(scores.ask(run) or ()), len(prompt) - 1])
+        requests.begin(runs, ask)
         await _until_ended(runs, changed)
         await scores.share(completions)
-        numbers = [dict[str, float]() for _ in runs]
+        lengths = [len(each) for each in completions]
         taken = await scores.take(lengths, numbers=numbers, with_tokens=with_tokens)
         is_done = True
     finally:
