@@ -22,6 +22,7 @@ from qprobe.data.dataset import Dataset
 from qprobe_server.default_model import SERVED_NAME
 
 BIN = Path(sys.executable).parent
+PLAIN_VLLM = Path(__file__).parents[1] / "bench" / "plain_vllm.py"
 N, SEED = 4, 7
 ENGINE = ("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "512")
 QUESTIONS = ("What is a volcano?", "Name three colours.", "Say hello.", "Is fire hot?")
@@ -68,7 +69,7 @@ def embeddings(
 ) -> Iterator[str]:
     """Serve the small model's embeddings by vLLM alone; give their address."""
     url = f"http://127.0.0.1:{(port := free())}"
-    command = [str(BIN / "vllm"), "serve", str(small_model), "--runner", "pooling"]
+    command = [sys.executable, str(PLAIN_VLLM), "serve", str(small_model), "--runner", "pooling"]
     command += ["--convert", "embed", "--served-model-name", EMBEDDER, "--port", str(port)]
     with running([*command, *ENGINE], tmp_path_factory.mktemp("pooling") / "log", url):
         yield f"{url}/v1"
