@@ -208,7 +208,7 @@ async def test_a_probe_can_be_loaded_while_others_are_used(
         served = ServedProbe(loaded.name, loaded.version, 0, loaded.probe.info, score, None, {})
         return served, loaded.probe
 
-    first = 100  # beyond all that are there
+    first = 10_000  # beyond all that are there
     for index in range(first, first + 8):
         await engine.load_probes([place(probes[1], index)])
     await engine.load_probes([place(probes[2], first + 8 + i) for i in range(1000)])

@@ -198,7 +198,11 @@ def test_an_output_that_holds_other_things(run_qprobe: Run, prompts: Path, tmp_p
         ([], ["--reward", "python:os:abs"], "reward "),
         ([], ["--prompts-per-shard", "2"], "--prompts-per-shard is 2, but {} with 16: "),
         ([], ["--revision", "x"], "--revision is 'x', but {} with None: "),
-        ([], ["--model", "org/other"], "--model is 'org/other', but {} with 'org/model': "),
+        (
+            [],
+            ["--model", "org/other"],
+            "--model, --reader or --embedding-model is 'org/other', but {} with 'org/model': ",
+        ),
     ],
 )
 def test_a_collection_that_goes_on_with_other_flags(
