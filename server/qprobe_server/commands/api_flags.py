@@ -51,7 +51,8 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--upstream-logprobs",
         action="store_true",
-        help="Ask it for log-probabilities too. Probes that read them need these.",
+        help="Ask it for log-probabilities too, for `eval` to compare with. A probe for a proxy is "
+        "then trained with --numbers none.",
     )
     group.add_argument(
         "--upstream-concurrency",
