@@ -196,7 +196,7 @@ def written_with(**message: Any) -> Written:
         ),
         (
             written_with(content=None, tool_calls=[call("weather", "{broken")]),
-            '<call>weather "{broken"</call>',
+            '{"name": "weather", "arguments": "{broken"}',
             '{"name": "weather", "arguments": "{broken"}',
         ),
     ],

@@ -6,6 +6,7 @@ too, and ``ChatCompletionToolsParam`` (entrypoints/openai/chat_completion/protoc
 is what these hand to the template.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class Rendering:
         message = written.message or {}
         calls = message.get("tool_calls")
         reasoning = message.get("reasoning_content") or message.get("reasoning")
-        if calls or reasoning:
+        # vLLM hands broken arguments to the template as none at all.
+        if (calls or reasoning) and all(map(_has_arguments, calls or ())):
             turn = self._write_turn(prompt, message)
             # Templates of models that know no tools leave calls out.
             if turn is not None and all(each["function"]["name"] in turn for each in calls or ()):
@@ -138,3 +140,11 @@ class Rendering:
         # A copy: vLLM reads the arguments of tool calls in place.
         _, rendered = self._renderer.render_messages(deepcopy(list(messages)), params)
         return rendered
+
+
+def _has_arguments(call: Message) -> bool:
+    """Whether a call's arguments are a JSON object, as templates take them."""
+    try:
+        return isinstance(json.loads(call["function"]["arguments"]), dict)
+    except (KeyError, TypeError, ValueError):  # a model may write anything
+        return False
