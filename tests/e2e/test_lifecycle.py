@@ -201,7 +201,7 @@ def test_the_document_shows_our_fields(server: Any) -> None:
     made = server.client().get("/openapi.json").json()
     schemas = made["components"]["schemas"]
     fields = {"probe", "k", "beta", "target_kl", "schedule"}
-    fields |= {"return_candidates", "return_token_scores"}
+    fields |= {"vote", "return_candidates", "return_token_scores"}
     assert set(schemas["QProbeRequest"]["properties"]) == fields
     for path in (CHAT, "/v1/completions", "/v1/responses", "/v1/messages"):
         operation = made["paths"][path]["post"]

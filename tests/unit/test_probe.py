@@ -85,6 +85,17 @@ def same(one: Terms, other: Terms) -> bool:
     return bool(flat(one) == flat(other))
 
 
+def test_weights_are_copied_from_any_kind_of_array() -> None:
+    """Without a warning, which is an error here: of numpy, of torch, of lists."""
+    given = np.ones(4, np.float32)
+    for each in (given, torch.ones(1, 4), torch.ones(4, dtype=torch.float64), [1.0] * 4):
+        (term,) = Terms.linear(READING, each).states
+        assert term.weight.dtype == np.float32
+        assert term.weight.tolist() == [1.0] * 4
+        term.weight[:] = 5
+    assert given.tolist() == [1.0] * 4
+
+
 @pytest.mark.parametrize(
     "confidence",
     [

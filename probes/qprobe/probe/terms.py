@@ -141,7 +141,7 @@ class Terms:
 
 def to_floats(values: ArrayLike) -> Floats:
     """Return a vector as float32 of its own."""
-    return np.array(values, dtype=np.float32).reshape(-1)
+    return np.asarray(values, dtype=np.float32).reshape(-1).copy()
 
 
 def _check_reading(place: str, reading: Reading, num_layers: int) -> None:
