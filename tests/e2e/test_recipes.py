@@ -29,6 +29,7 @@ FLOATS = rf"\[{FLOAT}(, {FLOAT})*\]"
 PRINTED = {
     "Chat": rf".+\n{SELECTED} {FLOATS} \d+\n",
     "Early rejection": r"\[(None|\d+)(, (None|\d+)){15}\] \[\d+(, \d+){15}\]\n",
+    "A vote": rf"\[(None|\d+)(, (None|\d+)){{7}}\] \[.*\] ({FLOATS}|\[\])\n",
     "A mix, a KL budget, scores of tokens": rf"{FLOAT} {FLOAT}\n(\[\(.+, {FLOAT}\)\]\n){{8}}",
     "Streaming": rf".+\n{SELECTED} Usage\(prompt_tokens=\d+, completion_tokens=\d+\)\n",
     "Several prompts": rf"(\[.+, .+\] {FLOATS}\n){{2}}",
