@@ -175,7 +175,7 @@ def test_the_server_agrees_with_the_dataset(
             if candidate["text"] == text
         ]
     assert len(errors) >= len(dataset.samples) / 2
-    spread = float(expected.var(axis=1, ddof=1).mean().sqrt())
+    spread = float(expected.var(axis=1, ddof=1).mean()) ** 0.5
     assert sum(error**2 for error in errors) / len(errors) < (spread / 5) ** 2
 
 

@@ -11,7 +11,7 @@ import pytest
 MODEL = "smollm2-135m:end"
 LOOP = "def f(x):\n    while True: pass"
 # So hot that each of the texts is written at times; what a test says holds whichever are.
-HOT = {"temperature": 8.0, "top_p": 1.0, "top_k": -1}
+HOT = {"temperature": 2.0, "top_p": 1.0, "top_k": -1}
 CODES = ["def f(x): return x * x", "def f(x): return x ** 2", "def f(x): return x + x", "none"]
 
 
@@ -92,11 +92,15 @@ def test_code_votes_by_what_it_does(server: Any) -> None:
     assert all(found <= squares or found == {CODES[2]} for found in classes.values())
     assert set(result["vote"]["answers"]) <= {"9", "6"}
     vote = {"by": "code", "tests": ["assert f(3) == 9"]}
-    tested = voted(ask(server, vote, choice=CODES[:3], n=2))
-    written = {each["text"] for each in tested["candidates"]}
-    assert written & squares, "none of 8 is a square"
+    for seed in range(20):
+        tested = voted(ask(server, vote, choice=CODES[1:3], seed=seed, n=2))
+        written = {each["text"] for each in tested["candidates"]}
+        if len(written) == 2:
+            break
+    else:
+        raise AssertionError("the same is written always")
     assert tested["vote"]["answers"] == ["9"]
-    assert by_class(tested)[0] == written & squares
+    assert by_class(tested) == {0: {CODES[1]}, None: {CODES[2]}}
 
 
 def test_code_votes_in_a_stream(server: Any) -> None:
