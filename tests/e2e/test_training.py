@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from qprobe import load_probe
-from qprobe.data.dataset import Dataset, Reading, Sample
+from qprobe.data.dataset import Dataset, Sample
 from qprobe.evaluation.scoring import score
+from qprobe.probe.values import Source
 from qprobe_server.default_model import SERVED_NAME
 
 QPROBE = str(Path(sys.executable).with_name("qprobe"))
@@ -53,6 +54,7 @@ class Job:
             *("collect", str(self.prompts), "--model", str(self.model), "--n", str(N)),
             *("--seed", "7", "--reward", f"python:{reward}:score"),
             *("--layers", "2,4,final", "--windows", "8", "--max-tokens", "64"),
+            *("--token-states", "2,final"),
             *("--max-model-len", "512", "--prompts-per-shard", "2", "-o", str(folder)),
             *ENGINE,
         ]
@@ -190,7 +192,7 @@ def find_probe(make_probe: Any, name: str) -> Path:
 
 
 class Reference:
-    """Plain transformers: embeddings and log-probabilities of a dataset's completions."""
+    """Plain transformers: states and log-probabilities of a dataset's completions."""
 
     def __init__(self, folder: Path, model: Any) -> None:
         from transformers import AutoTokenizer
@@ -200,22 +202,21 @@ class Reference:
 
     @torch.inference_mode()
     def read(
-        self, row: dict[str, Any], sample: Sample, readings: list[Reading]
-    ) -> tuple[list[Tensor], float]:
-        """Return an embedding for each reading, and the log-probability of all tokens."""
+        self, row: dict[str, Any], sample: Sample, layers: set[Source]
+    ) -> tuple[dict[Source, Tensor], float]:
+        """Return the states of the tokens that count, and the log-probability of all tokens."""
         text = self._tokenizer.apply_chat_template(
             row["messages"], tokenize=False, add_generation_prompt=True
         )
         prompt = self._tokenizer.encode(text, add_special_tokens=False)
         found = self._model(torch.tensor([prompt + sample.token_ids]), output_hidden_states=True)
         first, end = len(prompt), len(prompt) + sample.num_scored
-        embeddings = []
-        for reading in readings:
-            place = -1 if reading.layer == "final" else reading.layer
-            states = found.hidden_states[place][0, first:end][: reading.window]
-            embeddings.append(states[-1] if reading.pooling == "last" else states.mean(0))
+        states = {
+            layer: found.hidden_states[-1 if layer == "final" else layer][0, first:end]
+            for layer in layers
+        }
         logprobs = found.logits[0, first - 1 : -1].log_softmax(-1)
-        return embeddings, float(logprobs[range(len(sample.token_ids)), sample.token_ids].sum())
+        return states, float(logprobs[range(len(sample.token_ids)), sample.token_ids].sum())
 
 
 def check_embeddings(
@@ -226,11 +227,22 @@ def check_embeddings(
     ``before`` is what the model has read before the messages of each prompt.
     """
     asked = [{"messages": [*before, *row["messages"]]} for row in dataset.prompts]
-    read = [reference.read(asked[each.prompt], each, dataset.readings) for each in dataset.samples]
-    for place, reading in enumerate(dataset.readings):
-        right = torch.stack([embeddings[place] for embeddings, _ in read])
-        error = (dataset.features(reading) - right).norm(dim=1) / right.norm(dim=1)
-        assert float(error.max()) < 2**-11, reading
+    layers = {each.layer for each in dataset.readings}
+    read = [reference.read(asked[each.prompt], each, layers) for each in dataset.samples]
+
+    def compare(found: Tensor, right: Tensor) -> None:
+        error = (found - right).norm(dim=1) / right.norm(dim=1)
+        assert float(error.max()) < 2**-11
+
+    for reading in dataset.readings:
+        kept = [states[reading.layer][: reading.window] for states, _ in read]
+        is_last = reading.pooling == "last"
+        right = torch.stack([each[-1] if is_last else each.mean(0) for each in kept])
+        compare(dataset.features(reading), right)
+    assert dataset.token_layers
+    for layer in dataset.token_layers:
+        found = torch.cat(list(dataset.token_states(layer)))
+        compare(found, torch.cat([states[layer] for states, _ in read]))
     for each, (_, logprob) in zip(dataset.samples, read, strict=True):
         assert each.logprob == pytest.approx(logprob, abs=1e-2)
 
@@ -255,6 +267,7 @@ def test_sampled_and_given_completions_are_embedded_as_transformers_does(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(
         *("collect", str(path), "--completions", "--layers", "2,4,final", "--windows", "8"),
+        *("--token-states", "4"),
         *("--model", str(job.model), "--max-model-len", "512", "-o", str(folder), *ENGINE),
     )
     given = Dataset.load(folder)

@@ -1,6 +1,8 @@
 """A collection whose reward fails: what stays, how it goes on. The engine is a stand-in."""
 
+import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,18 +10,22 @@ from typing import Any
 import pytest
 import torch
 
+from qprobe.data.completions import GivenCompletion
 from qprobe.data.dataset import GREEDY, Dataset, Reading
 from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
 from qprobe.errors import RewardError
 from qprobe.rewards.rating import NO_REWARD
+from qprobe_server.commands.collect import check_token_states
 from qprobe_server.commands.collection import collect_samples
 from qprobe_server.commands.rewarding import HowToReward, Rewarding
+from qprobe_server.errors import StartupError
 
 N, HIDDEN = 3, 2
 ROWS = [PromptRow(prompt=f"p{i}", fields={"prompt": f"p{i}"}, line=i + 1) for i in range(4)]
 MANIFEST: dict[str, Any] = {
     "readings": ["3/last", "3/mean"],
+    "token_states": [3],
     "num_prompts": len(ROWS),
     "prompts_per_shard": 2,
 }
@@ -30,6 +36,7 @@ class Engine:
 
     layers: Sequence[int] = (3,)
     windows: Sequence[int] = ()
+    token_layers: Sequence[int] = (3,)
 
     def sample(
         self, prompts: list[list[int]], params: object, *, seeds: list[int | None], on_step: object
@@ -37,14 +44,16 @@ class Engine:
         for request in reversed(range(len(prompts))):
             seed, prompt = seeds[request], prompts[request][0]
             values = None if seed is None else torch.full((1, 2, HIDDEN), float(seed)).half()
+            tokens = None if seed is None else torch.full((1, 1 + seed % 2, HIDDEN), seed).half()
             yield SimpleNamespace(
                 request=request,
                 text=f"{prompt} {seed}",
                 token_ids=[1],
-                num_scored=1,
+                num_scored=1 if seed is None else 1 + seed % 2,
                 logprobs=[-1.00004],
                 finish_reason="stop",
                 embeddings=values,
+                tokens=tokens,
             )
 
 
@@ -108,7 +117,41 @@ def test_a_reward_that_fails_stops_and_skipping_goes_on(
     assert all(each.logprobs == [-1.0] for each in whole.samples)  # rounded
     features = skipped.features(Reading(3, "mean"))[:, 0]
     assert features.tolist() == [float(torch.tensor(each.seed).half()) for each in skipped.samples]
+    for states, each in zip(skipped.token_states(3), skipped.samples, strict=True):
+        assert torch.equal(states, torch.full((each.num_scored, HIDDEN), each.seed or 0).half())
     lines = (tmp_path / "data" / "samples" / "00001.jsonl").read_text().splitlines()
     assert [f'"text": "{bad}"' in line for line in lines] == [NO_REWARD in line for line in lines]
     assert len(lines) == 2 * (N + 1)
     assert sum(f'"index": {GREEDY}' in line for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "completions", "size"),
+    [
+        (50, False, 2 * 16 * 50),
+        (None, False, 16 * (90 + 80)),  # as many as fit into the context
+        (85, False, 16 * (85 + 80)),
+        (None, True, 5 + 1),  # the empty one by its prompt's last token
+    ],
+)
+def test_states_of_tokens_have_a_limit(
+    max_tokens: int | None, *, completions: bool, size: int
+) -> None:
+    """Two layers of 2^18 numbers of 2 bytes: 1,024 tokens a GiB."""
+    engine: Any = SimpleNamespace(
+        token_layers=(3, "final"),
+        facts=SimpleNamespace(hidden_size=1 << 18),
+        context=100,
+        count_tokens=len,
+    )
+    row = replace(ROWS[0], completions=(GivenCompletion("hello", 1.0), GivenCompletion("", 0.0)))
+
+    def check(limit: float) -> None:
+        args = argparse.Namespace(n=None, completions=completions, token_states_limit=limit)
+        check_token_states(args, engine, [row], [[1] * 10, [1] * 20], max_tokens)
+
+    check(size / 1024)
+    with pytest.raises(StartupError, match=r"--token-states may take .* than --token-states-limit"):
+        check(size / 1024 - 0.001)
+    engine.token_layers = ()
+    check(0)

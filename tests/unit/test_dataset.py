@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from qprobe.data.dataset import GREEDY, Dataset, Reading, Sample
 from qprobe.data.folder import hash_file
+from qprobe.data.merging import merge_datasets
 from qprobe.data.writer import DatasetWriter
 from qprobe.errors import DatasetError, EvaluationError
+from qprobe.probe.values import Layer
 
 READINGS = ("15/last", "15/mean", "final/mean/8")
 MANIFEST: dict[str, Any] = {
@@ -338,3 +341,68 @@ def test_k_is_settled_by_the_prompt_with_the_fewest_samples(tmp_path: Path) -> N
     for k in (0, fewest + 1):
         with pytest.raises(EvaluationError, match=f"from 1 to {fewest}, the fewest .*got {k}"):
             dataset.settle_k(k, default=1)
+
+
+LENGTHS = {GREEDY: 3, 0: 0, 1: 2}  # tokens that count, by index
+
+
+def write_with_tokens(folder: Path, layers: tuple[Layer, ...], *, offset: float = 0) -> None:
+    """Write the dataset with states of single tokens: prompt, index, place, offset + layer."""
+    prompts = [{"prompt": f"{row['prompt']} {offset}"} for row in PROMPTS]
+    made = {**MANIFEST, "token_states": list(layers) or None}
+    with DatasetWriter(folder, made, prompts) as writer:
+        for shard in writer.missing():
+            inside = writer.prompts_of(shard)
+            samples = [
+                replace(each, num_scored=LENGTHS[each.index]) for each in make_samples(inside)
+            ]
+            tokens = {
+                f"{layer}/tokens": torch.cat(
+                    [make_states(p, i, offset) for p in inside for i in (0, 1)]
+                )
+                for layer in layers
+            }
+            writer.write(shard, samples, {**make_embeddings(inside), **tokens})
+        writer.finish()
+
+
+def make_states(prompt: int, index: int, offset: float = 0) -> torch.Tensor:
+    places = range(max(LENGTHS[index], 1))
+    return torch.tensor([[prompt, index, place, offset] for place in places]).half()
+
+
+def test_states_of_tokens_are_read_sample_by_sample(tmp_path: Path) -> None:
+    """Whole, a part in another order, and of several datasets what all have."""
+    write_with_tokens(tmp_path / "a", (15, "final"))
+    write_with_tokens(tmp_path / "b", (15,), offset=7)
+    first, second = (Dataset.load(tmp_path / name) for name in "ab")
+    assert first.token_layers == [15, "final"]
+
+    def read(dataset: Dataset) -> list[list[list[float]]]:
+        return [each.tolist() for each in dataset.token_states(15)]
+
+    def expect(prompts: Sequence[int], offset: float = 0) -> list[list[list[float]]]:
+        return [make_states(p, i, offset).tolist() for p in prompts for i in (0, 1)]
+
+    assert read(first) == expect(range(3))
+    assert read(first.subset([2, 0])) == expect([2, 0])
+    (one,) = first.subset([2, 0]).token_states("final", [1])
+    assert one.tolist() == make_states(2, 1).tolist()
+    merged = merge_datasets([first.subset([1]), second], ["a", "b"])
+    assert merged.token_layers == merged.manifest["token_states"] == [15]
+    assert read(merged) == expect([1]) + expect(range(3), 7)
+    assert read(merged.subset([3, 0])) == expect([2], 7) + expect([1])
+
+
+def test_states_of_tokens_that_are_not_kept_are_named(tmp_path: Path) -> None:
+    write_with_tokens(tmp_path / "some", (15,))
+    write_all(tmp_path / "none")
+    with pytest.raises(
+        DatasetError, match=r"final/tokens: are not in .* has 15/tokens: .*states f"
+    ):
+        next(Dataset.load(tmp_path / "some").token_states("final"))
+    with pytest.raises(DatasetError, match="15/tokens: are not in the dataset, which has none"):
+        Dataset.load(tmp_path / "none").require([], [15])
+    flip_last_byte(tmp_path / "some" / "embeddings" / "00001" / "15-tokens.safetensors")
+    with pytest.raises(DatasetError, match=r"15-tokens\.safetensors' was changed"):
+        list(Dataset.load(tmp_path / "some").token_states(15))

@@ -14,8 +14,9 @@ from qprobe.evaluation.expectation import expected_rewards
 from qprobe.evaluation.scoring import score
 from qprobe.probe.file import load_probe, save_probe
 from qprobe.probe.pooling import pool_gated
+from qprobe.probe.terms import Terms
 from qprobe.training.design import Design
-from qprobe.training.gate import Gate, fit_gate
+from qprobe.training.gate import Gate, _read_tokens, fit_gate
 from qprobe.training.recipe import make_probe
 
 NUM_PROMPTS, N, TOKENS, HIDDEN = 60, 8, 12, 4
@@ -38,18 +39,26 @@ def plant(seed: int) -> tuple[Dataset, torch.Tensor]:
         for i, reward in enumerate(rewards)
     ]
     embeddings = {each: tokens[:, : each.window].mean(1).half() for each in READINGS}
+    read = tokens.half().__getitem__
     manifest: dict[str, Any] = {"model": "org/model", "hidden_size": HIDDEN, "num_layers": 6}
     prompts: list[dict[str, Any]] = [{"prompt": f"p{i}"} for i in range(NUM_PROMPTS)]
-    return Dataset(manifest, prompts, samples, embeddings, np.full(NUM_PROMPTS, np.nan)), tokens
+    greedy = np.full(NUM_PROMPTS, np.nan)
+    return Dataset(manifest, prompts, samples, embeddings, greedy, tokens={3: read}), tokens
 
 
-def test_a_gate_hears_the_segment_that_tells(tmp_path: Any) -> None:
-    """A mean mixes it with two others, so that it earns at most half as much above the mean."""
+@pytest.mark.parametrize("segments", [(4, 8), ()])
+def test_a_gate_hears_what_tells(segments: tuple[int, ...], tmp_path: Any) -> None:
+    """A mean mixes it with two others, so that it earns at most half as much above the mean.
+
+    By segments and by single tokens, which are served as they are measured.
+    """
     known, _ = plant(0)
     unseen, tokens = plant(1)
-    gated = train(known, (), SETTINGS, gates=["3/4,8"], test_fraction=0)
+    ends = ",".join(map(str, segments))
+    gate = f"3/{ends}" if ends else "3"
+    gated = train(known, (), SETTINGS, gates=[gate], test_fraction=0)
     plain = train(known, READINGS, SETTINGS, test_fraction=0)
-    assert gated.terms.describe() == "3/gate/4,8"
+    assert gated.terms.describe() == ("3/gate/4,8" if segments else "3/gate")
     earned = [
         expected_rewards(
             score(each.terms, unseen), unseen.rewards, unseen.groups, k=N, beta=0
@@ -64,13 +73,38 @@ def test_a_gate_hears_the_segment_that_tells(tmp_path: Any) -> None:
     states = torch.cat([tokens[:, :1] * 0, tokens], dim=1).numpy()
     served = [
         pool_gated(
-            each @ term.gate + term.gate_bias, each @ term.value + term.value_bias, segments=(4, 8)
+            each @ term.gate + term.gate_bias,
+            each @ term.value + term.value_bias,
+            segments=segments,
         )
         for each in states[:50]
     ]
     assert score(gated.terms, unseen)[:50] == pytest.approx(
         np.array(served) + gated.terms.bias, abs=0.02
     )
+
+
+def test_tokens_of_answers_of_any_length_are_heard_alike() -> None:
+    """What lies behind an answer's end weighs nothing: the scores are ``pool_gated``'s."""
+    known, tokens = plant(0)
+    lengths = np.random.default_rng(2).integers(0, TOKENS + 1, len(known.samples))
+    known.samples = [
+        replace(each, num_scored=int(length))
+        for each, length in zip(known.samples, lengths, strict=True)
+    ]
+    cut = [states[: max(length, 1)].half() for states, length in zip(tokens, lengths, strict=True)]
+    made = Dataset(
+        known.manifest,
+        known.prompts,
+        known.samples,
+        {},
+        known.greedy_rewards,
+        tokens={3: cut.__getitem__},
+    )
+    term = fit_gate(made, Gate(3, ()), SETTINGS).term
+    held = _read_tokens(made, Gate(3, ()), lambda states: states)
+    bare = torch.tensor([*term.gate, term.gate_bias, *term.value, term.value_bias]).double()
+    assert held.score(bare).numpy() == pytest.approx(score(Terms(gates=(term,)), made), abs=1e-6)
 
 
 def test_gates_stand_beside_other_terms_and_are_not_in_heads() -> None:
@@ -93,9 +127,9 @@ def test_held_out_scores_know_nothing_of_their_prompts_rewards() -> None:
     assert not np.allclose(changed[~inside], first[~inside], atol=1e-6)
 
 
-@pytest.mark.parametrize("text", ["3", "3/", "3/0", "3/8,4", "3/4,4", "x/4", "3/4,"])
+@pytest.mark.parametrize("text", ["", "3/", "3/0", "3/8,4", "3/4,4", "x/4", "3/4,"])
 def test_bad_gates_are_named(text: str) -> None:
-    with pytest.raises(TrainingError, match=f"gate: must be LAYER/END.*{text!r}"):
+    with pytest.raises(TrainingError, match=f"gate: must be LAYER.*{text!r}"):
         Gate.parse(text)
 
 
@@ -104,6 +138,8 @@ def test_what_a_gate_reads_must_be_stored() -> None:
     for text, missing in (("3/4,9", "3/mean/9"), ("final/4", "final/mean/4")):
         with pytest.raises(DatasetError, match=missing):
             train(known, (), SETTINGS, gates=[text])
+    with pytest.raises(DatasetError, match=r"final/tokens: are not in .* has 3/tokens"):
+        train(known, (), SETTINGS, gates=["final"])
     settings = replace(SETTINGS, objective="ce")
     with pytest.raises(TrainingError, match="from 0 to 1"):
         make_probe(known, Design(gates=(Gate(3, (4, 8)),)), settings, k=4, test=[], licence=None)

@@ -1,6 +1,7 @@
 """What is served of a probe: the workers' rows and what is added up, against terms and datasets."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from qprobe import Dataset, Reading, Terms
 from qprobe.data.sample import Sample
-from qprobe.evaluation.scoring import list_readings, score
+from qprobe.evaluation.scoring import list_readings, list_token_layers, score
 from qprobe.probe.terms import GateTerm, StateTerm
 from qprobe.probe.values import NUMBERS
 from qprobe_server.library.sums import ServedSum, count_rows, list_rows
@@ -24,13 +25,11 @@ def draw(rng: np.random.Generator) -> Any:
     return rng.standard_normal(HIDDEN).astype(np.float32)
 
 
-def make_terms(rng: np.random.Generator, *, rolling: bool = False) -> Terms:
-    """Return random terms; those of single tokens and rolling maxima are in no dataset."""
+def make_terms(rng: np.random.Generator) -> Terms:
+    """Return random terms."""
     states = [Reading(2, "mean"), Reading("final", "mean", 3), Reading(2, "last")]
-    segments: list[tuple[int, ...]] = [(2, 5)]
-    if rolling:
-        states.append(Reading("final", "max", 2))
-        segments.append(())
+    states.append(Reading("final", "max", 2))
+    segments: list[tuple[int, ...]] = [(2, 5), ()]
     chosen = rng.permutation(len(states))[: int(rng.integers(len(states) + 1))]
     gates = [GateTerm(2, each, draw(rng), draw(rng), *rng.normal(size=2)) for each in segments]
     some = rng.permutation(NUMBERS)[: int(rng.integers(1, 6))].tolist()
@@ -58,6 +57,11 @@ def embed(states: dict[Any, Floats], reading: Reading) -> torch.Tensor:
     kept = tokens[1:] if len(tokens) > 1 else tokens
     made = kept[-1] if reading.pooling == "last" else kept[: reading.window].mean(0)
     return torch.from_numpy(made)
+
+
+def read_tokens(states: list[dict[Any, Floats]], layer: Any, row: int) -> torch.Tensor:
+    tokens = states[row][layer]
+    return torch.from_numpy(tokens[1:] if len(tokens) > 1 else tokens).half()
 
 
 @pytest.mark.parametrize("tokens", [None, 1, 3, 4, 9])
@@ -88,14 +92,15 @@ def test_what_is_served_is_what_is_measured_on_a_dataset(tokens: int | None) -> 
         states.append(made)
     for _ in range(40):
         terms = make_terms(rng)
-        if tokens is not None:
-            mean = tuple(each for each in terms.states if each.reading.pooling == "mean")
-            terms = Terms(mean, terms.gates, terms.numbers, terms.bias)
         stored = {
             each: torch.stack([embed(of, each) for of in states])
             for each in list_readings(terms, tokens=tokens)
         }
-        dataset = Dataset({}, [{"prompt": "x"}], samples, stored, np.zeros(1))
+        kept = {
+            layer: partial(read_tokens, states, layer)
+            for layer in list_token_layers(terms, tokens=tokens)
+        }
+        dataset = Dataset({}, [{"prompt": "x"}], samples, stored, np.zeros(1), tokens=kept)
         expected = score(terms, dataset, tokens=tokens)
         numbers = dataset.numbers(tokens=tokens)
         served = ServedSum.of(terms, range(count_rows(terms)))
@@ -122,7 +127,7 @@ def test_the_mean_of_the_tokens_scores_is_the_score_of_a_mean() -> None:
 def test_tokens_have_a_share_of_states_and_gates_and_none_of_numbers() -> None:
     rng = np.random.default_rng(3)
     for _ in range(20):
-        terms = make_terms(rng, rolling=True)
+        terms = make_terms(rng)
         states = {each: rng.standard_normal((5, HIDDEN)).astype(np.float32) for each in LAYERS}
         served = ServedSum.of(terms, range(count_rows(terms)))
         shares = served.add_up_tokens(score_rows(terms, states), 4)
@@ -141,7 +146,7 @@ def test_an_unknown_state_makes_no_score() -> None:
     """Whatever reads it; nobody warns, as a request fails by it later."""
     rng = np.random.default_rng(4)
     for _ in range(20):
-        terms = make_terms(rng, rolling=True)
+        terms = make_terms(rng)
         if not count_rows(terms):
             continue
         rows = [np.full(4, np.nan, np.float32)] * count_rows(terms)

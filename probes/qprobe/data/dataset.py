@@ -1,6 +1,6 @@
 """A dataset in memory: prompts with rewarded samples; their embeddings are read when asked for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qprobe.data.folder import read_folder
+from qprobe.data.folder import read_folder, tokens_name
 from qprobe.data.named_rewards import apply_rewards
 from qprobe.data.provenance import identify_prompts
 from qprobe.data.sample import GREEDY, Sample
 from qprobe.errors import DatasetError, EvaluationError
 from qprobe.probe.pooling import LOGPROB_NUMBERS, read_numbers
 from qprobe.probe.reading import Reading
-from qprobe.probe.values import NUMBERS
+from qprobe.probe.values import NUMBERS, Source
 
 __all__ = ["GREEDY", "Dataset", "Reading", "Sample"]
 
@@ -54,11 +54,14 @@ class Dataset:
         *,
         digest: str = "",
         places: Sequence[str] | None = None,
+        tokens: Mapping[Source, Callable[[int], Tensor]] | None = None,
     ) -> None:
         self.manifest = manifest
         self.prompts = prompts
         self.samples = samples
         self._embeddings = embeddings  # (stored samples, hidden) float16 each
+        # By layer, from a stored sample's number to its states, (tokens, hidden) float16.
+        self._tokens = dict(tokens or {})
         self.greedy_rewards = greedy_rewards
         self.digest = digest
         self.places = list(places or (f"row {row + 1}" for row in range(len(prompts))))
@@ -97,6 +100,7 @@ class Dataset:
             greedy,
             digest=digest,
             places=[f"{folder / 'prompts.jsonl'}:{n}" for n in range(1, len(stored.prompts) + 1)],
+            tokens=stored.tokens,
         )
         made._rows = np.array(rows, dtype=np.int64)
         made.num_unrewarded = len(embedded) - len(rows)
@@ -106,6 +110,11 @@ class Dataset:
     def readings(self) -> list[Reading]:
         """The embeddings that are stored."""
         return list(self._embeddings)
+
+    @property
+    def token_layers(self) -> list[Source]:
+        """The layers that the states of single tokens are stored of."""
+        return list(self._tokens)
 
     @cached_property
     def questions(self) -> NDArray[np.int64]:
@@ -150,8 +159,12 @@ class Dataset:
             )
         return settled
 
-    def require(self, readings: Iterable[Reading]) -> None:
+    def require(self, readings: Iterable[Reading], token_layers: Iterable[Source] = ()) -> None:
         """Check that embeddings are stored, before minutes go into the first.
+
+        Args:
+            readings: Which.
+            token_layers: Those that the states of single tokens are needed of.
 
         Raises:
             DatasetError: One is not; the message says which are.
@@ -161,6 +174,14 @@ class Dataset:
                 stored = ", ".join(map(str, self._embeddings))
                 raise DatasetError(
                     "reading", f"{str(reading)!r} is not in the dataset, which has {stored}"
+                )
+        for layer in token_layers:
+            if layer not in self._tokens:
+                stored = ", ".join(map(tokens_name, self._tokens)) or "none"
+                raise DatasetError(
+                    tokens_name(layer),
+                    f"are not in the dataset, which has {stored}: `qprobe collect --token-states "
+                    f"{layer}` keeps the states of single tokens",
                 )
 
     def numbers(
@@ -221,6 +242,24 @@ class Dataset:
         found = self._embeddings[reading]
         return found if self._rows is None else found[torch.from_numpy(self._rows)]
 
+    def token_states(self, layer: Source, rows: Iterable[int] | None = None) -> Iterator[Tensor]:
+        """Yield the states of a sample's tokens, sample by sample, each read from disk by then.
+
+        Args:
+            layer: Of the model.
+            rows: Which of the samples, in the order wanted; None: all.
+
+        Yields:
+            Shape (tokens, hidden), float16: of the ``num_states`` tokens that make its embedding.
+
+        Raises:
+            DatasetError: They are not stored.
+        """
+        self.require((), [layer])
+        read = self._tokens[layer]
+        for row in range(len(self.samples)) if rows is None else rows:
+            yield read(row if self._rows is None else int(self._rows[row]))
+
     def subset(self, prompts: Sequence[int]) -> "Dataset":
         """Return the dataset of some prompts, numbered anew in the order given."""
         places = {old: new for new, old in enumerate(prompts)}
@@ -236,6 +275,7 @@ class Dataset:
             self.greedy_rewards[list(prompts)],
             digest=self.digest,
             places=[self.places[old] for old in prompts],
+            tokens=self._tokens,
         )
         made._rows = kept if self._rows is None else self._rows[kept]
         return made

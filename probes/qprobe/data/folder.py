@@ -8,6 +8,9 @@
     embeddings/00000/15-mean.safetensors
                                      an embedding of theirs: a tensor (samples, hidden) float16,
                                      named as the reading is
+    embeddings/00000/15-tokens.safetensors
+                                     if token states are kept: a tensor (tokens, hidden) float16,
+                                     sample after sample, of each ``num_states``
     complete.json                    written last: the hash of every file above
     rewards/NAME/                    other rewards of the same samples: see ``named_rewards``
 
@@ -26,18 +29,21 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from qprobe.data.sample import FORMAT_VERSION, Sample
+from qprobe.data.sample import FORMAT_VERSION, GREEDY, Sample
 from qprobe.errors import DatasetError
 from qprobe.probe.reading import Reading
+from qprobe.probe.values import Source
 
 __all__ = [
     "Stored",
     "StoredEmbeddings",
+    "StoredTokens",
     "embeddings_file",
     "hash_file",
     "read_folder",
     "read_json",
     "read_lines",
+    "tokens_name",
 ]
 
 Json = dict[str, Any]
@@ -54,6 +60,7 @@ class Stored:
         prompts: The rows.
         shards: The samples, the greedy ones too, by the name of their shard, in order.
         embeddings: Of the samples but the greedy ones.
+        tokens: Likewise, by layer.
         digest: Names all of it.
     """
 
@@ -61,6 +68,7 @@ class Stored:
     prompts: list[Json]
     shards: dict[str, list[Sample]]
     embeddings: "StoredEmbeddings"
+    tokens: dict[Source, "StoredTokens"]
     digest: str
 
 
@@ -82,11 +90,17 @@ def read_folder(folder: Path) -> Stored:
     shards = {
         Path(name).stem: [Sample(**row) for row in read_lines(folder / name)] for name in names
     }
+    embeddings = StoredEmbeddings(folder, manifest, list(shards), hashes)
+    places = _place_tokens(shards)
     return Stored(
         manifest,
         read_lines(folder / "prompts.jsonl"),
         shards,
-        StoredEmbeddings(folder, manifest, list(shards), hashes),
+        embeddings,
+        {
+            each: StoredTokens(embeddings, places, each)
+            for each in manifest.get("token_states") or ()
+        },
         hash_file(folder / "complete.json"),
     )
 
@@ -113,12 +127,17 @@ class StoredEmbeddings(Mapping[Reading, Tensor]):
     def __getitem__(self, reading: Reading) -> Tensor:
         parts = []
         for shard in self._shards:
-            path = self._find(shard, str(reading))
+            path = self.find(shard, str(reading))
             with safe_open(path, framework="pt", device="cpu") as file:
                 parts.append(file.get_tensor(str(reading)))
         return torch.cat(parts)
 
-    def _find(self, shard: str, reading: str) -> Path:
+    def find(self, shard: str, reading: str) -> Path:
+        """Return the file of a shard that holds a reading.
+
+        Raises:
+            DatasetError: It is missing, or is not the one written.
+        """
         name = embeddings_file(shard, reading)
         if self._is_joint:
             name = f"{_EMBEDDINGS}{shard}.safetensors"
@@ -138,6 +157,45 @@ class StoredEmbeddings(Mapping[Reading, Tensor]):
 
     def __len__(self) -> int:
         return len(self._readings)
+
+
+class StoredTokens:
+    """States of single tokens of one layer on disk, read sample by sample.
+
+    Args:
+        embeddings: Of the same folder.
+        places: Where in which shard's tensor those of each sample begin and end.
+        layer: Which.
+    """
+
+    def __init__(
+        self, embeddings: StoredEmbeddings, places: Sequence[tuple[str, int, int]], layer: Source
+    ) -> None:
+        self._embeddings, self._places, self._name = embeddings, places, tokens_name(layer)
+
+    def __call__(self, row: int) -> Tensor:
+        """Return those of one sample, counted without the greedy ones: (tokens, hidden) float16."""
+        shard, start, end = self._places[row]
+        path = self._embeddings.find(shard, self._name)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            states: Tensor = file.get_slice(self._name)[start:end]
+        return states
+
+
+def tokens_name(layer: Source) -> str:
+    """Return what the states of single tokens are called, beside the readings."""
+    return f"{layer}/tokens"
+
+
+def _place_tokens(shards: Mapping[str, Sequence[Sample]]) -> list[tuple[str, int, int]]:
+    places = []
+    for shard, samples in shards.items():
+        end = 0
+        for each in samples:
+            if each.index != GREEDY:
+                start, end = end, end + each.num_states
+                places.append((shard, start, end))
+    return places
 
 
 def _read_manifest(folder: Path) -> Json:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from qprobe.data.dataset import Dataset
 from qprobe.errors import DatasetError
 from qprobe.probe.reading import Reading
+from qprobe.probe.values import Source
 
 __all__ = ["drop_few", "merge_datasets"]
 
@@ -40,7 +42,8 @@ def merge_datasets(datasets: Sequence[Dataset], names: Sequence[str]) -> Dataset
         names: What to call each in an error, such as its folder.
 
     Returns:
-        A dataset whose manifest says what all agree in, and a list where they do not.
+        A dataset whose manifest says what all agree in, and a list where they do not. It has the
+        states of single tokens of the layers that all have.
 
     Raises:
         DatasetError: They are not of the same model or have not the same readings, or one is there
@@ -56,8 +59,10 @@ def merge_datasets(datasets: Sequence[Dataset], names: Sequence[str]) -> Dataset
     if len(datasets) == 1:
         return first
     starts = np.cumsum([0, *(len(each.prompts) for each in datasets)]).tolist()
+    manifest = _merge_manifests([each.manifest for each in datasets], num_prompts=starts[-1])
+    token_layers = _common(datasets)
     return Dataset(
-        _merge_manifests([each.manifest for each in datasets], num_prompts=starts[-1]),
+        {**manifest, "token_states": token_layers or None},
         [row for each in datasets for row in each.prompts],
         [
             replace(sample, prompt=sample.prompt + start)
@@ -68,6 +73,7 @@ def merge_datasets(datasets: Sequence[Dataset], names: Sequence[str]) -> Dataset
         np.concatenate([each.greedy_rewards for each in datasets]),
         digest=hashlib.sha256(" ".join(each.digest for each in datasets).encode()).hexdigest(),
         places=[place for each in datasets for place in each.places],
+        tokens={layer: partial(_read_tokens, datasets, layer) for layer in token_layers},
     )
 
 
@@ -129,6 +135,19 @@ def _merge_manifests(manifests: Sequence[Json], *, num_prompts: int) -> Json:
     # Of these the first is as good as any.
     merged |= {name: manifests[0][name] for name in ("model", "readings")}
     return {**merged, "num_prompts": num_prompts}
+
+
+def _common(datasets: Sequence[Dataset]) -> list[Source]:
+    first, *others = (each.token_layers for each in datasets)
+    return [layer for layer in first if all(layer in each for each in others)]
+
+
+def _read_tokens(datasets: Sequence[Dataset], layer: Source, row: int) -> Tensor:
+    for each in datasets:
+        if row < len(each.samples):
+            return next(each.token_states(layer, [row]))
+        row -= len(each.samples)
+    raise IndexError(row)
 
 
 class _Joined(Mapping[Reading, Tensor]):

@@ -43,6 +43,11 @@ class Sample:
     reason: str | None = None
     logprobs: list[float] | None = None
 
+    @property
+    def num_states(self) -> int:
+        """How many tokens' states make its embedding: of an empty one the prompt's last token."""
+        return max(self.num_scored, 1)
+
     def sum_logprobs(self, tokens: int | None = None) -> float | None:
         """Return the sum over the first so many tokens, None: all; None if it is not known."""
         if tokens is None or tokens >= len(self.token_ids):

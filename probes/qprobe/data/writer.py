@@ -111,7 +111,8 @@ class DatasetWriter:
         Args:
             shard: Its index.
             samples: In order of prompt and index; greedy answers among them.
-            embeddings: By reading: shape (samples without the greedy ones, hidden), float16.
+            embeddings: By reading: shape (samples without the greedy ones, hidden), float16; and by
+                ``tokens_name`` the states of their tokens, (tokens of all, hidden).
 
         Raises:
             DatasetError: An embedding is not finite in float16.

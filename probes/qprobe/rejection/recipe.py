@@ -17,7 +17,7 @@ from qprobe.evaluation.held_out import (
     list_notes,
     list_unseen,
 )
-from qprobe.evaluation.scoring import list_readings
+from qprobe.evaluation.scoring import list_readings, list_token_layers
 from qprobe.probe.probe import Probe, ProbeInfo
 from qprobe.rejection.choice import choose_schedule
 from qprobe.rejection.measures import measure_schedule
@@ -84,9 +84,10 @@ def recommend_schedule(
         raise ProbeFileError("checkpoints", "are none: train the probe with --checkpoints")
     check_same_model(info, dataset)
     check_same_sampling(info, dataset)
-    dataset.require(list_readings(probe.terms))
+    dataset.require(list_readings(probe.terms), list_token_layers(probe.terms))
     for tokens, head in probe.heads.items():
-        dataset.require(list_readings(head, tokens=tokens))
+        layers = list_token_layers(head, tokens=tokens)
+        dataset.require(list_readings(head, tokens=tokens), layers)
     k = dataset.settle_k(info.k if k is None else k, default=info.k)
     beta = info.beta if beta is None else beta
     sides = _score(probe, info, dataset, progress)

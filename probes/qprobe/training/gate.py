@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from qprobe.data.dataset import Dataset
 from qprobe.errors import TrainingError
@@ -34,15 +35,19 @@ _WEIGHT_DECAYS = (1.0, 0.1, 0.01)
 _MAX_STEPS = 100
 # That the axes are found by.
 _MAX_SAMPLES = 1024
+# Of each, where every token is a segment of its own.
+_MAX_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Gate:
     """A gate that is to be trained: ``20/8,16,32`` ends segments after 8, 16 and 32 tokens.
 
+    ``20`` hears every token by itself.
+
     Attributes:
         layer: As in ``Reading``.
-        segments: Ends of the segments, rising; one at least. What is left is the last.
+        segments: Ends of the segments, rising. What is left is the last. Empty: every token is one.
     """
 
     layer: Layer
@@ -50,21 +55,30 @@ class Gate:
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
-        """Read LAYER/END,END,...
+        """Read LAYER/END,END,... or LAYER.
 
         Raises:
             TrainingError: It is not that.
         """
-        found = re.fullmatch(r"(final|[1-9]\d*)/([1-9]\d*(?:,[1-9]\d*)*)", text)
-        ends = [int(each) for each in found[2].split(",")] if found else []
+        found = re.fullmatch(r"(final|[1-9]\d*)(?:/([1-9]\d*(?:,[1-9]\d*)*))?", text)
+        ends = [int(each) for each in found[2].split(",")] if found and found[2] else []
         if found is None or ends != sorted(set(ends)):
-            raise TrainingError("gate", f"must be LAYER/END,END,..., rising, got {text!r}")
+            raise TrainingError(
+                "gate", f"must be LAYER, or LAYER/END,END,..., rising, got {text!r}"
+            )
         return cls("final" if found[1] == "final" else int(found[1]), tuple(ends))
 
     @property
     def readings(self) -> list[Reading]:
-        """The means that its segments are differences of, the whole one last."""
+        """The means that its segments are differences of, the whole one last; none for tokens."""
+        if not self.segments:
+            return []
         return [Reading(self.layer, "mean", each) for each in (*self.segments, None)]
+
+    @property
+    def token_layers(self) -> list[Layer]:
+        """The layer, if the states of its tokens are read."""
+        return [] if self.segments else [self.layer]
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,8 @@ def fit_gate(dataset: Dataset, gate: Gate, settings: TrainingSettings) -> Fitted
     """Train a gate with the objective of the settings, at the best of three weight decays.
 
     Args:
-        dataset: Has the gate's readings.
+        dataset: Has the gate's readings, or the states of its tokens. Of these 32 numbers each are
+            held, for as many tokens of every sample as the longest has.
         gate: Which.
         settings: Of the training; its own weight decays are those of the linear fit.
 
@@ -111,9 +126,8 @@ def fit_gate(dataset: Dataset, gate: Gate, settings: TrainingSettings) -> Fitted
     """
     inputs = _find_axes(dataset, gate)
     axes = inputs.axes[:, :_NUM_AXES].cpu().double()
-    segments = _read_segments(
-        dataset, gate, lambda raw: ((raw - inputs.means) * inputs.scales) @ axes
-    )
+    read = _read_segments if gate.segments else _read_tokens
+    segments = read(dataset, gate, lambda raw: ((raw - inputs.means) * inputs.scales) @ axes)
     problem = Problem(dataset.rewards, dataset.groups, settings, dataset.questions[dataset.groups])
 
     def hold_out(decay: float) -> Floats:
@@ -177,9 +191,27 @@ def _fit(problem: Problem, fold: int | None, segments: _Segments, decay: float) 
 
 def _find_axes(dataset: Dataset, gate: Gate) -> Inputs:
     """Return the main axes of the means over segments, by some of the samples."""
-    rows = np.unique(np.linspace(0, len(dataset.samples) - 1, _MAX_SAMPLES).astype(np.int64))
+    rows = _spread(len(dataset.samples), _MAX_SAMPLES)
+    if not gate.segments:
+        each_some = [
+            states[torch.from_numpy(_spread(len(states), _MAX_TOKENS))]
+            for states in dataset.token_states(gate.layer, rows)
+        ]
+        return prepare([torch.cat(each_some)])
     some = _read_segments(dataset, gate, lambda raw: raw[torch.from_numpy(rows)], rows)
     return prepare([some.means[some.sizes > 0]])
+
+
+def _spread(length: int, most: int) -> NDArray[np.int64]:
+    """Return at most so many places of a sequence, evenly spread."""
+    return np.unique(np.linspace(0, length - 1, most).astype(np.int64))
+
+
+def _read_tokens(dataset: Dataset, gate: Gate, project: Callable[[Tensor], Tensor]) -> _Segments:
+    """As ``_read_segments``, of segments of one token."""
+    kept = [project(each.double()) for each in dataset.token_states(gate.layer)]
+    sizes = [torch.ones(len(each), dtype=torch.float64) for each in kept]
+    return _Segments(pad_sequence(kept, batch_first=True), pad_sequence(sizes, batch_first=True))
 
 
 def _read_segments(

@@ -53,7 +53,8 @@ def train(
         numbers: Of ``NUMBERS``, which the score reads too. None takes all of them if the dataset
             knows the log-probabilities, and else none.
         gates: Each as LAYER/END,END,...: the score also hears segments of the completion, as far as
-            a gate lets it. Needs ``LAYER/mean`` and the means of the first END tokens.
+            a gate lets it. Needs ``LAYER/mean`` and the means of the first END tokens. Or as LAYER:
+            every token by itself; needs the states of single tokens.
         k: How many candidates the probe will recommend, from 1 to the fewest samples of a prompt;
             None takes 16, or these if they are fewer. The training does not depend on it.
         test_fraction: Of the prompts, 0 <= test_fraction < 1; None as in ``split_prompts``.
@@ -82,7 +83,8 @@ def train(
     design = Design(given, settle_numbers(known, numbers), tuple(map(Gate.parse, gates)))
     heads, notes = _design_heads(design, known, checkpoints)
     known.require([each for part in (design, *heads.values()) for each in part.readings])
-    known.require([each for gate in design.gates for each in gate.readings])
+    for gate in design.gates:
+        known.require(gate.readings, gate.token_layers)
 
     problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
 

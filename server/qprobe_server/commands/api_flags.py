@@ -32,7 +32,7 @@ API_FLAGS = {
     "endpoint.template": "--embedding-template",
 }
 # Names of flags that go with one way only.
-_ENGINE_ONLY = ("model", "adapter", "completions")
+_ENGINE_ONLY = ("model", "adapter", "completions", "token_states")
 _ENDPOINT_ONLY = ("embedding_model", "embedding_template")
 _READER_ONLY = ("layers",)
 _API_ONLY = ("upstream_model", "upstream_logprobs", "reader", "embeddings", *_ENDPOINT_ONLY)

@@ -30,7 +30,7 @@ from qprobe_server.errors import StartupError
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from qprobe_server.vllm_backend.sampling import SamplingEngine
 
-__all__ = ["run"]
+__all__ = ["check_token_states", "run"]
 
 Json = dict[str, Any]
 
@@ -149,10 +149,17 @@ def _collect(args: argparse.Namespace, reward: Reward | None, rows: list[PromptR
     from qprobe_server.commands.collection import collect_given, collect_samples, readings_of
     from qprobe_server.vllm_backend.sampling import SamplingEngine
 
-    engine = SamplingEngine(args, layers=args.layers, windows=args.windows, adapter=args.adapter)
+    engine = SamplingEngine(
+        args,
+        layers=args.layers,
+        windows=args.windows,
+        adapter=args.adapter,
+        token_layers=args.token_states or (),
+    )
     given = {name: getattr(args, name) for name in SAMPLING_FLAGS}
     params = engine.sampling_params({k: v for k, v in given.items() if v is not None})
     prompts = _tokenize(engine, args.prompts, rows)
+    check_token_states(args, engine, rows, prompts, params.max_tokens)
     manifest = describe(args, engine, rows, params, [str(each) for each in readings_of(engine)])
     check_same(args.output, manifest)
     how = HowToReward.of(args, reward)
@@ -172,6 +179,42 @@ def _collect(args: argparse.Namespace, reward: Reward | None, rows: list[PromptR
             else:
                 shared |= {"params": params, "n": n, "seed": args.seed, "greedy": greedy}
                 collect_samples(engine, writer, rows, prompts, rewarding, **shared)
+
+
+def check_token_states(
+    args: argparse.Namespace,
+    engine: "SamplingEngine",
+    rows: list[PromptRow],
+    prompts: list[list[int]],
+    max_tokens: int | None,
+) -> None:
+    """Check the disk space that the states of single tokens may take at most.
+
+    Args:
+        args: The flags.
+        engine: Of the collection.
+        rows: All of them.
+        prompts: Their tokens.
+        max_tokens: That a sample may have; None: as many as fit.
+
+    Raises:
+        StartupError: It is more than the limit.
+    """
+    num_layers, hidden = len(engine.token_layers), engine.facts.hidden_size
+    if not num_layers:
+        return
+    if args.completions:
+        lengths = [engine.count_tokens(each.text) for row in rows for each in row.completions]
+    else:
+        left = [engine.context - len(each) for each in prompts]
+        lengths = [min(max_tokens or each, each) for each in left] * (args.n or DEFAULT_N)
+    gib = sum(max(each, 1) for each in lengths) * hidden * 2 * num_layers / (1 << 30)
+    if gib > args.token_states_limit:
+        raise StartupError(
+            f"--token-states may take {gib:.1f} GiB ({len(lengths)} samples of at most "
+            f"{max(lengths)} tokens x {num_layers} layers x {hidden} numbers of 2 bytes), more "
+            f"than --token-states-limit {args.token_states_limit}"
+        )
 
 
 def _tokenize(engine: "SamplingEngine", source: Source, rows: list[PromptRow]) -> list[list[int]]:

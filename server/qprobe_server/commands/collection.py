@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qprobe.data.dataset import GREEDY, Reading, Sample
+from qprobe.data.folder import tokens_name
 from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
 from qprobe.rewards.rating import Rated
@@ -152,7 +153,11 @@ class _Shards:
             [each.embeddings.flatten(0, 1) for each, _ in done if each.embeddings is not None]
         )  # (samples, readings, hidden)
         names = map(str, readings_of(self.engine))
-        self.writer.write(shard, samples, {name: embeddings[:, i] for i, name in enumerate(names)})
+        found = {name: embeddings[:, i] for i, name in enumerate(names)}
+        for i, layer in enumerate(self.engine.token_layers):
+            states = [each.tokens[i] for each, _ in done if each.tokens is not None]
+            found[tokens_name(layer)] = torch.cat(states)
+        self.writer.write(shard, samples, found)
 
     def _reward(self, what: _Asked, text: str) -> Future[Rated]:
         if what.reward is not None:

@@ -209,6 +209,20 @@ def add_collect_flags(parser: argparse.ArgumentParser) -> None:
         f"Default: {','.join(map(str, _WINDOWS))}.",
     )
     group.add_argument(
+        "--token-states",
+        type=values.layers,
+        metavar="15,final",
+        help="Also the states of all tokens of an answer, of these of the layers: for gates on "
+        "single tokens and rolling maxima. Tokens x hidden size x 2 bytes each. Default: none.",
+    )
+    group.add_argument(
+        "--token-states-limit",
+        type=values.count,
+        default=20,
+        metavar="GIB",
+        help="Refuse to begin if these may take more. Default: 20.",
+    )
+    group.add_argument(
         "--prompts-per-shard",
         type=values.count,
         metavar="NUMBER",

@@ -63,6 +63,7 @@ _FLAGS = {
     "dtype": "--dtype",
     "quantization": "--quantization",
     "readings": "--layers or --windows",
+    "token_states": "--token-states",
     "prompts_per_shard": "--prompts-per-shard",
 }
 _HASHES = ("model_files", "prompts.sha256", "shots.sha256", "reward_source")
@@ -113,6 +114,8 @@ def describe(
     made = describe_flags(args, rows)
     if made["sampling"] is not None:
         made["sampling"] |= engine.record(params)
+    # As in datasets that were begun before there were any: None without.
+    made["token_states"] = list(engine.token_layers) or None
     return {**made, **describe_engine(engine), "readings": readings}
 
 

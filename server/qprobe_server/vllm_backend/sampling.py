@@ -65,6 +65,8 @@ class Completion:
         logprobs: Of each of ``token_ids``, in nats, under the model itself.
         embeddings: Shape (layers, 2 + windows, hidden), float16: for each layer the last token's
             state, the mean, and the means of the windows. None if it was not asked for.
+        tokens: Shape (token layers, tokens, hidden), float16: the states of the tokens that make
+            the embeddings. Likewise None.
     """
 
     request: int
@@ -74,6 +76,7 @@ class Completion:
     logprobs: list[float]
     finish_reason: str
     embeddings: Tensor | None
+    tokens: Tensor | None
 
 
 class SamplingEngine:
@@ -85,6 +88,7 @@ class SamplingEngine:
             the depth, and the final one.
         windows: Numbers of tokens for the means of the first so many.
         adapter: Folder of a LoRA adapter to sample with.
+        token_layers: Those of the layers that the states of single tokens are wanted of.
 
     Raises:
         StartupError: The model does not have such a layer, or vLLM does not expose it; or the
@@ -98,6 +102,7 @@ class SamplingEngine:
         layers: Sequence[Layer] | None,
         windows: Sequence[int],
         adapter: str | None,
+        token_layers: Sequence[Layer] = (),
     ) -> None:
         check_installation()
         prepare_cpu(args)
@@ -120,6 +125,13 @@ class SamplingEngine:
                     f"--layers: must be {inner}'final' for {facts.architecture}, got {layer!r}"
                 )
         self.layers = tuple(sorted(set(layers), key=lambda each: (each == "final", each)))
+        self.token_layers = tuple(each for each in self.layers if each in token_layers)
+        for layer in token_layers:
+            if layer not in self.layers:
+                among = ", ".join(map(str, self.layers))
+                raise StartupError(
+                    f"--token-states: must be among the layers of --layers ({among}), got {layer!r}"
+                )
         self.windows = tuple(windows)
         self.facts = facts
         claim_worker(
@@ -235,6 +247,7 @@ class SamplingEngine:
                 stop_reason=part.stop_reason,
             )
             num_scored = count_scored_tokens(candidate, self._decode)
+            embeddings, tokens = self._take(keys[request], num_scored)
             yield Completion(
                 request=request,
                 text=part.text,
@@ -242,7 +255,8 @@ class SamplingEngine:
                 num_scored=num_scored,
                 logprobs=_list_logprobs(part.token_ids, part.logprobs or []),
                 finish_reason=str(part.finish_reason),
-                embeddings=self._take(keys[request], num_scored),
+                embeddings=embeddings,
+                tokens=tokens,
             )
 
     def read(
@@ -265,6 +279,7 @@ class SamplingEngine:
         for request, output in self._run(whole, marked, on_step):
             token_ids = given[request]
             logprobs = (output.prompt_logprobs or [])[-len(token_ids) :] if token_ids else []
+            embeddings, tokens = self._take(keys[request], len(token_ids))
             yield Completion(
                 request=request,
                 text=texts[request],
@@ -272,7 +287,8 @@ class SamplingEngine:
                 num_scored=len(token_ids),
                 logprobs=_list_logprobs(token_ids, logprobs),
                 finish_reason="given",
-                embeddings=self._take(keys[request], len(token_ids)),
+                embeddings=embeddings,
+                tokens=tokens,
             )
 
     def embed(
@@ -301,7 +317,7 @@ class SamplingEngine:
         whole = [before + after for before, after in zip(prompts, completions, strict=True)]
         found: dict[int, Tensor] = {}
         for request, _ in self._run(whole, marked, on_step):
-            made = self._take(keys[request], len(completions[request]))
+            made, _ = self._take(keys[request], len(completions[request]))
             assert made is not None  # it has a key
             found[request] = made
         return [found[request] for request in range(len(prompts))]
@@ -361,6 +377,10 @@ class SamplingEngine:
         # The store's capacity is up to twice what is in it.
         return max(1, _MAX_STATE_BYTES // (2 * most_tokens * state_bytes))
 
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens a given completion has."""
+        return len(self._tokenize_completion(text))
+
     def _tokenize_completion(self, text: str) -> Tokens:
         return list(self._llm.get_tokenizer().encode(text, add_special_tokens=False))
 
@@ -372,15 +392,22 @@ class SamplingEngine:
         self._num_requests += 1
         return str(self._num_requests)
 
-    def _take(self, key: str | None, length: int) -> Tensor | None:
+    def _take(self, key: str | None, length: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return ``embeddings`` and ``tokens`` of a completion."""
         if key is None:
-            return None
-        answers = self._llm.collective_rpc("qprobe_embed", args=(key, length, list(self.windows)))
+            return None, None
+        places = [self.layers.index(each) for each in self.token_layers]
+        wanted = (key, length, list(self.windows), places)
+        answers = self._llm.collective_rpc("qprobe_embed", args=wanted)
         (data,) = (answer for answer in answers if answer is not None)
         made = torch.frombuffer(bytearray(data), dtype=torch.float16)
-        every = made.view(-1, 2 + len(self.windows), self.facts.hidden_size)
-        # The worker sends the final layer always.
-        return every if "final" in self.layers else every[:-1]
+        rows = made.view(-1, self.facts.hidden_size)
+        num_tokens = max(length, 1)
+        end = len(rows) - len(places) * num_tokens
+        tokens = rows[end:].view(len(places), num_tokens, self.facts.hidden_size)
+        every = rows[:end].view(-1, 2 + len(self.windows), self.facts.hidden_size)
+        # The worker sends the embeddings of the final layer always.
+        return every if "final" in self.layers else every[:-1], tokens
 
 
 def default_layers(num_layers: int) -> tuple[Layer, ...]:

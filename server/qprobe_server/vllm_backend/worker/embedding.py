@@ -73,18 +73,22 @@ class EmbeddingMixin(StepHooks):
                 mine = np.flatnonzero(tokens.owners == number)
                 found.write(offsets[mine], states[torch.from_numpy(mine)])
 
-    def qprobe_embed(self, key: str, length: int, windows: list[int]) -> bytes | None:
+    def qprobe_embed(
+        self, key: str, length: int, windows: list[int], token_layers: list[int]
+    ) -> bytes | None:
         """Remove a completion and return its embeddings.
 
         Args:
             key: The completion.
             length: How many leading tokens make its embedding.
             windows: Numbers of tokens, >= 1, for the means of the first so many.
+            token_layers: Places, in the order below, of layers whose tokens' states are wanted too.
 
         Returns:
             The bytes of float16 (layers, 2 + windows, hidden): the inner layers in rising order and
             the final one; for each the last token's state, the mean, and the means of the windows.
-            None where this worker does not embed.
+            Then those of float16 (token layers, max(length, 1), hidden), of the tokens. None where
+            this worker does not embed.
 
         Raises:
             KeyError: There is no such completion, or a state of it was never computed.
@@ -96,7 +100,9 @@ class EmbeddingMixin(StepHooks):
         kept = states[1:] if length else states  # an empty completion: the prompt's last token
         means = [kept[:window].float().mean(0) for window in (None, *windows)]
         made = torch.stack([kept[-1].float(), *means], dim=1)  # (layers, 2 + windows, hidden)
-        return made.to(torch.float16).numpy().tobytes()
+        tokens = kept[:, token_layers].transpose(0, 1)  # (token layers, tokens, hidden)
+        parts = (each.to(torch.float16).contiguous().numpy().tobytes() for each in (made, tokens))
+        return b"".join(parts)
 
 
 class _TokenStates:
