@@ -426,6 +426,19 @@ def test_bad_flags_stop_a_collection_before_a_model_is_loaded(
     assert not (tmp_path / "data").exists()
 
 
+def test_states_of_tokens_are_of_layers_that_are_kept(job: Job, tmp_path: Path) -> None:
+    """Told by the model's configuration, before its weights are loaded."""
+    command = [QPROBE, *job.arguments(tmp_path / "data"), "--token-states", "2,3"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env=ENVIRONMENT
+    )
+    assert done.returncode == 1
+    said = "--token-states: must be among the layers of --layers (2, 4, final), got 3"
+    assert said in done.stderr.splitlines()[-1]
+    assert "loading" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
 def run(*arguments: str) -> str:
     done = subprocess.run(
         [QPROBE, *arguments],

@@ -18,6 +18,7 @@ from qprobe.errors import RewardError
 from qprobe.rewards.rating import NO_REWARD
 from qprobe_server.commands.collect import check_token_states
 from qprobe_server.commands.collection import collect_samples
+from qprobe_server.commands.manifest import check_same
 from qprobe_server.commands.rewarding import HowToReward, Rewarding
 from qprobe_server.errors import StartupError
 
@@ -155,3 +156,17 @@ def test_states_of_tokens_have_a_limit(
         check(size / 1024 - 0.001)
     engine.token_layers = ()
     check(0)
+
+
+def test_other_states_of_tokens_are_another_collection(tmp_path: Path) -> None:
+    """One without any, or begun before there were any, goes on without."""
+    collect(tmp_path / "with", Picky())
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "manifest.json").write_text("{}")
+    check_same(tmp_path / "with", {"token_states": [3]})
+    check_same(tmp_path / "old", {"token_states": None})
+    for name in ("with", "old"):
+        with pytest.raises(
+            StartupError, match=r"--token-states is \[3, 'final'\], but the dataset"
+        ):
+            check_same(tmp_path / name, {"token_states": [3, "final"]})
