@@ -17,9 +17,12 @@ from qprobe_server.retry_after import read_pause
 __all__ = ["Bounds", "Reply", "Upstream"]
 
 _CONNECT_S = 10.0
-# Tries of a request whose failure does not say when to come again, and the pause after the first.
+# Tries of a request whose failure does not say when to come again, and of one that does.
 _MAX_TRIES = 4
+_MAX_TOLD_TRIES = 12
+# The least pause after the first try; it doubles so many times, whatever the upstream says.
 _FIRST_PAUSE_S = 0.5
+_MAX_DOUBLINGS = 5
 # So that candidates that were refused together do not come together again.
 _JITTER = 0.25
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -173,9 +176,9 @@ def check_redirect(response: httpx.Response) -> None:
 
 def _find_pause_s(error: UpstreamError, tries: int) -> float | None:
     """Return after how long another try makes sense; None if it does not."""
-    if not error.may_pass:
+    told_s = error.retry_after_s
+    if not error.may_pass or tries >= (_MAX_TRIES if told_s is None else _MAX_TOLD_TRIES):
         return None
-    spread = 1 + _JITTER * random.random()
-    if error.retry_after_s is not None:
-        return error.retry_after_s * spread
-    return None if tries >= _MAX_TRIES else _FIRST_PAUSE_S * 2 ** (tries - 1) * spread
+    least_s = _FIRST_PAUSE_S * 2.0 ** min(tries - 1, _MAX_DOUBLINGS)
+    # "At once" is told too: by 0, or by a date that has passed.
+    return max(least_s, told_s or 0.0) * (1 + _JITTER * random.random())

@@ -132,6 +132,20 @@ async def test_an_upstream_that_is_busy_is_asked_again_when_it_says(
     assert "notice" not in reply["q_probe"]
 
 
+@pytest.mark.parametrize("told", ["0", "Wed, 21 Oct 2015 07:28:00 GMT"])
+async def test_an_upstream_that_says_at_once_gets_pauses_and_an_end(
+    setting: Any, make: Any, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    monkeypatch.setattr("qprobe_server.proxy.upstream._FIRST_PAUSE_S", 0.004)
+    setting.stub.answer = make.answer_with(Response(b"busy", 429, {"retry-after": told}))
+    async with setting.open(bounds=Bounds(deadline_s=20)) as proxy:
+        begun_s = time.monotonic()
+        reply = await proxy.post(CHAT, json={**ASK, "q_probe": {"probe": "good", "k": 1}})
+    assert (reply.status_code, reply.text) == (429, "busy")
+    assert len(setting.stub.bodies) == 12
+    assert time.monotonic() - begun_s >= 0.004 * (1 + 2 + 4 + 8 + 16 + 6 * 32)
+
+
 async def test_nobody_waits_beyond_the_deadline(setting: Any, make: Any) -> None:
     """The upstream's own error comes through, and says when to come again."""
     busy = Response(b'{"error": {"message": "later"}}', 429, {"retry-after": "60"})
