@@ -79,8 +79,8 @@ class Format(Protocol):
             num: How many choices to ask for.
         """
 
-    def max_tokens(self, body: Body) -> object:
-        """Return what a request says of the most tokens of an answer; None if it does not."""
+    def max_tokens(self, body: Body) -> Mapping[str, object]:
+        """Return what a request says of the most tokens of an answer, by field; None: nothing."""
 
     def read(self, reply: Reply, body: Body) -> Answer:
         """Read a reply to a request with this body.

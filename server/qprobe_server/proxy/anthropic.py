@@ -44,9 +44,9 @@ class Messages:
         """See ``Format``; this API gives one answer a request, and takes no seed."""
         return body
 
-    def max_tokens(self, body: Body) -> object:
+    def max_tokens(self, body: Body) -> Mapping[str, object]:
         """See ``Format``."""
-        return body.get("max_tokens")
+        return {"max_tokens": body.get("max_tokens")}
 
     def read(self, reply: Reply, body: Body) -> Answer:
         """See ``Format``."""

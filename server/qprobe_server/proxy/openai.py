@@ -155,9 +155,9 @@ class ChatCompletions(_OpenAI):
         tools = body.get("tools")
         return [Prompt(messages=messages, tools=tools if isinstance(tools, list) else ())]
 
-    def max_tokens(self, body: Body) -> object:
+    def max_tokens(self, body: Body) -> Mapping[str, object]:
         """See ``Format``."""
-        return body.get("max_completion_tokens", body.get("max_tokens"))
+        return {name: body.get(name) for name in ("max_tokens", "max_completion_tokens")}
 
     def _finish_one(self, choice: GrowingChoice, body: Body, num_tokens: int | None) -> Written:
         content = choice.message.get("content")
@@ -182,9 +182,9 @@ class Completions(_OpenAI):
         asked = super().ask(body, prompt_index, candidate_index, num)
         return {**asked, "prompt": _list_texts(body)[prompt_index]}
 
-    def max_tokens(self, body: Body) -> object:
+    def max_tokens(self, body: Body) -> Mapping[str, object]:
         """See ``Format``."""
-        return body.get("max_tokens", _DEFAULT_MAX_TOKENS)
+        return {"max_tokens": body.get("max_tokens", _DEFAULT_MAX_TOKENS)}
 
     def _finish_one(self, choice: GrowingChoice, body: Body, num_tokens: int | None) -> Written:
         text, logprobs = choice.text, choice.logprobs

@@ -68,14 +68,19 @@ class RequestRun:
         if self.budget_tokens is None:
             return
         most = self.budget_tokens // (self.rerank.k * num_prompts)
-        asked = self.format.max_tokens(self.body)
-        if not isinstance(asked, int) or asked > most:
-            raise RequestError(
-                f"max_tokens: must be given, and at most {most} for k={self.rerank.k}: the "
-                f"candidates of a request may have {self.budget_tokens} tokens "
-                f"(--budget-tokens), got {show(asked)}",
-                param="max_tokens",
-            )
+        said = self.format.max_tokens(self.body)
+        given = {name: value for name, value in said.items() if value is not None}
+        # Each of them: nobody knows which the upstream heeds.
+        for name, value in (given or {"max_tokens": None}).items():
+            # Some servers take -1 for no bound.
+            number = value if isinstance(value, int) and not isinstance(value, bool) else 0
+            if not 1 <= number <= most:
+                raise RequestError(
+                    f"{name}: must be given, from 1 to {most} for k={self.rerank.k}: the "
+                    f"candidates of a request may have {self.budget_tokens} tokens "
+                    f"(--budget-tokens), got {show(value)}",
+                    param=name,
+                )
 
 
 async def _run_all(runs: Sequence[PromptRun], asked: Asked, deadline_s: float) -> list[Candidate]:

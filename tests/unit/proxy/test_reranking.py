@@ -332,15 +332,46 @@ async def test_routes_that_are_not_reranked_refuse_probes(setting: Any, path: st
     assert setting.stub.bodies == [{"model": "m"}]
 
 
-@pytest.mark.parametrize(("max_tokens", "status"), [(None, 400), (26, 400), (25, 200)])
-async def test_a_budget_bounds_all_candidates(
-    setting: Any, max_tokens: int | None, status: int
-) -> None:
-    body = ASK if max_tokens is None else {**ASK, "max_tokens": max_tokens}
+WITHIN_BUDGET: list[Json] = [
+    {"max_tokens": 25},
+    {"max_completion_tokens": 1},
+    {"max_completion_tokens": None, "max_tokens": 1},
+    {"max_completion_tokens": 25, "max_tokens": 24},
+]
+# With the field that is named and its value.
+BEYOND_BUDGET: list[tuple[Json, str, str]] = [
+    ({}, "max_tokens", "None"),
+    ({"max_tokens": None}, "max_tokens", "None"),
+    ({"max_tokens": 26}, "max_tokens", "26"),
+    ({"max_tokens": -1}, "max_tokens", "-1"),
+    ({"max_tokens": 0}, "max_tokens", "0"),
+    ({"max_tokens": True}, "max_tokens", "True"),
+    ({"max_tokens": 2.5}, "max_tokens", "2.5"),
+    ({"max_completion_tokens": "9"}, "max_completion_tokens", "'9'"),
+    ({"max_completion_tokens": 1, "max_tokens": 99999}, "max_tokens", "99999"),
+    ({"max_completion_tokens": 26, "max_tokens": 1}, "max_completion_tokens", "26"),
+    ({"max_completion_tokens": -1, "max_tokens": 1}, "max_completion_tokens", "-1"),
+]
+
+
+@pytest.mark.parametrize("fields", WITHIN_BUDGET)
+async def test_a_budget_lets_candidates_through(setting: Any, fields: Json) -> None:
     async with setting.open(budget_tokens=100) as proxy:
-        reply = await proxy.post(CHAT, json=body)
-    assert reply.status_code == status
-    assert len(setting.stub.bodies) == (4 if status == 200 else 0)
+        assert (await proxy.post(CHAT, json={**ASK, **fields})).status_code == 200
+    assert len(setting.stub.bodies) == 4
+
+
+@pytest.mark.parametrize(("fields", "param", "value"), BEYOND_BUDGET)
+async def test_a_budget_bounds_all_candidates(
+    setting: Any, fields: Json, param: str, value: str
+) -> None:
+    async with setting.open(budget_tokens=100) as proxy:
+        reply = await proxy.post(CHAT, json={**ASK, **fields})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param)
+    assert error["message"].startswith(f"{param}: ")
+    assert error["message"].endswith(f"got {value}")
+    assert setting.stub.bodies == []
 
 
 async def test_a_colon_may_belong_to_the_model(setting: Any) -> None:
