@@ -51,8 +51,8 @@ _START = {
     "status": 200,
     "headers": [(b"content-type", b"text/event-stream; charset=utf-8")],
 }
-# Paths of this server's own: what of them has no route is no upstream's.
-_OWN = ("/v1/probes", "/playground", "/health", "/metrics")
+# Paths of this server's own: what has no route of them, and of those below, is no upstream's.
+_OWN = ("/v1/probes", "/playground", "/health", "/metrics", "/openapi.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,8 @@ class Endpoint:
         """Serve one request."""
         rerank = current_rerank.get()
         try:
-            if _read_path(scope).startswith(_OWN):
+            path = _read_path(scope)
+            if any(path == each or path.startswith(f"{each}/") for each in _OWN):
                 raise RequestError("path: there is no such route", param="path", status=404)
             if rerank is None:
                 limits = self._limits

@@ -18,8 +18,9 @@ __all__ = ["API_KEY_VARIABLE", "KeyMiddleware", "find_api_keys", "find_upstream_
 API_KEY_VARIABLE = "QPROBE_API_KEY"
 _UPSTREAM_VARIABLE = "QPROBE_UPSTREAM_API_KEY"
 _UPSTREAMS_VARIABLE = "QPROBE_UPSTREAM_API_KEYS"
-# What tells nobody anything, or is a page that asks for the key.
+# What tells nobody anything, or is a page that asks for the key, with its files.
 _OPEN = ("/health", "/metrics", "/playground", "/openapi.json")
+_OPEN_FILES = "/playground/"
 
 
 class KeyMiddleware:
@@ -112,9 +113,7 @@ def _is_set() -> bool:
 
 def _is_open(scope: Scope) -> bool:
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return scope["method"] in ("GET", "HEAD") and any(
-        path == each or path.startswith(f"{each}/") for each in _OPEN
-    )
+    return scope["method"] in ("GET", "HEAD") and (path in _OPEN or path.startswith(_OPEN_FILES))
 
 
 def _digest(key: str) -> bytes:

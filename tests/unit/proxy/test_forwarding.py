@@ -138,6 +138,17 @@ async def test_only_those_with_a_key_get_to_the_upstream(setting: Any) -> None:
         assert not {"x-api-key", "api-key"} & {*got}
 
 
+async def test_what_is_open_has_nothing_of_the_upstreams_below_it(setting: Any) -> None:
+    paths = ("/health/x", "/metrics/x", "/openapi.json/x", "/openapi.json%2Fx", "/openapi.jsonx")
+    async with setting.open(api_keys=("one",)) as proxy:
+        for path in (*paths, "/playgroundx", "/healthz"):
+            assert (await proxy.get(path)).status_code == 401
+        assert (await proxy.get("/openapi.json")).status_code == 200
+        assert (await proxy.get("/playground/../v1/models")).status_code in (401, 404)
+        assert (await proxy.get("/playground/%2E%2E/v1/models")).status_code in (401, 404)
+    assert setting.stub.paths == []
+
+
 async def test_redirects_are_not_passed_on(setting: Any, make: Any) -> None:
     setting.stub.answer = make.answer_with(RedirectResponse("http://other.example/"))
     async with setting.open() as proxy:
@@ -208,11 +219,26 @@ async def test_own_routes_are_never_the_upstreams(setting: Any) -> None:
     async with setting.open() as proxy:
         listed = (await proxy.get("/v1/probes")).json()["data"]
         assert [each["id"] for each in listed] == ["good", "kind"]
-        for method, path in (("PUT", "/v1/probes/x"), ("DELETE", "/v1/probes/good")):
+        for method, path in (
+            ("PUT", "/v1/probes/x"),
+            ("DELETE", "/v1/probes/good"),
+            ("GET", "/health/x"),
+            ("POST", "/openapi.json"),
+            ("GET", "/openapi.json/x"),
+        ):
             assert (await proxy.request(method, path)).status_code == 404
         documented = (await proxy.get("/openapi.json")).json()["paths"]
         assert {"/v1/probes", "/health"} <= {*documented}
     assert setting.stub.paths == []
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/metrics-x", "/v1/probes-x", "/openapi.jsonx"])
+async def test_paths_that_only_begin_like_own_ones_are_the_upstreams(
+    setting: Any, path: str
+) -> None:
+    async with setting.open() as proxy:
+        assert (await proxy.get(path)).status_code == 200
+    assert setting.stub.paths == [path]
 
 
 async def test_metrics_count_what_is_reranked(setting: Any) -> None:
