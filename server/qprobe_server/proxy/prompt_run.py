@@ -13,6 +13,7 @@ from qprobe_server.choice.schemas import CandidateReply, ResultReply
 from qprobe_server.edge.metrics import Outcome, RerankMetrics
 from qprobe_server.errors import ReadingError, UpstreamError
 from qprobe_server.proxy.answers import Candidate, add_usages
+from qprobe_server.proxy.chat_text import write_answer
 from qprobe_server.proxy.reader import Prompt, Read, Reader
 from qprobe_server.proxy.sampling import Asked, Sample, sample
 
@@ -134,7 +135,7 @@ class PromptRun:
     async def _vote(self, candidates: Sequence[Candidate]) -> Classes | None:
         """Return the candidates by their answers, if they vote."""
         begun_s = time.monotonic()
-        classes = await self._rerank.group([each.written.text for each in candidates])
+        classes = await self._rerank.group([write_answer(each.written) for each in candidates])
         vote = self._rerank.request.vote
         if vote is not None and classes is not None:
             self._vote_s = time.monotonic() - begun_s
@@ -176,7 +177,7 @@ class PromptRun:
         for candidate, read in zip(candidates, reads, strict=True):
             written = candidate.written
             each = CandidateReply(
-                text=written.text,
+                text=write_answer(written),
                 num_tokens=written.num_tokens or 0,
                 finish_reason=written.finish_reason,
                 stop_reason=None,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,29 @@ async def test_candidates_may_vote(setting: Any, make: Any) -> None:
     vote = reply["q_probe"]["results"][0]["vote"]
     one, other = vote["classes"][0], vote["classes"][1]
     assert vote["classes"] == [one, other, one, one]
+
+
+async def test_calls_of_tools_vote_and_are_shown(setting: Any, make: Any) -> None:
+    def call(arguments: str) -> Json:
+        function = {"name": "f", "arguments": arguments}
+        calls = [{"id": "c", "type": "function", "function": function}]
+        message = {"role": "assistant", "content": None, "tool_calls": calls}
+        made: Json = make.complete("", message=message, finish_reason="tool_calls")
+        return made
+
+    setting.stub.answer = make.answer_with(
+        call('{"a": 1}'), call('{"a": 2}'), call('{ "a": 1 }'), call('{"a": 1}')
+    )
+    q_probe = {"vote": {"by": "json"}, "return_candidates": True}
+    async with setting.open() as proxy:
+        reply = (await proxy.post(CHAT, json={**ASK, "q_probe": q_probe})).json()["q_probe"]
+    (result,) = reply["results"]
+    assert "notice" not in reply
+    assert sorted(Counter(result["vote"]["classes"]).values()) == [1, 3]
+    assert {each["text"] for each in result["candidates"]} == {
+        '{"name": "f", "arguments": {"a": 1}}',
+        '{"name": "f", "arguments": {"a": 2}}',
+    }
 
 
 @pytest.mark.parametrize("has_own", [False, True])
