@@ -166,6 +166,18 @@ def test_a_chat_is_written_as_text() -> None:
             "",
             '{"name": "f", "arguments": "{x"}',
         ),
+        (
+            {"tool_calls": [{"type": "custom", "custom": {"name": "f", "input": "ü"}}]},
+            "",
+            '{"type": "custom", "custom": {"name": "f", "input": "ü"}}',
+        ),
+        (
+            {"tool_calls": [None, {"function": "f"}, {"function": {}}]},
+            "a",
+            'a\nnull\n{"function": "f"}\n{"function": {}}',
+        ),
+        ({"tool_calls": {"a": 1}}, "", '{"a": 1}'),
+        ({"tool_calls": 7, "refusal": {"no": 1}}, "", "7"),
         ({"content": "yes", "reasoning_content": "hm"}, "yes", "yes"),
     ],
 )
@@ -197,3 +209,21 @@ def test_what_is_no_text_is_refused_by_its_place(content: list[Any], kind: str) 
         check_text_only(prompt)
     assert caught.value.param == "messages.1.content.1"
     check_text_only(Prompt(messages=[{"role": "user", "content": content[:1]}]))
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, 7, False])
+def test_a_content_that_is_neither_text_nor_list_is_refused(content: object) -> None:
+    prompt = Prompt(messages=[{"role": "user", "content": content}])
+    with pytest.raises(RequestError, match="text or a list") as caught:
+        check_text_only(prompt)
+    assert (caught.value.param, caught.value.status) == ("messages.0.content", 400)
+
+
+async def test_a_prompt_that_cannot_be_written_is_refused_before_it_is_paid_for(
+    reader: EmbeddingsReader,
+) -> None:
+    await reader.check_prompt(Prompt(messages=[{"role": "user", "content": "secret"}]))
+    with pytest.raises(RequestError, match="KeyError") as caught:
+        await reader.check_prompt(Prompt(messages=[{"content": "secret"}]))
+    assert (caught.value.param, caught.value.status) == ("messages", 400)
+    assert "secret" not in str(caught.value)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -20,10 +20,13 @@ def check_text_only(prompt: Prompt) -> None:
     """Check that a prompt is nothing but text.
 
     Raises:
-        RequestError: 400, a message has another part; it is named.
+        RequestError: 400, a message has another content, or a part of one; it is named.
     """
     for number, message in enumerate(prompt.messages or ()):
         content = message.get("content")
+        if content is not None and not isinstance(content, str | list):
+            where = f"messages.{number}.content"
+            raise RequestError(f"{where}: must be a text or a list", param=where)
         for place, part in enumerate(content if isinstance(content, list) else ()):
             if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
                 kind = part.get("type") if isinstance(part, Mapping) else None
@@ -58,24 +61,30 @@ def write_prompt(prompt: Prompt) -> str:
 def write_answer(written: Written) -> str:
     """Return an answer as text: its content or refusal, and a line of JSON for each tool call.
 
-    Reasoning is left out.
+    Reasoning is left out. Takes any message, as a model and its server may write anything.
     """
     message = written.message or {}
-    return _write_message({**message, "content": written.text or message.get("refusal")})
+    refusal = message.get("refusal")
+    content = written.text or (refusal if isinstance(refusal, str) else None)
+    return _write_message({**message, "content": content})
 
 
 def _write_message(message: Message) -> str:
     content = message.get("content") or ""
     if not isinstance(content, str):
         content = "\n".join(part["text"] for part in content)
-    calls: Sequence[Message] = message.get("tool_calls") or ()
+    calls = message.get("tool_calls") or ()
+    calls = calls if isinstance(calls, list | tuple) else [calls]
     return "\n".join([*([content] if content else []), *(_write_call(each) for each in calls)])
 
 
-def _write_call(call: Message) -> str:
-    function = call["function"]
+def _write_call(call: object) -> str:
+    """Return a call as JSON: of a function its name and arguments, of another all of it."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or "name" not in function:
+        return _dump(call)
     arguments = function.get("arguments")
-    with suppress(TypeError, ValueError):  # a model may write anything
+    with suppress(TypeError, ValueError, RecursionError):  # a model may write anything
         arguments = json.loads(arguments)
     return _dump({"name": function["name"], "arguments": arguments})
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qprobe import Probe, ProbeFileError, Terms
-from qprobe_server.errors import ReadingError, StartupError
+from qprobe_server.errors import ReadingError, RequestError, StartupError
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.proxy.address import read_address
 from qprobe_server.proxy.chat_text import check_text_only, fill, write_answer, write_prompt
@@ -98,6 +98,14 @@ class EmbeddingsReader:
             RequestError: 400, it is not.
         """
         check_text_only(prompt)
+        try:
+            write_prompt(prompt)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            param = "prompt" if prompt.messages is None else "messages"
+            # Without its text, which may quote the chat.
+            raise RequestError(
+                f"{param}: cannot be written as text: {type(error).__name__}", param=param
+            ) from error
 
     async def read(
         self,
