@@ -7,9 +7,11 @@ Relies on vLLM 0.32.0: ``AsyncEngineArgs.create_engine_config`` (engine/arg_util
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -34,10 +36,11 @@ from qprobe_server.vllm_backend.checks import check_installation, describe_model
 from qprobe_server.vllm_backend.client.reading import ReadingLLM, read_completions
 from qprobe_server.vllm_backend.cpu import prepare_cpu
 from qprobe_server.vllm_backend.lifetime import stop_engine
-from qprobe_server.vllm_backend.rendering import Rendering
+from qprobe_server.vllm_backend.rendering import RenderedAnswer, Rendering
 
 __all__ = ["EngineReader", "open_engine_reader"]
 
+_logger = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -141,7 +144,7 @@ class EngineReader:
         """Check that the template takes a prompt, and the context an answer to it.
 
         Raises:
-            RequestError: 400, it does not, or the prompt is not text alone.
+            RequestError: 400, it does not, or the prompt is empty or not text alone.
         """
         check_text_only(prompt)
         param = "prompt" if prompt.messages is None else "messages"
@@ -153,6 +156,8 @@ class EngineReader:
                 f"{param}: cannot be read by {self._facts.name!r}: {type(error).__name__}",
                 param=param,
             ) from error
+        if not tokens:
+            raise RequestError(f"{param}: must have at least one token", param=param)
         if len(tokens) > self._most:
             raise RequestError(
                 f"{param}: must have at most {self._most} tokens for {self._facts.name!r}, which "
@@ -168,49 +173,67 @@ class EngineReader:
         *,
         with_tokens: bool,
     ) -> Sequence[Read | None]:
-        """Score completions of a prompt; None for one that goes beyond the model's context.
+        """Score completions of a prompt.
+
+        None for one that goes beyond the model's context, or that the tokenizer does not take.
 
         Raises:
             ReadingError: The engine gives no scores.
         """
         before = await self._render(self._rendering.prompt, prompt)
-        given = [await self._render(self._rendering.answer, prompt, each) for each in completions]
+        found: list[Read | None] = [None] * len(completions)
+        given = await self._render_answers(prompt, completions, self._most - len(before))
+        if not given:
+            return found
+        tokens = [each.token_ids[: each.num_scored] for each in given.values()]
         # As a dataset has them that was collected with this reader.
         numbers = [
             read_numbers(
                 logprob=0.0,
                 length=len(answer.token_ids),
-                cut=written.finish_reason == "length",
+                cut=completions[place].finish_reason == "length",
             )
-            for written, answer in zip(completions, given, strict=True)
+            for place, answer in given.items()
         ]
         sums = [each.score for each in probes]
         if len(probes) == 1 and probes[0].confidence is not None and probes[0].confidence.own:
             sums.append(probes[0].confidence.own)
-        tokens = [each.token_ids[: each.num_scored] for each in given]
-        places = [at for at, each in enumerate(tokens) if len(before) + len(each) <= self._most]
-        found: list[Read | None] = [None] * len(given)
-        if not places:
-            return found
         try:
             taken = await read_completions(
-                self._engine,
-                before,
-                [tokens[place] for place in places],
-                sums=sums,
-                numbers=[numbers[place] for place in places],
-                with_tokens=with_tokens,
+                self._engine, before, tokens, sums=sums, numbers=numbers, with_tokens=with_tokens
             )
         except (ScoringError, EngineDeadError, EngineGenerateError, GracefulHTTPError) as error:
             raise ReadingError(f"the reader {self._facts.name!r}: {error}") from error
-        for place, (scores, by_probe, _) in zip(places, taken, strict=True):
+        texts = await self._render(self._decode, tokens) if with_tokens else {}
+        for place, ids, (scores, by_probe, _) in zip(given, tokens, taken, strict=True):
             shown: dict[str, Any] = {}
             if with_tokens:
-                shown["tokens"] = [self._rendering.decode(each) for each in tokens[place]]
+                shown["tokens"] = [texts[each] for each in ids]
                 shown["token_scores"] = list(zip(*by_probe[: len(probes)], strict=True))
             own = scores[len(probes)] if len(scores) > len(probes) else None
             found[place] = Read(scores=scores[: len(probes)], own_score=own, **shown)
         return found
+
+    async def _render_answers(
+        self, prompt: Prompt, completions: Sequence[Written], most: int
+    ) -> dict[int, RenderedAnswer]:
+        """Return by their places those that can be read, with at most so many scored tokens."""
+        given = {}
+        for place, each in enumerate(completions):
+            try:
+                answer = await self._render(self._rendering.answer, prompt, each)
+            except Exception as error:  # noqa: BLE001 a model may write what no tokenizer takes
+                # Without its text, which may quote the answer.
+                name = type(error).__name__
+                _logger.warning("%s: an answer cannot be rendered: %s", self._facts.name, name)
+                continue
+            if answer.num_scored <= most:
+                given[place] = answer
+        return given
+
+    def _decode(self, tokens: Sequence[Sequence[int]]) -> dict[int, str]:
+        """Return the texts of the tokens, each decoded alone, and once."""
+        return {each: self._rendering.decode(each) for each in {*chain.from_iterable(tokens)}}
 
     async def close(self) -> None:
         """Stop the engine."""
