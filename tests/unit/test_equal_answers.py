@@ -177,6 +177,22 @@ def test_what_holds_no_json_has_no_answer(text: str) -> None:
     assert has_none(group_json, text)
 
 
+def test_tags_that_never_end_are_read_in_linear_time() -> None:
+    """A pattern holds the GIL: that of the calls took minutes for 200,000 characters of a tag."""
+    call = "<function=f>"
+    tags = ["<function=", "<parameter=", call, f"{call}<parameter=", f"{call}<parameter=a>"]
+    tags += [
+        "</parameter>",
+        "</function>",
+        f"{call}<parameter=a>x</parameter>",
+        f"<function={'a' * 300}",
+    ]
+    tags += ["[TOOL_CALLS]", "[TOOL_CALLS]f{", "functions.f:0<|tool_call_argument_begin|>"]
+    begun_s = time.monotonic()
+    assert set(group_json([(each * 20_000)[:200_000] for each in tags]).of) == {NO_CLASS}
+    assert time.monotonic() - begun_s < 5  # 0.2 s, on a machine that does much else
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -35,12 +35,14 @@ _NAME_BEFORE = re.compile(
     r"(?:<function=([\w.-]+)>|\[TOOL_CALLS\]\s*([\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?"
     r"|(?:functions\.)?([\w.-]+):\d+\s*<\|tool_call_argument_begin\|>)\s*\Z"
 )
+# Bounded, and without the "<" of a next tag: else tags that never end take quadratic time.
+_XML_NAME = r"[^<>\s]{1,200}"
 _XML_CALL = re.compile(
-    r"<function=([^>\s]+)>\s*"
-    r"((?:<parameter=[^>\s]+>(?:(?!</?parameter|</?function).)*</parameter>\s*)*)</function>",
+    rf"<function=({_XML_NAME})>\s*"
+    rf"((?:<parameter={_XML_NAME}>(?:(?!</?parameter|</?function).)*</parameter>\s*)*)</function>",
     re.DOTALL,
 )
-_XML_PARAMETER = re.compile(r"<parameter=([^>\s]+)>(.*?)</parameter>", re.DOTALL)
+_XML_PARAMETER = re.compile(rf"<parameter=({_XML_NAME})>(.*?)</parameter>", re.DOTALL)
 _PYTHON_CALLS = re.compile(
     r"(?:<\|python_start\|>)?\s*(\[\s*[A-Za-z_][\w.]*\(.*\)\s*\])", re.DOTALL
 )
