@@ -83,7 +83,7 @@ def _write_call(call: object) -> str:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or "name" not in function:
         return _dump(call)
-    arguments = function.get("arguments")
+    arguments: Any = function.get("arguments")
     with suppress(TypeError, ValueError, RecursionError):  # a model may write anything
         arguments = json.loads(arguments)
     return _dump({"name": function["name"], "arguments": arguments})
