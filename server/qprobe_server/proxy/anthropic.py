@@ -121,12 +121,21 @@ class _Growing:
                 self.is_done = True
 
     def finish(self) -> list[Body]:
-        """Return its content."""
+        """Return its content; the input of a call that was cut stays a text."""
         content = [block for _, block in sorted(self._blocks.items())]
         for block in content:
             if block.get("partial_json"):
-                block["input"] = json.loads(block.pop("partial_json"))
+                block["input"] = _parse_input(block.pop("partial_json"))
         return content
+
+
+def _parse_input(text: str) -> Body | str:
+    """Return the input of a tool; the text itself, if it is no whole object."""
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return text
+    return parsed if isinstance(parsed, dict) else text
 
 
 def _add_delta(block: Body, delta: Mapping[str, Any]) -> None:

@@ -92,7 +92,10 @@ class _Converted:
                 url = _locate_image(block["source"])
                 self._parts.append({"type": "image_url", "image_url": {"url": url}})
             case "tool_use":
-                arguments = json.dumps(block["input"], ensure_ascii=False)
+                given = block["input"]  # a text where it was cut
+                arguments = (
+                    given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+                )
                 function = {"name": block["name"], "arguments": arguments}
                 self._calls.append({"id": block["id"], "type": "function", "function": function})
             case "tool_result":

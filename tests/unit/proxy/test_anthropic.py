@@ -123,6 +123,28 @@ async def test_the_reader_gets_openais_words(setting: Any, make: Any, *, is_stre
     }
 
 
+@pytest.mark.parametrize("cut", ['{"a": [1', '{"a": "\\u00e', '"', "1", '"a"'])
+async def test_a_call_that_was_cut_is_scored_as_it_is(setting: Any, make: Any, cut: str) -> None:
+    """Where ``max_tokens`` ends it: the candidate stays, with the text of its arguments."""
+    start, ping, begun, *_, stopped, _, stop = events(CONTENT[2:])
+    delta = {"type": "input_json_delta", "partial_json": cut}
+    piece = {"type": "content_block_delta", "index": 0, "delta": delta}
+    end = {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {}}
+    cut_off, ended = (f"data: {json.dumps(each)}\n\n" for each in (piece, end))
+    parts = [start, ping, begun, cut_off, stopped, ended, stop]
+    setting.stub.answer = make.answer_with(lambda: make.stream(parts))
+    body = {name: value for name, value in ASK.items() if name != "extra_body"}
+    async with setting.open() as proxy:
+        reply = await proxy.post("/v1/messages", json={**body, **ASK["extra_body"], "stream": True})
+    assert reply.status_code == 200, reply.text
+    assert json.dumps(piece) in reply.text
+    (written, *_) = setting.reader.completions
+    assert written.finish_reason == "length"
+    assert written.message is not None
+    (call,) = written.message["tool_calls"]
+    assert call["function"] == {"name": "f", "arguments": cut}
+
+
 async def test_a_stream_that_ends_with_an_error_fails(setting: Any, make: Any) -> None:
     overloaded = 'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error"}}\n\n'
     for parts in ([*events(CONTENT)[:4], overloaded], events(CONTENT)[:-1]):
