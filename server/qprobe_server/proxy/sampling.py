@@ -18,7 +18,8 @@ __all__ = ["Asked", "Sample", "sample"]
 
 # Made anew for every candidate.
 _OWN = (b"content-length", b"content-type", b"accept", b"accept-encoding")
-_REQUEST_ID = b"x-request-id"
+# An upstream may take one for the request's, and then a second candidate for a repetition.
+_IDS = (b"x-request-id", b"idempotency-key")
 # Has a stream say what it has used. Not every server takes it.
 _USAGE_OPTION = "stream_options"
 _DISLIKED = (400, 422)
@@ -138,9 +139,7 @@ async def _post(asked: Asked, headers: Sequence[Header], body: Body, deadline_s:
 
 def _make_headers(headers: Sequence[Header], suffix: str) -> list[Header]:
     made = [(name, value) for name, value in headers if name not in _OWN]
-    # An id of its own: an upstream may take it for the request's, and then for a repetition.
     made = [
-        (name, value + b"-" + suffix.encode() if name == _REQUEST_ID else value)
-        for name, value in made
+        (name, value + b"-" + suffix.encode() if name in _IDS else value) for name, value in made
     ]
     return [*made, (b"content-type", b"application/json"), (b"accept-encoding", b"identity")]

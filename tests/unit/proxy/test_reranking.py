@@ -49,16 +49,18 @@ async def test_the_best_of_k_is_returned_as_the_upstream_wrote_it(setting: Any, 
 
 
 async def test_candidates_are_asked_for_as_the_client_asks(setting: Any, make: Any) -> None:
-    """Each once, with a seed and an id of its own; nothing of ours, nor of the client's key."""
+    """Each once, with a seed and ids of its own; nothing of ours, nor of the client's key."""
     setting.stub.answer = make.by_seed(*TEXTS, first=5)
-    headers = {"authorization": "Bearer mine", "x-request-id": "one", "x-other": "passed"}
+    ids = ("x-request-id", "Idempotency-Key")
+    headers = {"authorization": "Bearer mine", "x-other": "passed", **dict.fromkeys(ids, "one")}
     async with setting.open(keys={None: (b"x-api-key", b"theirs")}) as proxy:
         await proxy.post(CHAT, json={**ASK, "n": 1, "own_field": {"é": None}}, headers=headers)
     same = {"model": "m", "messages": MESSAGES, "logprobs": True, "own_field": {"é": None}}
     assert sorted(each["seed"] for each in setting.stub.bodies) == [5, 6, 7, 8]
     assert all(each == {**same, "seed": each["seed"]} for each in setting.stub.bodies)
-    ids = {each["x-request-id"] for each in setting.stub.headers}
-    assert ids == {f"one-0-{index}" for index in range(4)}
+    for name in ids:
+        sent = {each[name] for each in setting.stub.headers}
+        assert sent == {f"one-0-{index}" for index in range(4)}
     for each in setting.stub.headers:
         assert (each["x-api-key"], each["x-other"]) == ("theirs", "passed")
         assert "authorization" not in each
