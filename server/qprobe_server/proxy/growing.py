@@ -49,13 +49,25 @@ class GrowingChoice:
 
     def _add_call(self, piece: Mapping[str, Any]) -> None:
         call = self._calls.setdefault(
-            piece.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}}
+            self._find_index(piece),
+            {"type": "function", "function": {"name": "", "arguments": ""}},
         )
         for name in ("id", "type"):
             if piece.get(name):
                 call[name] = piece[name]
         for name, value in (piece.get("function") or {}).items():
             call["function"][name] = call["function"].get(name, "") + (value or "")
+
+    def _find_index(self, piece: Mapping[str, Any]) -> int:
+        """Return whose piece it is; where a server does not number calls, a new id begins one."""
+        index: int | None = piece.get("index")
+        if index is not None:
+            return index
+        last = max(self._calls, default=-1)
+        if not piece.get("id"):
+            return max(last, 0)
+        same = (place for place, call in self._calls.items() if call.get("id") == piece["id"])
+        return next(same, last + 1)
 
     def _add_logprobs(self, logprobs: Mapping[str, Any]) -> None:
         tokens = logprobs.get("content")  # of a chat

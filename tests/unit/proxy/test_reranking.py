@@ -153,8 +153,27 @@ async def test_tools_reasoning_and_logprobs_reach_reader_and_client(
     }
 
 
-async def test_streamed_tool_calls_are_put_together_for_the_reader(setting: Any, make: Any) -> None:
+NUMBERINGS: dict[str, Json] = {
+    "numbered": {},
+    "without numbers": {"index": ...},
+    "numbers are null": {"index": None},
+}
+
+
+@pytest.mark.parametrize("own", NUMBERINGS.values(), ids=NUMBERINGS.keys())
+@pytest.mark.parametrize("repeats_id", [False, True])
+async def test_streamed_tool_calls_are_put_together_for_the_reader(
+    setting: Any, make: Any, own: Json, *, repeats_id: bool
+) -> None:
+    """Not every server numbers them; some say the id with every piece."""
+
     def chunk(**delta: Any) -> Json:
+        for call in delta.get("tool_calls", ()):
+            if repeats_id:
+                call["id"] = f"c{call['index'] + 1}"
+            call |= own
+            if call["index"] is ...:
+                del call["index"]
         return {"id": "c", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
 
     deltas = [
