@@ -30,13 +30,13 @@ class GrowingChoice:
         """Return a choice that came in one piece."""
         made = cls()
         made.add({**choice, "delta": {}})
-        made.message = dict(choice.get("message") or {})
+        made.message = _split_content(choice.get("message") or {})
         return made
 
     def add(self, choice: Mapping[str, Any]) -> None:
         """Take a chunk's piece of it."""
         self.text += choice.get("text") or ""
-        for name, value in (choice.get("delta") or {}).items():
+        for name, value in _split_content(choice.get("delta") or {}).items():
             if name == "tool_calls":
                 for call in value or ():
                     self._add_call(call)
@@ -90,3 +90,28 @@ class GrowingChoice:
         return {
             name: value for name, value in message.items() if name == "content" or value is not None
         }
+
+
+def _split_content(message: Mapping[str, Any]) -> Json:
+    """Return a message, or a piece of one, with its content as text.
+
+    Mistral's reasoning models give a list of parts instead, and what they think among these.
+    """
+    made = dict(message)
+    content = made.get("content")
+    if isinstance(content, list):
+        made["content"] = _join(content, "text")
+        reasoning = _join(content, "thinking")
+        if reasoning:
+            made["reasoning_content"] = (made.get("reasoning_content") or "") + reasoning
+    return made
+
+
+def _join(parts: object, kind: str) -> str:
+    """Return the text of the parts of a type; parts of thinking have parts of text in them."""
+    if isinstance(parts, str):
+        return parts
+    if not isinstance(parts, list):
+        return ""
+    found = [each for each in parts if isinstance(each, Mapping) and each.get("type") == kind]
+    return "".join(_join(each.get(kind), "text") for each in found)
