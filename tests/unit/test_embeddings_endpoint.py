@@ -145,6 +145,22 @@ def test_a_text_that_is_not_taken_costs_no_other_its_embedding(playing: Any, sta
     ]
 
 
+@pytest.mark.parametrize("texts", [["my text"], ["my text", "another text"]])
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_an_endpoint_that_takes_no_text_at_all_fails(
+    playing: Any, status: int, texts: list[str]
+) -> None:
+    """But where it says that they are too large."""
+    played = playing(lambda *_: (status, {}, {"error": "no such model"}))
+    if status == 413:
+        assert embed(played, texts) == [None] * len(texts)
+        return
+    with pytest.raises(ReadingError, match=f"status {status}: it takes none") as caught:
+        embed(played, texts)
+    assert "my text" not in str(caught.value)
+    assert "no such model" not in str(caught.value)
+
+
 def test_more_texts_than_it_takes_at_once_are_asked_for_one_by_one(playing: Any) -> None:
     def play(request: Json, _: int) -> Any:
         return (422, {}, {}) if len(request["input"]) > 2 else reply_to(request)
@@ -224,7 +240,9 @@ def test_the_first_call_says_whether_it_embeds(playing: Any, status: int) -> Non
     if status == 200:
         assert asyncio.run(run()) == DIMENSIONS
     else:
-        with pytest.raises(ReadingError, match="model 'e'" if status == 400 else "status 401"):
+        with pytest.raises(
+            ReadingError, match="status 400.*model 'e'" if status == 400 else "status 401"
+        ):
             asyncio.run(run())
 
 

@@ -27,10 +27,20 @@ _BOUNDS = Bounds(max_reply_mib=64, concurrency=32)
 _MAX_ALONE = 8
 # It will not take this text, or not so many or so much at once.
 _REFUSED = (400, 413, 422)
+# Of all texts, each alone, these tell of the request or the model rather than of long texts.
+_NOT_OF_LENGTH = (400, 422)
 
 
 class _RefusedError(Exception):
-    """The endpoint does not take the texts."""
+    """The endpoint does not take the texts.
+
+    Attributes:
+        status: Its, from 400 to 499.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
 
 
 class EmbeddingsEndpoint:
@@ -65,10 +75,12 @@ class EmbeddingsEndpoint:
         Raises:
             ReadingError: The endpoint gives none, or says that another model made it.
         """
-        (vector,) = await self.embed(["ok"])
-        if vector is None:
-            raise self._fail(f"it does not take the model {self.model!r}, or a text at all")
-        return vector.size
+        try:
+            (vector,) = await self._embed_together(["ok"])
+        except _RefusedError as error:
+            said = f"it does not take the model {self.model!r}, or a text at all"
+            raise self._fail(f"status {error.status}: {said}") from error
+        return int(vector.size)
 
     async def embed(self, texts: Sequence[str]) -> list[Floats | None]:
         """Return the embeddings of texts, each of shape (dimensions,); all are asked for at once.
@@ -81,20 +93,31 @@ class EmbeddingsEndpoint:
             refuses all for one, so that each is then asked for alone.
 
         Raises:
-            ReadingError: The endpoint gives no embeddings.
+            ReadingError: The endpoint gives no embeddings, or takes none of the texts for another
+                reason than their size.
         """
         try:
             return [*await self._embed_together(texts)]
-        except _RefusedError:
-            if len(texts) == 1:
-                return [None]
+        except _RefusedError as error:
+            found = [error] if len(texts) == 1 else await self._embed_alone(texts)
+        statuses = [each.status for each in found if isinstance(each, _RefusedError)]
+        if len(statuses) == len(texts) and all(each in _NOT_OF_LENGTH for each in statuses):
+            raise self._fail(f"status {statuses[0]}: it takes none of the texts")
+        return [None if isinstance(each, _RefusedError) else each for each in found]
+
+    async def _embed_alone(self, texts: Sequence[str]) -> list[Floats | _RefusedError]:
+        """Ask for each text alone; return what is refused as the error."""
         places = asyncio.Semaphore(_MAX_ALONE)
 
-        async def embed_alone(text: str) -> Floats | None:
+        async def embed(text: str) -> Floats | _RefusedError:
             async with places:
-                return (await self.embed([text]))[0]
+                try:
+                    vector: Floats = (await self._embed_together([text]))[0]
+                except _RefusedError as error:
+                    return error
+                return vector
 
-        tasks = [asyncio.create_task(embed_alone(text)) for text in texts]
+        tasks = [asyncio.create_task(embed(text)) for text in texts]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -117,7 +140,7 @@ class EmbeddingsEndpoint:
             reply = await self._upstream.ask(request, deadline_s=deadline_s)
         except UpstreamError as error:
             if error.own is not None and error.status in _REFUSED:
-                raise _RefusedError from error
+                raise _RefusedError(error.status) from error
             raise self._fail(str(error)) from error
         return self._parse(reply.body, len(texts))
 

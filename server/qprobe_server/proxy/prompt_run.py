@@ -162,7 +162,7 @@ class PromptRun:
 
     def _check_number(self, came: Sample, candidates: Sequence[Candidate]) -> None:
         if not candidates:
-            raise ReadingError("none of the candidates can be read: they are too long")
+            raise ReadingError("none of the candidates can be read: the reader does not take them")
         if len(candidates) < self._n:
             said = came.describe_failures() or "some cannot be read"
             raise UpstreamError(f"n: {self._n} answers are wanted, but {said}")
@@ -207,6 +207,8 @@ class PromptRun:
         if missing is not None:
             self._rerank.tell(missing)
         if num_unread:
-            self._rerank.tell(f"{num_unread} candidates are too long to be read")
+            self._rerank.tell(
+                f"{num_unread} candidates are left out: the reader does not take them"
+            )
         if self._rerank.request.return_token_scores and not self._reader.gives_token_scores:
             self._rerank.tell("this server's reader gives no scores of single tokens")

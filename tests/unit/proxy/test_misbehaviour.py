@@ -240,16 +240,21 @@ async def test_another_models_id_stays_what_it_is(setting: Any, make: Any) -> No
         assert (await proxy.post(CHAT, json=alias)).json()["model"] == "m:good"
 
 
-async def test_candidates_that_are_too_long_to_read_are_left_out(setting: Any, make: Any) -> None:
+async def test_candidates_that_the_reader_does_not_take_are_left_out(
+    setting: Any, make: Any
+) -> None:
     setting.stub.answer = make.by_seed("a", "bb", "cccc", "ddddd")
     setting.reader.too_long = 3
     async with setting.open() as proxy:
         reply = (await proxy.post(CHAT, json=ASK)).json()
         assert reply["choices"][0]["message"]["content"] == "bb"
-        assert reply["q_probe"]["notice"] == "2 candidates are too long to be read"
+        said = "2 candidates are left out: the reader does not take them"
+        assert reply["q_probe"]["notice"] == said
         assert reply["q_probe"]["results"][0]["sampled_usage"]["completion_tokens"] == 12
         setting.reader.too_long = 0
-        assert (await proxy.post(CHAT, json=ASK)).status_code == 502
+        failed = await proxy.post(CHAT, json=ASK)
+        assert failed.status_code == 502
+        assert "the reader does not take them" in failed.text
 
 
 async def test_a_late_failure_ends_the_stream_with_an_error(setting: Any, make: Any) -> None:
