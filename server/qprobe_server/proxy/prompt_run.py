@@ -191,7 +191,8 @@ class PromptRun:
     def _add_sampled(self, result: ResultReply, came: Sample) -> None:
         """Say what is paid for: also for candidates that could not be read."""
         result.sampled_usage = add_usages(came.usages)
-        counted = (result.sampled_usage or {}).get("completion_tokens")
+        usage = result.sampled_usage or {}
+        counted = usage.get("completion_tokens", usage.get("output_tokens"))  # Anthropic's
         if isinstance(counted, int):
             result.sampled_tokens = counted
 

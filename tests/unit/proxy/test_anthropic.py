@@ -78,6 +78,18 @@ async def test_the_best_message_is_returned_as_it_is(setting: Any, make: Any) ->
     assert setting.stub.paths == ["/v1/messages"] * 3
 
 
+async def test_tokens_of_messages_that_cannot_be_read_count_too(setting: Any, make: Any) -> None:
+    texts = ["a", "bbb", "cc"]
+    replies = [message([{"type": "text", "text": text}], output_tokens=len(text)) for text in texts]
+    setting.stub.answer = make.answer_with(*replies)
+    setting.reader.too_long = 2
+    async with setting.open() as proxy:
+        reply: Json = (await connect(proxy).messages.create(**ASK)).to_dict()
+    (result,) = reply["q_probe"]["results"]
+    assert len(result["scores"]) == 2
+    assert result["sampled_tokens"] == 6
+
+
 async def test_the_winners_events_are_replayed(setting: Any, make: Any) -> None:
     setting.stub.answer = make.answer_with(lambda: make.stream(events(CONTENT)))
     async with (
