@@ -186,7 +186,7 @@ def _parse_schedule(owner: Fields) -> list[tuple[int, int]]:
 def _parse_candidate(shown: Fields) -> Candidate:
     return Candidate(
         text=shown.get("text", str),
-        num_tokens=shown.get("num_tokens", int),
+        num_tokens=shown.find("num_tokens", int),
         finish_reason=shown.find("finish_reason", str),
         stop_reason=shown.one_of("stop_reason", int, str) if "stop_reason" in shown else None,
         tokens=shown.find_list("tokens", str),

@@ -23,7 +23,7 @@ class Candidate:
 
     Attributes:
         text: What the model wrote, before tool calls or reasoning are taken out of it.
-        num_tokens: Its length.
+        num_tokens: Its length; None if a proxy's upstream does not say.
         finish_reason: ``stop``, ``length`` ...
         stop_reason: The stop string or token that ended it, if one did.
         tokens: The scored tokens, if the request asked for their scores.
@@ -31,7 +31,7 @@ class Candidate:
     """
 
     text: str
-    num_tokens: int
+    num_tokens: int | None
     finish_reason: str | None
     stop_reason: int | str | None = None
     tokens: list[str] | None = None

@@ -89,7 +89,7 @@ class CandidateReply(BaseModel):
     """One candidate."""
 
     text: str
-    num_tokens: int
+    num_tokens: int | None = Field(description="Null if a proxy's upstream does not say.")
     finish_reason: str | None
     stop_reason: int | str | None
     tokens: list[str] | None = None

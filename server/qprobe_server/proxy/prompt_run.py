@@ -178,7 +178,7 @@ class PromptRun:
             written = candidate.written
             each = CandidateReply(
                 text=write_answer(written),
-                num_tokens=written.num_tokens or 0,
+                num_tokens=written.num_tokens,
                 finish_reason=written.finish_reason,
                 stop_reason=None,
             )

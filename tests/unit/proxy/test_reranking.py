@@ -274,6 +274,14 @@ async def test_every_candidate_is_shown_with_its_tokens(setting: Any, make: Any)
     assert result["scores"] == [3, 33, 6, 9]
 
 
+async def test_lengths_that_nobody_tells_are_unknown(setting: Any, make: Any) -> None:
+    setting.stub.answer = make.answer_with({**make.complete("abc"), "usage": None})
+    body = {**ASK, "q_probe": {"return_candidates": True}}
+    async with setting.open() as proxy:
+        (result,) = (await proxy.post(CHAT, json=body)).json()["q_probe"]["results"]
+    assert [each["num_tokens"] for each in result["candidates"]] == [None] * 4
+
+
 async def test_a_reader_without_token_scores_says_so(setting: Any) -> None:
     """As embeddings are: the page, which always asks for them, still works."""
     setting.reader.gives_token_scores = False

@@ -53,7 +53,8 @@ export class Cards {
       : make("p", { class: "text" }, candidate.text.trim());
     const [score, weight] = [makeMeter("score"), makeMeter("weight")];
     const end = candidate.finish_reason === "stop" ? null : describeEnd(candidate);
-    const facts = [plural(candidate.num_tokens, "token"), end, ...notes].filter(Boolean).join(", ");
+    const length = candidate.num_tokens === null ? "" : plural(candidate.num_tokens, "token");
+    const facts = [length, end, ...notes].filter(Boolean).join(", ");
     const element = make(
       "li", { class: isChosen ? "card is-chosen" : "card", "data-index": index },
       make("div", { class: "card-head" }, make("h3", {}, open), make("span", { class: "badges" }, chosen, now)),

@@ -56,7 +56,7 @@ export class Detail {
       ["Score", formatScore(scores[index], digitsFor(scores))],
       ["Weight", formatPercent(this.weights[index])],
       ...(confidence ? [["Confidence", formatScore(confidence[index])]] : []),
-      ["Tokens", String(candidate.num_tokens)],
+      ["Tokens", String(candidate.num_tokens ?? "unknown")],
       ["Ended", describeEnd(candidate)],
     ]);
     this.digits = digitsFor(all);
