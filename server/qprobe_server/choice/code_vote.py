@@ -6,7 +6,6 @@ a log.
 
 import asyncio
 import logging
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,7 +24,7 @@ __all__ = ["CodeRunner", "make_code_runner", "make_code_vote"]
 logger = logging.getLogger(__name__)
 
 _PARAM = "q_probe.vote"
-# Of a prompt, from the start of its first program.
+# Of a prompt, from when its programs are in the queue, whatever is before them.
 PROMPT_S = 30.0
 MAX_CHARACTERS = 65_536
 _RETRY_AFTER_S = 2
@@ -86,21 +85,31 @@ class _CodeVote:
     async def group(self, completions: Sequence[str]) -> Classes:
         """Run a prompt's candidates and return their classes; a caller that leaves ends them."""
         run = _PromptRun(self._program)
-        distinct = list(dict.fromkeys(completions))
-        futures = [self._runner.threads.submit(run.watch, each) for each in distinct]
+        begin = self._runner.threads.submit
+        futures = {
+            each: asyncio.wrap_future(begin(run.watch, each)) for each in dict.fromkeys(completions)
+        }
         try:
-            outcomes = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            # From now, not from the first program's start: others' may be before it.
+            await asyncio.wait(futures.values(), timeout=PROMPT_S)
         finally:
             run.stop.set()
-            for each in futures:
+            for each in futures.values():  # those that are not done
                 each.cancel()
-        by_text = dict(zip(distinct, outcomes, strict=True))
-        classes = group_outcomes([by_text[each] for each in completions], self._program)
-        num_left = outcomes.count(None)
-        if not num_left:
-            return classes
-        late = f"{num_left} candidates were not run in the time of a vote: they have no answer"
-        return replace(classes, notice="; ".join(filter(None, [classes.notice, late])))
+        asked = [futures[each] for each in completions]
+        outcomes = [None if each.cancelled() else each.result() for each in asked]
+        classes = group_outcomes(outcomes, self._program)
+        num_late = sum(each.cancelled() for each in asked)
+        num_failed = outcomes.count(None) - num_late
+        notices = [classes.notice] if classes.notice else []
+        if num_late:
+            notices.append(
+                f"the {PROMPT_S:g} s of a vote were over before {num_late} candidates had been "
+                "run: they have no answer"
+            )
+        if num_failed:
+            notices.append(f"{num_failed} candidates could not be run: they have no answer")
+        return replace(classes, notice="; ".join(notices) or None)
 
 
 class _PromptRun:
@@ -109,19 +118,14 @@ class _PromptRun:
     def __init__(self, program: Program) -> None:
         self.stop = Event()
         self._program = program
-        self._until_s: float | None = None
 
     def watch(self, completion: str) -> Outcome | None:
-        """Run one; return None if it was not begun in time, or could not be."""
-        if self._until_s is None:
-            self._until_s = time.monotonic() + PROMPT_S
-        left_s = self._until_s - time.monotonic()
-        if left_s <= 0 or self.stop.is_set():
+        """Run one; return None if it is not to be run any more, or could not be."""
+        if self.stop.is_set():
             return None
-        limits = replace(LIMITS, wall_s=min(LIMITS.wall_s, left_s))
         try:
             program = replace(self._program, answer=completion)
-            return watch_program(program, limits, stop=self.stop)
+            return watch_program(program, LIMITS, stop=self.stop)
         except SandboxError as error:
             logger.warning("A candidate of a vote by code was not run: %s.", error)
             return None
