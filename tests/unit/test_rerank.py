@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qprobe import Probe, ProbeInfo, Reading, Terms, save_probe
+from qprobe.probe.confidence import Confidence, Platt
 from qprobe.probe.schedule import Step
 from qprobe.probe.terms import GateTerm, StateTerm
 from qprobe_server.choice.request import RerankRequest, resolve, split_alias
@@ -429,5 +430,39 @@ def test_terms_count_towards_the_limit(
     schedule = [{"tokens": 16, "keep": 1}]
     body = {"model": "base", "q_probe": {"probe": two, "schedule": schedule}}
     with pytest.raises(RequestError, match="1 checkpoints score each token 68 times") as refused:
+        read(registry, body)
+    assert refused.value.param == "q_probe.schedule"
+
+
+def test_a_confidences_terms_count_towards_the_limit_with_a_schedule(
+    registry: ProbeRegistry, tmp_path: Path, serve: Callable[..., Any]
+) -> None:
+    """20 readings, 10 of the head, and 34 or 35 of the confidence."""
+    ones = np.ones(4, np.float32)
+
+    def read_windows(count: int) -> Terms:
+        return Terms(
+            tuple(StateTerm(Reading(3, "mean", each), ones) for each in range(1, count + 1))
+        )
+
+    info = ProbeInfo(
+        base_model="org/model",
+        hidden_size=4,
+        num_layers=6,
+        objective="ce",
+        k=4,
+        beta=0.1,
+        checkpoints=(16,),
+    )
+    for name, count in (("fits", 34), ("sure", 35)):
+        confidence = Confidence(Platt(1.0, 0.0), read_windows(count))
+        probe = Probe(info, read_windows(20), {16: read_windows(10)}, confidence)
+        save_probe(probe, tmp_path / name)
+        serve(registry, name, tmp_path / name)
+    schedule = [{"tokens": 16, "keep": 1}]
+    body = {"model": "base", "q_probe": {"probe": "fits", "schedule": schedule}}
+    assert read(registry, body) is not None
+    body = {"model": "base", "q_probe": {"probe": "sure", "schedule": schedule}}
+    with pytest.raises(RequestError, match="1 checkpoints score each token 65 times") as refused:
         read(registry, body)
     assert refused.value.param == "q_probe.schedule"

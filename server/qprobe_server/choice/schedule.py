@@ -95,11 +95,12 @@ def _find_obstacle(steps: Schedule, probes: WeightedProbes) -> tuple[str, str] |
                     f"the probe {probe.name!r} has no head for {step.tokens} tokens; "
                     f"it has: {there}"
                 )
-    num_rows = sum(
-        len(each.rows)
-        for probe, _ in probes
-        for each in (probe.score, *(probe.heads[step.tokens] for step in steps))
-    )
+    sums = [probe.score for probe, _ in probes]
+    sums += [probe.heads[step.tokens] for probe, _ in probes for step in steps]
+    confidence = probes[0][0].confidence
+    if len(probes) == 1 and confidence is not None and confidence.own is not None:
+        sums.append(confidence.own)  # a mix tells no confidence
+    num_rows = sum(len(each.rows) for each in sums)
     if num_rows > MAX_ROWS:
         return "", (
             f"{len(probes)} probes and {len(steps)} checkpoints score each token {num_rows} times, "
