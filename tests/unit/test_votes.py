@@ -94,6 +94,11 @@ def read(
         ({**CALL, "entry_point": ["f", 3]}, "q_probe.vote.entry_point", "valid string"),
         ({**CALL, "entry_point": "3"}, "q_probe.vote.entry_point", "the name of a function"),
         ({**CALL, "setup": "#" * 70_000}, "q_probe.vote", "more than 65536"),
+        (
+            {"by": "code", "tests": ["f()\n" * 257]},
+            "q_probe.vote.tests",
+            "257 calls, more than 256",
+        ),
     ],
 )
 def test_a_vote_that_is_none_names_its_field(
@@ -105,6 +110,33 @@ def test_a_vote_that_is_none_names_its_field(
     assert str(refused.value).startswith(f"{param}: ")
     assert said in str(refused.value)
     assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tests": ["assert f(1) == 1\n" * 3_500]},
+        {"tests": ["assert f(1)\n", "a = 1\n" * 10_000]},
+        {"inputs": ["f(" + "1," * 32_000 + ")"]},
+        {"inputs": ["f(1)"], "setup": "a = 1\n" * 10_000},
+        {"inputs": ["f(1)"], "setup": "a;" * 32_000},
+    ],
+)
+def test_much_python_does_not_hold_the_event_loop(
+    registry: ProbeRegistry, fields: dict[str, Any]
+) -> None:
+    """It is refused before it is read, which took 1 to 3 s."""
+    begun_s = time.process_time()
+    with pytest.raises(RequestError, match="have more than 4096 statements") as refused:
+        read(registry, {"by": "code", **fields}, votes=WITH_CODE)
+    assert time.process_time() - begun_s < 0.8  # 0.1 s, most of it Python's parser
+    assert refused.value.param == "q_probe.vote"
+
+
+def test_as_many_calls_as_may_be_are_compared(registry: ProbeRegistry) -> None:
+    """The longest texts of 256 results cross from the sandbox."""
+    codes = [f"def f(): return chr(0x1F600) * {count}" for count in (300, 300, 301)]
+    assert group(registry, codes, tests=["f()\n" * 256])[0].of == [0, 0, 1]
 
 
 def test_a_vote_spends_no_target_kl(registry: ProbeRegistry) -> None:

@@ -67,7 +67,8 @@ NO_CODE, SYNTAX, UNSUPPORTED = "no code", "syntax", "unsupported by the sandbox"
 _READY, _REFUSED = b"R", b"E"
 # What ``sandboxed.main`` writes after R; that time was up it writes last.
 _VERDICTS = {b"P": PASSED, b"T": TIMEOUT, b"N": NO_CODE, b"S": SYNTAX, b"U": UNSUPPORTED}
-_MAX_VERDICT_BYTES = 1 << 16
+# A call's result takes up to 2.5 kB: 200 characters, each escaped as 12.
+_MAX_VERDICT_BYTES = 1 << 20
 # Those of the libraries below numpy that would start threads, which must not be.
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",

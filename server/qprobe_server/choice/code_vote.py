@@ -4,17 +4,20 @@ Each program runs in the sandbox of the reward ``tests``. No code and nothing th
 a log.
 """
 
+import ast
 import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain, islice
 from threading import Event
 
 from qprobe.errors import RowError, SandboxError
 from qprobe.rewards.behaviour import LIMITS, group_outcomes, read_behaviour
 from qprobe.rewards.equal import Classes
 from qprobe.rewards.sandbox import Outcome, Program, watch_program
+from qprobe.rewards.sandboxed.statements import parse
 from qprobe_server.choice.vote_schemas import VoteRequest
 from qprobe_server.errors import RequestError
 from qprobe_server.settings import Settings
@@ -27,6 +30,10 @@ _PARAM = "q_probe.vote"
 # Of a prompt, from when its programs are in the queue, whatever is before them.
 PROMPT_S = 30.0
 MAX_CHARACTERS = 65_536
+# Of Python's syntax trees: they are read on the event loop, 30 us each.
+_MAX_NODES = 4_096
+# Results of so many cross from the sandbox.
+_MAX_CALLS = 256
 _RETRY_AFTER_S = 2
 _FIELDS = ("inputs", "tests", "setup", "entry_point")
 
@@ -142,7 +149,8 @@ def make_code_vote(asked: VoteRequest, runner: CodeRunner | None) -> _CodeVote:
     """Return the vote by code that is asked for.
 
     Raises:
-        RequestError: 400; code is not run here, or a field is missing, too long or no Python.
+        RequestError: 400; code is not run here, or a field is missing, too long, no Python or
+            too much of it.
     """
     if runner is None:
         raise RequestError(
@@ -151,7 +159,23 @@ def make_code_vote(asked: VoteRequest, runner: CodeRunner | None) -> _CodeVote:
             param=f"{_PARAM}.by",
         )
     fields = {name: getattr(asked, name) for name in _FIELDS}
-    sources = [*(asked.inputs or ()), *(asked.tests or ()), asked.setup or ""]
+    _check_size([*(asked.inputs or ()), *(asked.tests or ()), asked.setup or ""])
+    try:
+        program = read_behaviour(fields)
+    except RowError as error:
+        # A row's tests[2] is a request's tests.2.
+        param = f"{_PARAM}.{error.field.replace('[', '.').removesuffix(']')}"
+        raise RequestError(f"{param}: {error.message}", param=param) from error
+    if len(program.calls) > _MAX_CALLS:
+        raise RequestError(
+            f"{_PARAM}.tests: have {len(program.calls)} calls, more than {_MAX_CALLS}",
+            param=f"{_PARAM}.tests",
+        )
+    return _CodeVote(program, runner)
+
+
+def _check_size(sources: Sequence[str]) -> None:
+    """Refuse what would take long to read; what is no Python is told by its reader."""
     num_characters = sum(map(len, sources))
     if num_characters > MAX_CHARACTERS:
         raise RequestError(
@@ -159,9 +183,11 @@ def make_code_vote(asked: VoteRequest, runner: CodeRunner | None) -> _CodeVote:
             f"{MAX_CHARACTERS}",
             param=_PARAM,
         )
-    try:
-        return _CodeVote(read_behaviour(fields), runner)
-    except RowError as error:
-        # A row's tests[2] is a request's tests.2.
-        param = f"{_PARAM}.{error.field.replace('[', '.').removesuffix(']')}"
-        raise RequestError(f"{param}: {error.message}", param=param) from error
+    trees = filter(None, map(parse, sources))
+    nodes = chain.from_iterable(map(ast.walk, trees))
+    if next(islice(nodes, _MAX_NODES, None), None) is not None:
+        raise RequestError(
+            f"{_PARAM}: inputs, tests and setup have more than {_MAX_NODES} statements, "
+            "operations, names and values",
+            param=_PARAM,
+        )
