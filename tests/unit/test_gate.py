@@ -107,13 +107,26 @@ def test_tokens_of_answers_of_any_length_are_heard_alike() -> None:
     assert held.score(bare).numpy() == pytest.approx(score(Terms(gates=(term,)), made), abs=1e-6)
 
 
-def test_gates_stand_beside_other_terms_and_are_not_in_heads() -> None:
+def test_gates_stand_beside_numbers_and_are_not_in_heads() -> None:
+    """Without the log-probability of every token the heads have the states alone."""
     known, _ = plant(0)
-    probe = train(known, Reading(3, "mean"), SETTINGS, gates=["3/4,8"], checkpoints=[4])
-    assert probe.terms.describe() == "3/mean + 3/gate/4,8"
+    known.samples = [
+        replace(each, finish_reason="length" if each.index % 2 else "stop")
+        for each in known.samples
+    ]
+    given: dict[str, Any] = {"numbers": ["cut"], "gates": ["3/4,8"], "checkpoints": [4]}
+    probe = train(known, (), SETTINGS, **given)
+    assert probe.terms.describe() == "3/gate/4,8 + numbers(cut)"
     assert probe.heads[4].describe() == "3/mean/4"
     with pytest.raises(TrainingError, match="not trained anew"):
         Design.of(probe.terms)
+
+
+def test_gates_beside_readings_are_refused() -> None:
+    """Their held-out scores know the rewards of the folds that the readings are tried on."""
+    known, _ = plant(0)
+    with pytest.raises(TrainingError, match=r"gates: go with numbers .* would leak"):
+        train(known, Reading(3, "mean"), SETTINGS, gates=["3/4,8"])
 
 
 def test_held_out_scores_know_nothing_of_their_prompts_rewards() -> None:

@@ -143,6 +143,7 @@ def test_a_probe_reads_what_the_flags_say(monkeypatch: pytest.MonkeyPatch, tmp_p
         (("--numbers", "none"), "--layer, --reading, --gate or --numbers"),
         (("--numbers", "all"), "numbers: do not vary"),
         (("--reading", "3/mean", "--reading", "3/mean"), "'3/mean' twice"),
+        (("--layer", 3, "--gate", "3/8"), "--gate with --numbers.*, not with readings: .* leak"),
     ]
     for given, said in refused:
         with pytest.raises(SystemExit, match=said):

@@ -56,7 +56,8 @@ class Design:
         gates: Each another one.
 
     Raises:
-        TrainingError: There is no term, or one twice, or a number that there is not.
+        TrainingError: There is no term, or one twice, or a number that there is not, or a reading
+            beside a gate.
     """
 
     readings: tuple[Reading, ...] = ()
@@ -79,6 +80,17 @@ class Design:
                 raise TrainingError(
                     "reading", f"{str(reading)!r} is no mean of states, and cannot be trained"
                 )
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.gates and self.readings:
+            # A gate's score of a prompt comes from gates that have seen the rewards of all others;
+            # its states beside it decode these, also where the others are held out.
+            raise TrainingError(
+                "gates",
+                "go with numbers (--gate with --numbers), not with readings: their held-out scores "
+                "would leak the rewards of other prompts into cross-validation",
+            )
         if EMBEDDING in self.readings and self.readings != (EMBEDDING,):
             raise TrainingError("readings", "must be an endpoint's embedding, or a model's states")
 

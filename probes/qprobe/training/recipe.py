@@ -54,7 +54,8 @@ def train(
             knows the log-probabilities, and else none.
         gates: Each as LAYER/END,END,...: the score also hears segments of the completion, as far as
             a gate lets it. Needs ``LAYER/mean`` and the means of the first END tokens. Or as LAYER:
-            every token by itself; needs the states of single tokens.
+            every token by itself; needs the states of single tokens. With numbers, not with
+            readings.
         k: How many candidates the probe will recommend, from 1 to the fewest samples of a prompt;
             None takes 16, or these if they are fewer. The training does not depend on it.
         test_fraction: Of the prompts, 0 <= test_fraction < 1; None as in ``split_prompts``.
@@ -112,7 +113,7 @@ def _design_heads(
     """Return the terms of each head, and in words what they lack."""
     heads = {tokens: design.begin(tokens) for tokens in sorted({*checkpoints})}
     known = not design.numbers or has_logprobs(dataset, tokens=list(heads))
-    if known or not design.readings:  # without readings the dataset says what it lacks
+    if known or not (design.readings or design.gates):  # numbers alone: the dataset says so
         return heads, []
     note = (
         "the heads read states only: the dataset does not hold the log-probability of every "

@@ -157,8 +157,8 @@ def _add_train(commands: "_SubParsersAction[Parser]") -> None:
         action="append",
         default=[],
         metavar="15/8,16,32",
-        help="also segments of the answer, which end after so many tokens, by a gate; of a LAYER "
-        "alone all its tokens (collect --token-states)",
+        help="segments of the answer, which end after so many tokens, by a gate; of a LAYER alone "
+        "all its tokens (collect --token-states); goes with --numbers, not with readings",
     )
     parser.add_argument("--objective", choices=OBJECTIVES, default="ce")
     parser.add_argument(
