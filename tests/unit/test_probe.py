@@ -327,6 +327,8 @@ def new_header(**fields: Any) -> dict[str, Any]:
 
 
 STATE = {"kind": "state", "layer": 3, "pooling": "mean", "window": None}
+STEEP = {"kind": "platt", "slope": -(10**400), "intercept": 0.0}
+FAR = {"kind": "isotonic", "scores": [10**400], "rewards": [1.0]}
 
 
 @pytest.mark.parametrize(
@@ -353,6 +355,9 @@ STATE = {"kind": "state", "layer": 3, "pooling": "mean", "window": None}
             "calibration",
             {"confidence": {"terms": None, "calibration": {"kind": "platt", "slope": 1.0}}},
         ),
+        ("calibration.kind", {"confidence": {"terms": None, "calibration": {"kind": []}}}),
+        ("calibration.slope", {"confidence": {"terms": None, "calibration": STEEP}}),
+        ("calibration.scores.0", {"confidence": {"terms": None, "calibration": FAR}}),
         ("adapter", {"adapter": 3}),
         ("endpoint", {"endpoint": "x"}),
         ("endpoint.template", {"endpoint": {"template": "x", "normalize": True}}),

@@ -1,5 +1,6 @@
 """From a score to the reward that is to be expected."""
 
+import sys
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -108,7 +109,7 @@ def read_calibration(value: object) -> Calibration:
     given = {name: each for name, each in value.items() if name != "kind"}
     kinds = {"platt": {"slope", "intercept"}, "isotonic": {"scores", "rewards"}}
     kind = value.get("kind")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ProbeFileError("calibration.kind", f"must be platt or isotonic, got {kind!r}")
     if given.keys() != kinds[kind]:
         raise ProbeFileError(
@@ -123,5 +124,7 @@ def read_calibration(value: object) -> Calibration:
 
 
 def _check_finite(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ProbeFileError(name, f"must be a finite number, got {value!r}")
+    if not abs(value) <= sys.float_info.max:  # also of an int, which may be beyond any float
+        raise ProbeFileError(name, "must be a finite number")
