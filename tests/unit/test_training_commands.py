@@ -76,7 +76,9 @@ def write_dataset(
                 "3/mean": whole.half(),
                 "3/mean/8": (whole + blur).half(),
                 "3/mean/16": (whole + blur / 2).half(),
+                "embedding": whole.half(),
             }
+            embeddings = {each: embeddings[each] for each in MANIFEST["readings"]}
             if greedy is not None:
                 ones = {each.prompt: each for each in reversed(inside)}.values()
                 inside += [replace(each, index=GREEDY, reward=greedy) for each in ones]
@@ -362,6 +364,24 @@ def test_a_sweep_prints_its_table_once_and_skips_what_no_answer_fills(
     for cell in stored["cells"]:
         assert out.count(f"{cell['reward']:.3f}") + err.count(f"{cell['reward']:.3f}") <= 2
     assert "on 5 prompts set aside, k=4, beta=0.1" in out
+
+
+def test_what_an_endpoint_has_read_is_swept_and_evaluated_without_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It tells none, so that they are no rival either."""
+    endpoint = {"template": "{completion}", "normalize": True}
+    changes = {"readings": ["embedding"], "num_layers": 1, "endpoint": endpoint}
+    for name, value in changes.items():
+        monkeypatch.setitem(MANIFEST, name, value)
+    data = write_dataset(tmp_path / "data")
+    flags = ("--objectives", "mse", "--folds", "2")
+    run(monkeypatch, "sweep", data, *flags, "-o", tmp_path / "s")
+    run(monkeypatch, "eval", tmp_path / "s" / "probe.safetensors", data, "-o", tmp_path / "e")
+    for report in ("s", "e"):
+        metrics = json.loads((tmp_path / report / "metrics.json").read_text())
+        assert metrics["num_prompts"] == NUM_PROMPTS // 4
+        assert "numbers" not in metrics["baselines"]
 
 
 def test_a_probe_that_does_not_help_is_told_on_the_terminal(

@@ -60,8 +60,13 @@ def judge(probe: Probe, dataset: Dataset, *, known: Dataset | None, k: int, beta
 
 
 def _score_by_numbers(dataset: Dataset, known: Dataset | None) -> NDArray[np.float64] | None:
-    """Score samples by a fit to the numbers alone; None if they, or rewards, teach nothing."""
+    """Score samples by a fit to the numbers alone; None if they, or rewards, teach nothing.
+
+    Of answers that an embeddings endpoint reads no numbers are known.
+    """
     teaching = dataset if known is None else known
+    if any(each.manifest.get("endpoint") is not None for each in (dataset, teaching)):
+        return None
     names: tuple[str, ...] = NUMBERS
     if not (has_logprobs(dataset) and has_logprobs(teaching)):
         names = tuple(each for each in NUMBERS if each not in LOGPROB_NUMBERS)
