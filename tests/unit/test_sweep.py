@@ -413,6 +413,30 @@ def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert tried == ["mse", "pg"] * 3
 
 
+@pytest.mark.parametrize(
+    ("prompts", "samples"), [([*range(38)], N), ([*range(38), 39], N), ([*range(39)], N - 1)]
+)
+def test_a_sweep_goes_on_with_the_same_prompts_and_samples_only(
+    tmp_path: Path, prompts: list[int], samples: int
+) -> None:
+    """As with another ``--min-samples``, whose dataset has the same digest and test prompts."""
+    dataset = make_dataset()
+    for i, row in enumerate(dataset.prompts):
+        row["split"] = "test" if i < 10 else "train"
+
+    def sweep_all(of: Dataset, **fields: Any) -> Any:
+        given: dict[str, Any] = {"readings": [GOOD], "objectives": ["mse"], "numbers": ()}
+        return run_sweep(of, settings=SETTINGS, folder=tmp_path, k=2, **given, **fields)
+
+    sweep_all(dataset.subset([*range(39)]))
+    other = dataset.subset(prompts)
+    other.samples = [each for each in other.samples if each.index < samples]
+    other.groups = np.array([each.prompt for each in other.samples])
+    said = r"with development_prompts 29, of 174 samples \(\w{12}\) and not \d+, of \d+ samples"
+    with pytest.raises(EvaluationError, match=said):
+        sweep_all(other)
+
+
 def test_a_file_of_cells_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sweep-cells.json"
     for text in ("{", "[]", '{"about": {}, "cells": [{"terms": "x"}]}'):

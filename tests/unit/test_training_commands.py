@@ -18,6 +18,7 @@ from qprobe.data.provenance import SEEN, identify_prompts, read_seen
 from qprobe.data.writer import DatasetWriter
 from qprobe.evaluation.scoring import score
 from qprobe.probe.values import NUMBERS
+from qprobe.reports import evaluation
 from qprobe.training.design import Design, settle_numbers
 from qprobe_server import cli
 
@@ -364,6 +365,23 @@ def test_a_sweep_prints_its_table_once_and_skips_what_no_answer_fills(
     for cell in stored["cells"]:
         assert out.count(f"{cell['reward']:.3f}") + err.count(f"{cell['reward']:.3f}") <= 2
     assert "on 5 prompts set aside, k=4, beta=0.1" in out
+
+
+def test_the_cells_of_a_sweep_stay_until_all_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    data = write_dataset(tmp_path / "data")
+    flags = ("--objectives", "mse", "--folds", "2", "--numbers", "none", "-o", tmp_path / "s")
+    with monkeypatch.context() as full:
+        full.setattr(evaluation, "write_report", fail)
+        with pytest.raises((OSError, SystemExit), match="no space left"):
+            run(monkeypatch, "sweep", data, *flags)
+    assert (tmp_path / "s" / "sweep-cells.json").exists()
+    run(monkeypatch, "sweep", data, *flags)
+    assert not (tmp_path / "s" / "sweep-cells.json").exists()
 
 
 def test_what_an_endpoint_has_read_is_swept_and_evaluated_without_numbers(

@@ -4,6 +4,7 @@ First every reading alone, and the numbers alone; then what these say is best to
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from qprobe.data.dataset import Dataset
+from qprobe.data.provenance import identify_prompts
 from qprobe.data.split import split_prompts
 from qprobe.errors import EvaluationError
 from qprobe.evaluation.expectation import expected_rewards
@@ -154,7 +156,8 @@ def run_sweep(
     Raises:
         DatasetError: A reading is not stored.
         EvaluationError: There is nothing to try, or the same twice, or too few prompts or samples,
-            or the folder holds cells of a sweep with another dataset or other settings.
+            or the folder holds cells of a sweep with another dataset, other prompts or samples of
+            it, or other settings.
         TrainingError: Every objective refused the data; this is the first one's reason.
     """
     numbers = settle_numbers(dataset, numbers)
@@ -173,7 +176,12 @@ def run_sweep(
         dataset.prompts, test_fraction=test_fraction, seed=seed, places=dataset.places
     )
     known = dataset.subset(development)
-    about = {"dataset": dataset.digest, "test_prompts": test, **asdict(settings)}
+    about = {
+        "dataset": dataset.digest,
+        "development_prompts": _identify(known),
+        "test_prompts": test,
+        **asdict(settings),
+    }
     del about["objective"]
     cells = None if folder is None else CellFile(folder / CELLS_FILE, about)
     tried: list[TriedCell] = []
@@ -203,6 +211,13 @@ def run_sweep(
         ceiling=float(np.maximum.reduceat(known.rewards, starts).mean()),
         metrics=judge(probe, dataset.subset(test), known=known, k=k, beta=settings.beta),
     )
+
+
+def _identify(known: Dataset) -> str:
+    """Say which prompts and how many samples of each there are: the digest is of all stored."""
+    counted = [*identify_prompts(known.prompts), *map(str, known.num_samples)]
+    digest = hashlib.sha256(" ".join(counted).encode()).hexdigest()[:12]
+    return f"{len(known.prompts)}, of {len(known.samples)} samples ({digest})"
 
 
 def count_cells(readings: Sequence[Reading], *, numbers: bool, objectives: int) -> int:
@@ -254,6 +269,8 @@ def format_table(result: SweepResult) -> str:
 
 def write_sweep(result: SweepResult, folder: Path) -> None:
     """Write ``sweep.json`` and ``sweep.csv``, older ones replaced; remove the cells kept so far.
+
+    So whatever else is made of the result is written before.
 
     Raises:
         OSError: The folder cannot be written.

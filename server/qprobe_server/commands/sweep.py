@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> None:
             folder=args.output,
             progress=lambda _: bar.update(),
         )
-    write_sweep(result, args.output)
     save_probe(result.probe, args.output / "probe.safetensors")
     winner = f"{result.winner.terms}, {result.winner.objective}"
     cells = [cell.to_json() for cell in result.cells]
@@ -60,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         examples=[] if args.no_texts else pick_examples(result.probe, dataset),
     )
+    write_sweep(result, args.output)  # last, as it removes what a stopped sweep goes on from
     sys.stdout.write(f"{format_table(result)}\n")
     print_headline(result.metrics, about=f"{winner}, on {len(result.test)} prompts set aside")
     sys.stdout.write(f"{args.output / 'report.html'}\n{args.output / 'probe.safetensors'}\n")
