@@ -163,6 +163,15 @@ def test_what_an_api_has_sampled_is_read_without_numbers(
     assert settle_numbers(data, ("cut",)) == ("cut",)
 
 
+def test_given_completions_are_read_without_numbers(tmp_path: Path) -> None:
+    """No token ends them, as one does what is served; one is enough."""
+    data = Dataset.load(write_dataset(tmp_path / "data"))
+    assert settle_numbers(data, None) == NUMBERS
+    data.samples[3] = replace(data.samples[3], finish_reason="given")
+    assert settle_numbers(data, None) == ()
+    assert settle_numbers(data, ("cut",)) == ("cut",)
+
+
 def test_heads_read_the_numbers_if_the_dataset_knows_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -172,12 +172,16 @@ class Design:
 def settle_numbers(dataset: Dataset, numbers: Sequence[str] | None) -> tuple[str, ...]:
     """Return the numbers that were asked for, or, of None, all if the log-probabilities are known.
 
-    Without them the others say little. Of None it is none either where an API has sampled: a proxy
-    takes no probe with numbers.
+    Without them the others say little. Of None it is none either where an API has sampled, as a
+    proxy takes no probe with numbers, or where a completion was given: it has no token that ends
+    it, which sampled ones have, so that its numbers are not those of what is served.
     """
     if numbers is not None:
         return tuple(numbers)
-    return NUMBERS if not dataset.manifest.get("upstream") and has_logprobs(dataset) else ()
+    given = any(each.finish_reason == "given" for each in dataset.samples)
+    if given or dataset.manifest.get("upstream"):
+        return ()
+    return NUMBERS if has_logprobs(dataset) else ()
 
 
 def has_logprobs(dataset: Dataset, *, tokens: Sequence[int | None] = (None,)) -> bool:

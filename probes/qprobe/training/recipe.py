@@ -51,7 +51,7 @@ def train(
             numbers.
         settings: Of the training; the seed also of the split.
         numbers: Of ``NUMBERS``, which the score reads too. None takes all of them if the dataset
-            knows the log-probabilities, and else none.
+            knows the log-probabilities and its model has sampled every answer, and else none.
         gates: Each as LAYER/END,END,...: the score also hears segments of the completion, as far as
             a gate lets it. Needs ``LAYER/mean`` and the means of the first END tokens. Or as LAYER:
             every token by itself; needs the states of single tokens. With numbers, not with

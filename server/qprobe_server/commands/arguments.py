@@ -259,7 +259,7 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
         type=values.number_names,
         metavar="all|none|cut,...",
         help=f"what the score reads too, of {', '.join(NUMBERS)}; default: all if the dataset has "
-        "log-probabilities, else none",
+        "log-probabilities, none else or where completions were given or an API has sampled",
     )
     parser.add_argument(
         "--k",
