@@ -1,6 +1,8 @@
 """How sure a probe may be: from its scores of prompts that it was not trained on."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,9 @@ from qprobe.training.inputs import Inputs
 __all__ = ["find_confidence", "fit_isotonic", "fit_platt"]
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+# How many samples a level of an isotonic curve is the mean of, at least, and which share of all.
+_MIN_BLOCK, _MIN_BLOCK_SHARE = 10, 0.05
 
 
 def find_confidence(
@@ -32,7 +37,8 @@ def find_confidence(
 
     A probe that was trained to compare answers of one prompt need not know which prompts are hard.
     So a second sum of the same terms is trained on every sample by itself, with ``ce`` for rewards
-    from 0 to 1 and ``mse`` for others, and taken if it says more of prompts held out.
+    from 0 to 1 and ``mse`` for others, and taken if it says more of prompts held out. There is none
+    unless it says more of these, by more than a standard error, than the mean reward does.
 
     Args:
         dataset: What the probe was trained on.
@@ -50,28 +56,28 @@ def find_confidence(
         )
     bounded = bool((rewards >= 0).all() and (rewards <= 1).all())
     fit = fit_platt if bounded else fit_isotonic
-    calibration = fit(fitted.held_out_scores, rewards)
-    found = Confidence(calibration)
-    scores = fitted.held_out_scores
     pointwise = replace(settings, objective="ce" if bounded else "mse", per_prompt=False)
+    tried: list[tuple[FittedProbe, Terms | None]] = [(fitted, None)]
     if pointwise != settings:
-        try:
+        with suppress(TrainingError):  # then the probe's own will do
             own = fit_inputs(Problem(rewards, dataset.groups, pointwise, questions), inputs)
-        except TrainingError:  # the probe's own will do
-            own = None
-        if own is not None:
-            other = fit(own.held_out_scores, rewards)
-            if _measure_loss(other, own.held_out_scores, rewards) < _measure_loss(
-                calibration, scores, rewards
-            ):
-                found, scores = Confidence(other, to_terms(own)), own.held_out_scores
-    ends = found.calibration.apply(np.quantile(scores, [0, 1]))
-    if not ends[0] < ends[1]:
+            tried.append((own, to_terms(own)))
+    folds = [each.numpy() for each in Problem(rewards, dataset.groups, settings, questions).places]
+    best, most = None, 0.0
+    for each, terms in tried:
+        scores = each.held_out_scores
+        calibration = fit(scores, rewards)
+        lowest, highest = calibration.apply(np.quantile(scores, [0, 1]))
+        gains = _measure_gains(fit, scores, rewards, questions, folds)
+        error = gains.std(ddof=1) / math.sqrt(len(gains))
+        if lowest < highest and gains.mean() > max(most, error):
+            best, most = Confidence(calibration, terms), float(gains.mean())
+    if best is None:
         return None, (
-            "the probe has no confidence: on prompts held out a higher score does not mean a "
-            "higher reward"
+            "the probe has no confidence: on prompts held out its score says no more of the "
+            "reward than the mean reward does"
         )
-    return found, None
+    return best, None
 
 
 def fit_platt(scores: Floats, rewards: Floats) -> Platt:
@@ -100,21 +106,68 @@ def fit_platt(scores: Floats, rewards: Floats) -> Platt:
 def fit_isotonic(scores: Floats, rewards: Floats) -> Isotonic:
     """Return the best never falling curve of rewards by scores, (samples,) each.
 
-    Its knots are the blocks that pooling adjacent violators finds, each at its mean score.
+    Its knots are the blocks that pooling adjacent violators finds, each at its mean score. Blocks
+    are joined until each has 10 samples and 5 % of them: the mean of a few is mostly noise, and
+    the ends of the curve would be the best and the worst of it.
     """
     places, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     means = np.bincount(inverse, rewards) / counts
     fitted = isotonic_regression(means, weights=counts)
-    starts = fitted.blocks[:-1]
+    least = max(_MIN_BLOCK, _MIN_BLOCK_SHARE * len(scores))
+    starts = _join_blocks(fitted.blocks, np.concatenate([[0], counts.cumsum()]), least)
     weights = np.add.reduceat(counts, starts)
     knots = np.add.reduceat(places * counts, starts) / weights
-    return Isotonic(tuple(knots.tolist()), tuple(fitted.x[starts].tolist()))
+    levels = np.add.reduceat(means * counts, starts) / weights
+    # Rounding must not let equal levels fall.
+    return Isotonic(tuple(knots.tolist()), tuple(np.maximum.accumulate(levels).tolist()))
 
 
-def _measure_loss(calibration: Calibration, scores: Floats, rewards: Floats) -> float:
-    """Return the log loss of a probability, or else the mean square."""
-    said = calibration.apply(scores)
-    if isinstance(calibration, Platt):
-        said = said.clip(1e-12, 1 - 1e-12)
-        return float(-(rewards * np.log(said) + (1 - rewards) * np.log1p(-said)).mean())
-    return float(((said - rewards) ** 2).mean())
+def _join_blocks(bounds: Ints, before: Ints, least: float) -> list[int]:
+    """Return where blocks of at least so many samples start, one at least.
+
+    Args:
+        bounds: Shape (blocks + 1,): places of the old ones' starts, and of the end.
+        before: Shape (places + 1,): how many samples there are before each place.
+        least: How many samples.
+    """
+    starts = [0]
+    for start in bounds[1:-1].tolist():
+        if min(before[start] - before[starts[-1]], before[-1] - before[start]) >= least:
+            starts.append(start)
+    return starts
+
+
+def _measure_gains(
+    fit: Callable[[Floats, Floats], Calibration],
+    scores: Floats,
+    rewards: Floats,
+    questions: Ints,
+    folds: Sequence[Ints],
+) -> Floats:
+    """Return by how much a curve loses less than a constant, both of other folds: (questions,).
+
+    Args:
+        fit: Makes the curve.
+        scores: Shape (samples,): each by a fit without its fold.
+        rewards: Likewise.
+        questions: Shape (samples,): what each answers, never in two folds.
+        folds: The samples of each.
+    """
+    gains = np.empty(len(rewards))
+    for fold in folds:
+        others = np.setdiff1d(np.arange(len(rewards)), fold)
+        calibration, mean = fit(scores[others], rewards[others]), rewards[others].mean()
+        measure = _log_loss if isinstance(calibration, Platt) else _square_loss
+        constant = measure(np.full(len(fold), mean), rewards[fold])
+        gains[fold] = constant - measure(calibration.apply(scores[fold]), rewards[fold])
+    index = np.unique(questions, return_inverse=True)[1]
+    return np.bincount(index, gains) / np.bincount(index)
+
+
+def _log_loss(said: Floats, rewards: Floats) -> Floats:
+    said = said.clip(1e-12, 1 - 1e-12)
+    return np.asarray(-(rewards * np.log(said) + (1 - rewards) * np.log1p(-said)))
+
+
+def _square_loss(said: Floats, rewards: Floats) -> Floats:
+    return np.asarray((said - rewards) ** 2)
