@@ -172,6 +172,19 @@ def test_no_score_to_choose_on_was_trained_on_its_own_prompt(data: Path, probe: 
         assert (one != other).any()
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_few_prompts_that_tell_samples_apart_are_dealt_out_evenly(
+    data: Path, probe: Path, seed: int
+) -> None:
+    """What ``train`` takes is taken here: of 4 such prompts in 4 folds, 3 are to train on."""
+    dataset = Dataset.load(data)
+    dataset.rewards[dataset.groups >= 4] = 0.0
+    dataset.rewards[dataset.groups < 4] = np.tile(np.arange(N), 4)
+    settings = TrainingSettings(objective="mse", num_folds=4, weight_decays=(1.0,), seed=seed)
+    found = cross_fit(dataset, load_probe(probe), settings, progress=lambda: None)
+    assert np.isfinite(found.final).all()
+
+
 def test_prompts_that_the_probe_has_not_seen_are_halved(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, probe: Path
 ) -> None:

@@ -5,18 +5,19 @@ rank any other.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qprobe.data.dataset import Dataset
-from qprobe.errors import EvaluationError
 from qprobe.evaluation.scoring import score
 from qprobe.probe.probe import Probe
 from qprobe.probe.terms import Terms
 from qprobe.rejection.simulation import ScoredSamples
 from qprobe.training.design import Design
 from qprobe.training.fit import TrainingSettings, fit_probe
+from qprobe.training.folds import make_folds
 
 __all__ = ["cross_fit", "score_samples"]
 
@@ -52,33 +53,32 @@ def cross_fit(
 
     Raises:
         DatasetError: What a term reads is not stored.
-        EvaluationError: There are fewer prompts than folds.
-        TrainingError: A probe cannot be trained on all folds but one, or has terms that are not
-            trained here.
+        TrainingError: There are fewer prompts with differing rewards than folds, a probe cannot be
+            trained on all folds but one, or has terms that are not trained here.
     """
     num_folds = settings.num_folds
     questions = dataset.questions[dataset.groups]  # (samples,)
-    num_questions = int(questions.max(initial=-1)) + 1
-    if num_questions < num_folds:
-        raise EvaluationError(
-            "folds", f"must be at most {num_questions}, the different prompts, got {num_folds}"
-        )
-    order = np.random.default_rng(settings.seed).permutation(num_questions)
-    folds = np.empty_like(order)
-    folds[order] = np.arange(len(order)) % num_folds
-    sample_folds = folds[questions]
+    prompts = np.unique(dataset.groups, return_inverse=True)[1]  # (samples,)
+    folds = make_folds(
+        dataset.rewards, dataset.groups, questions, num_folds=num_folds, seed=settings.seed
+    ).numpy()[prompts]
+    starts = np.flatnonzero(np.diff(prompts, prepend=-1))
+    rewards = dataset.rewards
+    differ = np.maximum.reduceat(rewards, starts) > np.minimum.reduceat(rewards, starts)
+    telling = starts[differ]  # the first sample of each prompt with differing rewards
 
     def fit_and_score(terms: Terms, tokens: int | None = None) -> Floats:
         columns = Design.of(terms).read(dataset, tokens=tokens)
         scores = np.empty(len(dataset.groups))
         for fold in range(num_folds):
-            known = np.flatnonzero(sample_folds != fold)
-            rest = np.flatnonzero(sample_folds == fold)
+            known, rest = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            # Without the fold there may be fewer telling prompts than folds.
+            left = len(np.unique(questions[telling[folds[telling] != fold]]))
             fitted = fit_probe(
                 columns[known].blocks,
                 dataset.rewards[known],
                 dataset.groups[known],
-                settings,
+                replace(settings, num_folds=max(2, min(num_folds, left))),
                 questions[known],
                 numbers=columns[known].numbers,
             )
