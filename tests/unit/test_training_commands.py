@@ -34,6 +34,7 @@ MANIFEST: dict[str, Any] = {
     "num_prompts": NUM_PROMPTS,
     "prompts_per_shard": NUM_PROMPTS,
 }
+READING = Reading(3, "mean")
 SMALL = ("--k", str(N), "--folds", "2", "--test-fraction", "0.25")
 
 
@@ -461,6 +462,25 @@ def test_train_tells_of_what_is_free_and_better(
         assert set(free) == {"greedy", "best_by_mean_logprob", "best_by_logprob"}
         said = "does not beat what needs no probe: its cross-validated reward is"
         assert (said in capsys.readouterr().err) == warned
+
+
+def test_what_is_free_chooses_among_as_many_samples_as_the_probe(tmp_path: Path) -> None:
+    """Of prompts with 2 to 4 samples, where the log-probability tells the reward: the best of all.
+
+    Greedy answers are known of prompts with 4 samples only.
+    """
+    data = Dataset.load(write_dataset(tmp_path / "data"))
+    kept = [i for i, each in enumerate(data.samples) if each.index < 2 + each.prompt % 3]
+    samples = [replace(data.samples[i], logprob=float(data.rewards[i]) - 1) for i in kept]
+    embeddings = {READING: data.embeddings_of(READING)[kept]}
+    greedy = np.where(np.arange(NUM_PROMPTS) % 3 == 2, 0.25, np.nan)
+    fewer = Dataset(data.manifest, data.prompts, samples, embeddings, greedy)
+    settings = TrainingSettings(objective="mse", num_folds=2, weight_decays=(1.0,))
+    free = train_probe(fewer, READING, settings, test_fraction=0).info.training["train_free"]
+    best = [fewer.rewards[fewer.groups == prompt].max() for prompt in range(NUM_PROMPTS)]
+    assert free["best_by_logprob"] == pytest.approx(np.mean(best))
+    assert free["best_by_mean_logprob"] == pytest.approx(np.mean(best))
+    assert free["greedy"] == 0.25
 
 
 def test_the_page_shows_examples_of_unseen_prompts_unless_told_not_to(

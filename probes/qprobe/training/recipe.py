@@ -190,10 +190,7 @@ def _describe(
         "train_prompts": len(known.prompts),
         "train_samples": len(groups),
         "train_base": float(expected_rewards(rewards, rewards, groups, k=1, beta=0).mean()),
-        "train_free": {
-            name: float(np.nanmean(values))
-            for name, values in choose_freely(known, int(known.num_samples.min())).items()
-        },
+        "train_free": _measure_free(known),
         "cross_validated_reward": best,
         "weight_decay": fitted.weight_decay,
         "weight_decays": list(settings.weight_decays),
@@ -205,6 +202,19 @@ def _describe(
         "folds": settings.num_folds,
         "qprobe": version("qprobe"),
         SEEN: note_seen([known.prompts[i] for i in np.unique(groups)]),
+    }
+
+
+def _measure_free(dataset: Dataset) -> dict[str, float]:
+    """Return what needs no probe earns among all samples of each prompt, as probes are compared."""
+    sizes = dataset.num_samples
+    parts = [
+        choose_freely(dataset.subset(np.flatnonzero(sizes == size).tolist()), int(size))
+        for size in np.unique(sizes)
+    ]
+    return {
+        name: float(np.nanmean(np.concatenate([each[name] for each in parts if name in each])))
+        for name in choose_freely(dataset, 1)  # a part may lack greedy answers
     }
 
 
