@@ -93,6 +93,8 @@ from qprobe_server.vllm_backend.checks import VLLM_VERSION, check_installation
 from qprobe_server.vllm_backend.client.engine import RerankingLLM
 from qprobe_server.vllm_backend.client.tape import _SELDOM, Tape
 from qprobe_server.vllm_backend.cpu import measure_weights
+from qprobe_server.vllm_backend.sampling_parameters import for_reading
+from qprobe_server.vllm_backend.worker.hooks import EXTRA_ARG
 
 
 def changed(what: str) -> str:
@@ -488,9 +490,16 @@ def test_the_offline_engine_runs_step_by_step_in_this_process() -> None:
     assert callable(EngineArgs.add_cli_args), changed("EngineArgs.add_cli_args")
 
 
-def test_prompt_logprobs_keep_every_prompt_token_from_the_prefix_cache() -> None:
-    """Or a completion that is read as part of a prompt would lack states."""
-    assert SamplingParams(prompt_logprobs=0).skip_reading_prefix_cache, changed("SamplingParams")
+@pytest.mark.parametrize("with_logprobs", [True, False])
+def test_a_completion_that_is_read_takes_nothing_from_the_prefix_cache(
+    *, with_logprobs: bool
+) -> None:
+    """Or it would lack states; vLLM's own default skips the cache for logprobs of a prompt only."""
+    params = for_reading("7", 5, with_logprobs=with_logprobs)
+    assert params.skip_reading_prefix_cache, changed("SamplingParams")
+    assert params.prompt_logprobs == (0 if with_logprobs else None)
+    assert (params.max_tokens, params.temperature) == (1, 0)
+    assert params.extra_args == {EXTRA_ARG: ["7", 4]}
     assert not SamplingParams().skip_reading_prefix_cache
 
 

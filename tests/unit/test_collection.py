@@ -143,7 +143,7 @@ def test_states_of_tokens_have_a_limit(
         token_layers=(3, "final"),
         facts=SimpleNamespace(hidden_size=1 << 18),
         context=100,
-        count_tokens=len,
+        tokenizer=SimpleNamespace(completion=list),
     )
     row = replace(ROWS[0], completions=(GivenCompletion("hello", 1.0), GivenCompletion("", 0.0)))
 

@@ -204,7 +204,9 @@ def check_token_states(
     if not num_layers:
         return
     if args.completions:
-        lengths = [engine.count_tokens(each.text) for row in rows for each in row.completions]
+        lengths = [
+            len(engine.tokenizer.completion(each.text)) for row in rows for each in row.completions
+        ]
     else:
         left = [engine.context - len(each) for each in prompts]
         lengths = [min(max_tokens or each, each) for each in left] * (args.n or DEFAULT_N)
@@ -222,7 +224,9 @@ def _tokenize(engine: "SamplingEngine", source: Source, rows: list[PromptRow]) -
     found = []
     for row in rows:
         try:
-            found.append(engine.tokenize(row.prompt, [each.text for each in row.completions]))
+            found.append(
+                engine.tokenizer.prompt(row.prompt, [each.text for each in row.completions])
+            )
         except RowError as error:
             raise PromptFileError(source, row.line, error.field, error.message) from error
     return found

@@ -21,7 +21,9 @@ from qprobe_server.commands.manifest import SEED_STRIDE
 from qprobe_server.commands.rewarding import Rewarding
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
-    from qprobe_server.vllm_backend.sampling import Completion, SamplingEngine, SamplingParameters
+    from qprobe_server.vllm_backend.completion import Completion
+    from qprobe_server.vllm_backend.sampling import SamplingEngine
+    from qprobe_server.vllm_backend.sampling_parameters import SamplingParameters
 
 __all__ = ["collect_given", "collect_samples", "readings_of"]
 

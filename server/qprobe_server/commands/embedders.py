@@ -45,7 +45,7 @@ class EngineEmbedder:
         self._prompts = []
         for row in rows:
             try:
-                self._prompts.append(engine.tokenize(row.prompt))
+                self._prompts.append(engine.tokenizer.prompt(row.prompt))
             except RowError as error:
                 raise PromptFileError(source, row.line, error.field, error.message) from error
         self.readings = [str(each) for each in readings_of(engine)]

@@ -19,7 +19,8 @@ from qprobe_server.commands.shots import SHOTS_FLAGS, describe_shots
 from qprobe_server.errors import StartupError
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
-    from qprobe_server.vllm_backend.sampling import SamplingEngine, SamplingParameters
+    from qprobe_server.vllm_backend.sampling import SamplingEngine
+    from qprobe_server.vllm_backend.sampling_parameters import SamplingParameters
 
 __all__ = [
     "DEFAULT_N",
