@@ -38,6 +38,9 @@ METRICS = {
     "qprobe_confidence",
     "qprobe_non_finite_scores_total",
     "qprobe_rerank_overhead_seconds",
+    "qprobe_votes_total",
+    "qprobe_vote_no_answer_candidates_total",
+    "qprobe_vote_seconds",
     "qprobe_probes_loaded",
 }
 # They have no series until a probe gives a score that is no number or tells how sure it is, or a
@@ -120,6 +123,7 @@ class Prometheus:
 
 # The labels of what ``rerank`` asks for.
 ASKED = {"python", "end", "mix"}
+VOTED = {"text"}
 
 
 def free_port() -> int:
@@ -174,14 +178,15 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> N
 
 
 def rerank(server: Any) -> None:
-    """Ask for one probe, another, and a mix of both."""
-    for probe in ("python", "end", {"python": 1, "end": 0.5}):
+    """Ask for one probe, another, and a mix of both whose candidates vote."""
+    vote = {"vote": {"by": "text"}}
+    for probe, further in (("python", {}), ("end", {}), ({"python": 1, "end": 0.5}, vote)):
         body = {
             "model": "smollm2-135m",
             "messages": [{"role": "user", "content": "Name a colour."}],
             "max_tokens": 8,
             "seed": 1,
-            "q_probe": {"probe": probe, "k": 4},
+            "q_probe": {"probe": probe, "k": 4, **further},
         }
         reply = server.client().post(CHAT, json=body)
         assert reply.status_code == 200, reply.text
@@ -191,9 +196,13 @@ def rerank(server: Any) -> None:
 def test_a_query_gives_data(prometheus: Prometheus, title: str, expression: str) -> None:
     found = prometheus.query(fill(expression))
     assert found, f"{title}: no data from {expression}"
-    # Of what was asked for above: 0 / 0 and a quantile of nothing are rightly NaN for the probes of
-    # other tests, which nobody asks for now.
-    values = [value for metric, value in found if metric.get("probe", "mix") in ASKED]
+    # Of what was asked for above: 0 / 0 and a quantile of nothing are rightly NaN for the probes or
+    # the votes of other tests, which nobody asks for now.
+    values = [
+        value
+        for metric, value in found
+        if metric.get("probe", "mix") in ASKED and metric.get("by", "text") in VOTED
+    ]
     assert values, (title, found)
     assert all(math.isfinite(value) for value in values), (title, found)
 
