@@ -164,12 +164,9 @@ def make_probe(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> M
     return make
 
 
-@pytest.fixture
-def sure(server: Any, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve a probe of states, a gate and log-probabilities that has a confidence; give its name.
-
-    No longer than a test runs.
-    """
+@pytest.fixture(scope="session")
+def sure_file(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a probe of states, a gate and log-probabilities that has a confidence."""
     rng = np.random.default_rng(3)
     weights = [(rng.standard_normal(576) / 24).astype(np.float32) for _ in range(4)]
     states = [Reading(4, "mean"), Reading("final", "last")]
@@ -189,8 +186,14 @@ def sure(server: Any, small_model: Path, tmp_path_factory: pytest.TempPathFactor
     )
     path = tmp_path_factory.mktemp("probes") / "sure.safetensors"
     save_probe(Probe(info, terms, confidence=Confidence(Platt(1.0, 0.5), own)), path)
+    return path
+
+
+@pytest.fixture
+def sure(server: Any, sure_file: Path) -> Iterator[str]:
+    """Serve a probe that has a confidence, no longer than a test runs; give its name."""
     admin = {"authorization": f"Bearer {server.admin_key}"}
-    put = server.client().put("/v1/probes/sure", content=path.read_bytes(), headers=admin)
+    put = server.client().put("/v1/probes/sure", content=sure_file.read_bytes(), headers=admin)
     assert put.status_code == 201, put.text
     yield "sure"
     server.client().delete("/v1/probes/sure", headers=admin)

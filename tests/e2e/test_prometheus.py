@@ -43,10 +43,8 @@ METRICS = {
     "qprobe_vote_seconds",
     "qprobe_probes_loaded",
 }
-# They have no series until a probe gives a score that is no number or tells how sure it is, or a
-# request has a schedule.
+# They have no series until a probe gives a score that is no number, or a request has a schedule.
 ABSENT = {
-    "qprobe_confidence",
     "qprobe_non_finite_scores_total",
     "qprobe_early_rejected_candidates_total",
     "qprobe_saved_tokens_total",
@@ -122,7 +120,7 @@ class Prometheus:
 
 
 # The labels of what ``rerank`` asks for.
-ASKED = {"python", "end", "mix"}
+ASKED = {"python", "end", "confident", "mix"}
 VOTED = {"text"}
 
 
@@ -130,6 +128,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _confident(server: Any, sure_file: Path) -> Iterator[None]:
+    """Serve a probe that tells how sure it is, as long as Prometheus looks."""
+    path = "/v1/probes/confident"
+    admin = {"authorization": f"Bearer {server.admin_key}"}
+    put = server.client().put(path, content=sure_file.read_bytes(), headers=admin)
+    assert put.status_code == 201, put.text
+    yield
+    server.client().delete(path, headers=admin)
 
 
 @pytest.fixture(scope="module")
@@ -178,15 +187,20 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> N
 
 
 def rerank(server: Any) -> None:
-    """Ask for one probe, another, and a mix of both whose candidates vote."""
-    vote = {"vote": {"by": "text"}}
-    for probe, further in (("python", {}), ("end", {}), ({"python": 1, "end": 0.5}, vote)):
+    """Ask for probes, one that tells how sure it is, and a mix whose candidates vote."""
+    asked: list[dict[str, Any]] = [
+        {"probe": "python"},
+        {"probe": "end"},
+        {"probe": "confident"},
+        {"probe": {"python": 1, "end": 0.5}, "vote": {"by": "text"}},
+    ]
+    for each in asked:
         body = {
             "model": "smollm2-135m",
             "messages": [{"role": "user", "content": "Name a colour."}],
             "max_tokens": 8,
             "seed": 1,
-            "q_probe": {"probe": probe, "k": 4, **further},
+            "q_probe": {**each, "k": 4},
         }
         reply = server.client().post(CHAT, json=body)
         assert reply.status_code == 200, reply.text
