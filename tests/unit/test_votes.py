@@ -196,6 +196,14 @@ def test_no_answer_at_all_is_told_once(registry: ProbeRegistry) -> None:
     )
 
 
+def test_a_notice_of_several_parts_is_told_once(registry: ProbeRegistry) -> None:
+    """As of a vote by code, whose tests all fail and whose time is over, for each prompt."""
+    rerank = Rerank(read(registry, None))
+    for notice in ("one; two", "one; two", "three"):
+        rerank.tell(notice)
+    assert rerank.notice == "one; two; three"
+
+
 def vote_among(classes: Classes, *, shown: list[CandidateReply] | None = None) -> dict[str, Any]:
     """Vote among candidates 0, 2 and 3 of four; 1 was dropped."""
     scores = [1.0, 0.5, 0.4]

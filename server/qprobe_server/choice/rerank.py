@@ -19,7 +19,6 @@ class Rerank:
     Attributes:
         request: What is asked.
         k: Candidates per prompt: what is asked, or 1 once the request turns out to sample greedily.
-        notice: Something that the client should know of how the request was read, or None.
         num_prompts: How many have begun.
         results: One per prompt, by the prompt's index in the request; none for a prompt that the
             engine gave up on.
@@ -28,7 +27,7 @@ class Rerank:
     def __init__(self, request: RerankRequest) -> None:
         self.request = request
         self.k = request.k
-        self.notice = request.notice
+        self._notices = [] if request.notice is None else [request.notice]
         self.num_prompts = 0
         self.results: dict[int, ResultReply] = {}
         self._dumped: dict[int, bytes] = {}
@@ -46,9 +45,13 @@ class Rerank:
 
     def tell(self, notice: str) -> None:
         """Have the reply tell something more, once."""
-        said = self.notice.split("; ") if self.notice else []
-        if notice not in said:
-            self.notice = "; ".join([*said, notice])
+        if notice not in self._notices:
+            self._notices.append(notice)
+
+    @property
+    def notice(self) -> str | None:
+        """Something that the client should know of how the request was read, or None."""
+        return "; ".join(self._notices) or None
 
     def begin(self) -> None:
         """Take the place that the request needs, if it needs one; ``end`` gives it back.
