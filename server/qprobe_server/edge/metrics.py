@@ -23,6 +23,31 @@ _MAX_LABELS = 50
 _OTHER, _MIX = "other", "mix"
 
 
+class _ByProbe:
+    """Makes metrics that are told by probe, and forgets a probe in all of them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._made: list[Counter | Histogram] = []
+
+    def count(self, name: str, about: str, *labels: str) -> Counter:
+        """Return a counter; the probe is the first of its labels."""
+        made = Counter(name, about, ["probe", *labels], registry=self._registry)
+        self._made.append(made)
+        return made
+
+    def measure(self, name: str, about: str, buckets: Sequence[float]) -> Histogram:
+        """Return a histogram."""
+        made = Histogram(name, about, ["probe"], buckets=buckets, registry=self._registry)
+        self._made.append(made)
+        return made
+
+    def forget(self, name: str) -> None:
+        """Remove the series of a probe."""
+        for metric in self._made:
+            metric.remove_by_labels({"probe": name})
+
+
 class RerankMetrics:
     """What was reranked, by probe, and what that cost.
 
@@ -33,81 +58,49 @@ class RerankMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._labels: set[str] = set()
         self._checkpoints: set[int] = set()
-        by_probe = ["probe"]
-        self._prompts = Counter(
-            "qprobe_prompts", "Reranked prompts", [*by_probe, "outcome"], registry=registry
+        self._by_probe = _ByProbe(registry)
+        count, measure = self._by_probe.count, self._by_probe.measure
+        self._prompts = count("qprobe_prompts", "Reranked prompts", "outcome")
+        self._candidates = measure(
+            "qprobe_candidates", "Candidates per reranked prompt", (1, 2, 4, 8, 16, 32, 64)
         )
-        self._candidates = Histogram(
-            "qprobe_candidates",
-            "Candidates per reranked prompt",
-            by_probe,
-            buckets=(1, 2, 4, 8, 16, 32, 64),
-            registry=registry,
+        self._sampled_tokens = count("qprobe_sampled_tokens", "Tokens of all candidates")
+        self._rejected_tokens = count(
+            "qprobe_rejected_tokens", "Tokens of candidates that were not returned"
         )
-        self._sampled_tokens = Counter(
-            "qprobe_sampled_tokens", "Tokens of all candidates", by_probe, registry=registry
-        )
-        self._rejected_tokens = Counter(
-            "qprobe_rejected_tokens",
-            "Tokens of candidates that were not returned",
-            by_probe,
-            registry=registry,
-        )
-        self._early_rejected = Counter(
+        self._early_rejected = count(
             "qprobe_early_rejected_candidates",
             "Candidates dropped at a checkpoint, by its tokens",
-            [*by_probe, "checkpoint"],
-            registry=registry,
+            "checkpoint",
         )
-        self._saved_tokens = Counter(
+        self._saved_tokens = count(
             "qprobe_saved_tokens",
             "Tokens that early rejection saved, if a dropped candidate would have been as long as "
             "its prompt's others",
-            by_probe,
-            registry=registry,
         )
-        self._wasted_tokens = Counter(
+        self._wasted_tokens = count(
             "qprobe_wasted_tokens",
             "Tokens of dropped candidates beyond what their checkpoint needed",
-            by_probe,
-            registry=registry,
         )
-        self._score_mean = Histogram(
-            "qprobe_score_mean",
-            "Mean of a prompt's scores",
-            by_probe,
-            buckets=(-8, -4, -2, -1, 0, 1, 2, 4, 8),
-            registry=registry,
+        self._score_mean = measure(
+            "qprobe_score_mean", "Mean of a prompt's scores", (-8, -4, -2, -1, 0, 1, 2, 4, 8)
         )
-        self._score_spread = Histogram(
+        self._score_spread = measure(
             "qprobe_score_spread",
             "Standard deviation of a prompt's scores",
-            by_probe,
-            buckets=(0.1, 0.2, 0.5, 1, 2, 5, 10),
-            registry=registry,
+            (0.1, 0.2, 0.5, 1, 2, 5, 10),
         )
-        self._weight_entropy = Histogram(
+        self._weight_entropy = measure(
             "qprobe_weight_entropy_nats",
             "Entropy of a prompt's weights",
-            by_probe,
-            buckets=(0.01, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4),
-            registry=registry,
+            (0.01, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4),
         )
-        self._confidence = Histogram(
+        self._confidence = measure(
             "qprobe_confidence",
             "Reward to be expected of an answer, by a probe that tells it",
-            by_probe,
-            buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
-            registry=registry,
+            (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
         )
-        self._non_finite = Counter(
-            "qprobe_non_finite_scores", "Scores that are no number", by_probe, registry=registry
-        )
-        self._by_probe = (
-            *(self._prompts, self._candidates, self._sampled_tokens, self._rejected_tokens),
-            *(self._early_rejected, self._saved_tokens, self._wasted_tokens, self._score_mean),
-            *(self._score_spread, self._weight_entropy, self._confidence, self._non_finite),
-        )
+        self._non_finite = count("qprobe_non_finite_scores", "Scores that are no number")
         self._overhead = Histogram(
             "qprobe_rerank_overhead_seconds",
             "From the end of a prompt's last candidate to its answer, without a vote",
@@ -139,8 +132,7 @@ class RerankMetrics:
         """Free the label of a probe that no request uses any more."""
         if name in self._labels:
             self._labels.remove(name)
-            for metric in self._by_probe:
-                metric.remove_by_labels({"probe": name})
+            self._by_probe.forget(name)
 
     def label(self, names: Sequence[str]) -> str:
         """Return the label of a request by its probes' names."""
