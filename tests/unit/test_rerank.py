@@ -466,3 +466,19 @@ def test_a_confidences_terms_count_towards_the_limit_with_a_schedule(
     with pytest.raises(RequestError, match="1 checkpoints score each token 65 times") as refused:
         read(registry, body)
     assert refused.value.param == "q_probe.schedule"
+
+
+def test_a_mix_tells_no_confidence(
+    registry: ProbeRegistry, tmp_path: Path, serve: Callable[..., Any]
+) -> None:
+    """Not even of one probe: its weight changes the scores."""
+    info = ProbeInfo(
+        base_model="org/model", hidden_size=4, num_layers=6, objective="ce", k=4, beta=0.1
+    )
+    terms = Terms(numbers={"length": 1.0})
+    save_probe(Probe(info, terms, confidence=Confidence(Platt(1.0, 0.0))), tmp_path / "sure")
+    serve(registry, "sure", tmp_path / "sure")
+    for asked, is_told in (("sure", True), ({"sure": 2.0}, False), ("good", False)):
+        request = read(registry, {"model": "base", "q_probe": {"probe": asked}})
+        assert request is not None
+        assert (request.confidence is not None) == is_told

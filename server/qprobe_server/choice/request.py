@@ -11,7 +11,7 @@ from qprobe_server.choice.schemas import QProbeRequest, read_request, show
 from qprobe_server.choice.vote import Vote, VoteReader
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import ProbeRegistry, ServedProbe, WeightedProbes
-from qprobe_server.library.sums import MAX_ROWS
+from qprobe_server.library.sums import MAX_ROWS, ServedConfidence
 from qprobe_server.settings import Settings
 
 __all__ = ["RerankRequest", "resolve", "resolve_alias", "split_alias"]
@@ -51,6 +51,11 @@ class RerankRequest:
     explicit: bool = True
     notice: str | None = None
     temperature: float | None = None
+
+    @property
+    def confidence(self) -> ServedConfidence | None:
+        """Its probe's; a mix's score says nothing of how sure one of its probes is."""
+        return None if self.is_mix else self.probes[0][0].confidence
 
 
 def split_alias(model: object, is_model: Callable[[str], bool]) -> tuple[str, str] | None:

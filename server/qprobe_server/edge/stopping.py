@@ -101,7 +101,9 @@ class StoppingMiddleware:
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except Exception:
-            if not exchange.has_ended:  # else it is the app's way out
+            # Once ended, the app was told that its client has left: it ends as it likes, by an
+            # error too, and the client gets ours below.
+            if not exchange.has_ended:
                 raise
         finally:
             self._requests.remove(exchange)

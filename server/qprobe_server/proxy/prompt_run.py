@@ -144,8 +144,7 @@ class PromptRun:
 
     def _read_confidence(self, reads: Sequence[Read]) -> list[float] | None:
         """Return the reward to be expected of candidates, if the request's probe tells it."""
-        # What a mix scores says nothing of how sure one of its probes is.
-        confidence = None if self._rerank.request.is_mix else self._probes[0].confidence
+        confidence = self._rerank.request.confidence
         if confidence is None:
             return None
         scores = [each.scores[0] if confidence.own is None else each.own_score for each in reads]

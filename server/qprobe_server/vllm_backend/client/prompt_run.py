@@ -64,8 +64,7 @@ class PromptRun:
         self._probes = [probe for probe, _ in rerank.request.probes]
         self._weights = [weight for _, weight in rerank.request.probes]
         self._steps = list_steps(rerank.request.schedule, k=rerank.k, n=params.n)
-        # What a mix scores says nothing of how sure one of its probes is.
-        self._confidence = None if rerank.request.is_mix else self._probes[0].confidence
+        self._confidence = rerank.request.confidence
         own = self._confidence and self._confidence.own
         whole = [*(each.score for each in self._probes), *([own] if own else [])]
         heads = {
