@@ -10,7 +10,7 @@ from qprobe_server.errors import RequestError
 from qprobe_server.proxy.reader import Prompt, Written
 from qprobe_server.vllm_backend import reader as module
 from qprobe_server.vllm_backend.reader import EngineReader
-from qprobe_server.vllm_backend.rendering import RenderedAnswer
+from qprobe_server.vllm_backend.rendering import RenderedAnswer, Rendering
 
 PROMPT = Prompt(text="12")
 MOST = 9  # tokens of a prompt and its answer
@@ -97,3 +97,38 @@ async def test_a_prompt_of_no_tokens_or_too_many_is_refused(
         await reader.check_prompt(Prompt(text=text))
     assert (caught.value.param, caught.value.status) == ("prompt", 400)
     await reader.check_prompt(PROMPT)
+
+
+class Template:
+    """A renderer that writes each message as ``role:content;`` and counts how often it does."""
+
+    tokenizer = None
+
+    def __init__(self) -> None:
+        self.num_rendered = 0
+
+    def get_tokenizer(self) -> Any:
+        return SimpleNamespace(
+            eos_token_id=None, encode=lambda text, **_: [*map(ord, text)], decode=None
+        )
+
+    def render_messages(self, messages: Any, params: Any) -> Any:
+        self.num_rendered += 1
+        turns = "".join(
+            f"{each['role']}:{each.get('reasoning', '')}{each['content']};" for each in messages
+        )
+        opens = params.chat_template_kwargs["add_generation_prompt"]
+        return None, {"prompt": turns + ("assistant:" if opens else "")}
+
+
+def test_what_stands_around_the_answers_to_a_prompt_is_rendered_once() -> None:
+    template: Any = Template()
+    rendering = Rendering(template, None)
+    for content in ("a", "b", "a"):
+        prompt = Prompt(messages=[{"role": "user", "content": content}])
+        template.num_rendered = 0
+        for index in range(3):
+            message = {"role": "assistant", "content": f"{index}", "reasoning": "so "}
+            found = rendering.answer(prompt, Written(text=f"{index}", message=message))
+            assert "".join(map(chr, found.token_ids)) == f"so {index}"
+        assert template.num_rendered == 3 + 2

@@ -56,6 +56,7 @@ class Rendering:
         self._template = template
         # Mistral's writes tokens, never text.
         self._writes_tokens = is_mistral_tokenizer(renderer.tokenizer)
+        self._framed: tuple[Prompt, tuple[str, str]] | None = None
 
     def prompt(self, prompt: Prompt) -> Tokens:
         """Return the tokens of a prompt, up to where its answer begins, however many they are.
@@ -108,21 +109,33 @@ class Rendering:
         given = {name: value for name, value in message.items() if value is not None}
         if reasoning:
             given |= {"reasoning_content": reasoning, "reasoning": reasoning}
-        plain = {"role": "assistant", "content": _ANSWER}
         try:
-            before, whole, around = (
-                self._render([*prompt.messages, *more], prompt.tools, opens_answer=not more)[
-                    "prompt"
-                ]
-                for more in ((), (given,), (plain,))
-            )
+            before, end = self._find_frame(prompt, prompt.messages)
+            whole = self._render_text([*prompt.messages, given], prompt.tools, opens_answer=False)
         except Exception:  # noqa: BLE001 a model may write calls that no template takes
             return None
         if not whole.startswith(before):
             return None
-        end = around.rpartition(_ANSWER)[2]
-        turn: str = whole.removeprefix(before).removesuffix(end)
-        return turn
+        return whole.removeprefix(before).removesuffix(end)
+
+    def _find_frame(self, prompt: Prompt, messages: Sequence[Message]) -> tuple[str, str]:
+        """Return what the template writes before an answer to a prompt, and what behind it.
+
+        Kept until another prompt is asked for: its k answers have it in common.
+        """
+        # Not an equal one of another request: templates may write the time.
+        if self._framed is None or self._framed[0] is not prompt:
+            before = self._render_text(messages, prompt.tools, opens_answer=True)
+            plain = {"role": "assistant", "content": _ANSWER}
+            around = self._render_text([*messages, plain], prompt.tools, opens_answer=False)
+            self._framed = prompt, (before, around.rpartition(_ANSWER)[2])
+        return self._framed[1]
+
+    def _render_text(
+        self, messages: Sequence[Message], tools: Sequence[Message], *, opens_answer: bool
+    ) -> str:
+        text: str = self._render(messages, tools, opens_answer=opens_answer)["prompt"]
+        return text
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Message], *, opens_answer: bool
