@@ -9,6 +9,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
 from qprobe.probe.schedule import Step, find_losers
+from qprobe.rewards.equal import Classes
 from qprobe_server.choice.candidates import Candidate, count_scored_tokens
 from qprobe_server.choice.draw import check_finite, choose, combine, settle_beta
 from qprobe_server.choice.rerank import Rerank
@@ -192,11 +193,7 @@ class PromptRun:
         self._engine.metrics.count_non_finite(self.label, scores)
         check_finite(scores)
         beta = settle_beta(request, scores)
-        begun_s = time.monotonic()
-        classes = await self.rerank.group([candidates[place].text for place in places])
-        if request.vote is not None and classes is not None:
-            self._vote_s = time.monotonic() - begun_s
-            self._engine.metrics.observe_vote(request.vote.by, classes, self._vote_s)
+        classes = await self._vote([candidates[place].text for place in places])
         draw = choose(
             scores,
             None if classes is None else classes.of,
@@ -228,6 +225,16 @@ class PromptRun:
         )
         await self._note(result, num_tokens)
         return result.selected
+
+    async def _vote(self, completions: Sequence[str]) -> Classes | None:
+        """Return candidates by their answers, if they vote."""
+        begun_s = time.monotonic()
+        classes = await self.rerank.group(completions)
+        vote = self.rerank.request.vote
+        if vote is not None and classes is not None:
+            self._vote_s = time.monotonic() - begun_s
+            self._engine.metrics.observe_vote(vote.by, classes, self._vote_s)
+        return classes
 
     def _read_confidence(self, taken: Sequence[Taken]) -> list[float] | None:
         """Return the reward to be expected of candidates, if the request's probe tells it."""
