@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from qprobe.data.dataset import Dataset, Reading, Sample
 from qprobe.data.provenance import identify_prompts
 from qprobe.data.split import split_prompts
 from qprobe.errors import DatasetError, EvaluationError, TrainingError
-from qprobe.training import cells, recipe
+from qprobe.training import cells, part, recipe
 from qprobe.training.cells import Cell, CellFile, TriedCell, choose_cell
 from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.design import Design
@@ -343,7 +342,7 @@ def test_a_learning_curve_climbs_to_the_probe_of_all_prompts(
         sets.append(blocks[0].numpy().tobytes())
         return fit_probe(blocks, *rest, **named)
 
-    monkeypatch.setattr(sys.modules[learning_curve.__module__], "fit_probe", record)
+    monkeypatch.setattr(part, "fit_probe", record)
     known, unseen = DATASET.subset(RESULT.development), DATASET.subset(RESULT.test)
     settings = RESULT.settings
     design = RESULT.winner.terms
@@ -368,6 +367,15 @@ def test_a_training_set_without_a_signal_counts_as_the_base_model() -> None:
     known.rewards = np.ones(len(known.rewards))
     with pytest.raises(TrainingError, match="nothing to learn"):
         learning_curve(known, unseen, design=B, settings=SETTINGS, k=N)
+
+
+def test_prompts_that_ask_the_same_leave_fewer_folds_and_no_base_model() -> None:
+    """As pairs of preferences do: of 12 prompts that ask fewer things there cannot be 12 folds."""
+    known, unseen = DATASET.subset(RESULT.development), DATASET.subset(RESULT.test)
+    known.prompts = [{"prompt": f"p{index // 2}"} for index in range(len(known.prompts))]
+    settings = replace(SETTINGS, num_folds=12)
+    (first, *_) = learning_curve(known, unseen, design=B, settings=settings, k=N, sizes=(12,))
+    assert min(first["runs"]) > unseen.rewards.mean() + 0.1
 
 
 def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ rank any other.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,9 @@ from qprobe.probe.probe import Probe
 from qprobe.probe.terms import Terms
 from qprobe.rejection.simulation import ScoredSamples
 from qprobe.training.design import Design
-from qprobe.training.fit import TrainingSettings, fit_probe
+from qprobe.training.fit import TrainingSettings
 from qprobe.training.folds import make_folds
+from qprobe.training.part import fit_part
 
 __all__ = ["cross_fit", "score_samples"]
 
@@ -62,27 +62,13 @@ def cross_fit(
     folds = make_folds(
         dataset.rewards, dataset.groups, questions, num_folds=num_folds, seed=settings.seed
     ).numpy()[prompts]
-    starts = np.flatnonzero(np.diff(prompts, prepend=-1))
-    rewards = dataset.rewards
-    differ = np.maximum.reduceat(rewards, starts) > np.minimum.reduceat(rewards, starts)
-    telling = starts[differ]  # the first sample of each prompt with differing rewards
 
     def fit_and_score(terms: Terms, tokens: int | None = None) -> Floats:
         columns = Design.of(terms).read(dataset, tokens=tokens)
         scores = np.empty(len(dataset.groups))
         for fold in range(num_folds):
             known, rest = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            # Without the fold there may be fewer telling prompts than folds.
-            left = len(np.unique(questions[telling[folds[telling] != fold]]))
-            fitted = fit_probe(
-                columns[known].blocks,
-                dataset.rewards[known],
-                dataset.groups[known],
-                replace(settings, num_folds=max(2, min(num_folds, left))),
-                questions[known],
-                numbers=columns[known].numbers,
-            )
-            unseen = columns[rest]
+            fitted, unseen = fit_part(dataset, columns, known, settings), columns[rest]
             scores[rest] = fitted.score(unseen.blocks, unseen.numbers).double().numpy()
         progress()
         return scores

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qprobe.errors import TrainingError
 
-__all__ = ["make_folds"]
+__all__ = ["count_folds", "make_folds"]
 
 
 def make_folds(
@@ -35,13 +35,9 @@ def make_folds(
     Raises:
         TrainingError: Fewer than ``num_folds`` questions have differing rewards.
     """
-    starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
-    asked = torch.from_numpy(np.unique(questions[starts], return_inverse=True)[1])  # (prompts,)
-    telling = asked[_differ(torch.as_tensor(rewards), torch.as_tensor(groups))]
-    if not len(telling):
+    asked, differ = _find_telling(rewards, groups, questions)
+    if not differ.any():
         raise TrainingError("rewards", "differ within no prompt, so there is nothing to learn")
-    differ = torch.zeros(int(asked.max()) + 1, dtype=torch.bool)  # (questions,)
-    differ[telling] = True
     if int(differ.sum()) < num_folds:
         raise TrainingError(
             "num_folds",
@@ -54,6 +50,35 @@ def make_folds(
     folds = torch.empty_like(order)
     folds[order] = torch.arange(len(order)) % num_folds
     return folds[asked]
+
+
+def count_folds(
+    rewards: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    questions: NDArray[np.int64],
+    *,
+    most: int,
+) -> int:
+    """Return how many folds a part of a dataset allows: ``most``, or fewer, and at least 2.
+
+    Arguments are those of ``make_folds``, which refuses 2 too where there is too little.
+    """
+    _, differ = _find_telling(rewards, groups, questions)
+    return max(2, min(most, int(differ.sum())))
+
+
+def _find_telling(
+    rewards: NDArray[np.float64], groups: NDArray[np.int64], questions: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Return each prompt's question, and whether rewards differ within a prompt of each question.
+
+    Shapes are (prompts,) and (questions,); questions are numbered without gaps.
+    """
+    starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
+    asked = torch.from_numpy(np.unique(questions[starts], return_inverse=True)[1])
+    differ = torch.zeros(int(asked.max()) + 1, dtype=torch.bool)
+    differ[asked[_differ(torch.as_tensor(rewards), torch.as_tensor(groups))]] = True
+    return asked, differ
 
 
 def _differ(rewards: Tensor, groups: Tensor) -> Tensor:

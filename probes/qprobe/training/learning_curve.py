@@ -1,7 +1,6 @@
 """How much a probe gains from more prompts to train on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from qprobe.errors import TrainingError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expected_rewards
 from qprobe.training.design import Design
-from qprobe.training.fit import TrainingSettings, fit_probe
+from qprobe.training.fit import TrainingSettings
+from qprobe.training.part import fit_part
 
 __all__ = ["SIZES", "learning_curve"]
 
@@ -68,22 +68,8 @@ def learning_curve(
         return expected_rewards(scores, test.rewards, test.groups, k=k, beta=settings.beta)
 
     def run(prompts: Sequence[int]) -> Floats:
-        kept = [np.flatnonzero(development.groups == prompt) for prompt in sorted(prompts)]
-        rows = np.concatenate(kept)
-        groups = np.repeat(np.arange(len(kept)), [len(each) for each in kept])
-        differing = sum(np.ptp(development.rewards[each]) > 0 for each in kept)
-        folds = max(2, min(settings.num_folds, int(differing)))
-        chosen = replace(settings, num_folds=folds)
-        questions = development.questions[development.groups[rows]]
-        picked = columns[rows]
-        fitted = fit_probe(
-            picked.blocks,
-            development.rewards[rows],
-            groups,
-            chosen,
-            questions,
-            numbers=picked.numbers,
-        )
+        rows = np.flatnonzero(np.isin(development.groups, prompts))
+        fitted = fit_part(development, columns, rows, settings)
         return expect(fitted.score(unseen.blocks, unseen.numbers).double().numpy())
 
     # First, so that what no set of prompts can be trained with is an error, not the base model.
