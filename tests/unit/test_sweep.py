@@ -312,6 +312,14 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_trained(
         )
     with pytest.raises(EvaluationError, match="objectives: must not hold both 'bt' and 'dpo'"):
         run_sweep(DATASET, readings=[GOOD], objectives=["dpo", "bt"], settings=SETTINGS, numbers=())
+    with pytest.raises(EvaluationError, match="objectives: must be different, got 'mse' twice"):
+        run_sweep(
+            DATASET, readings=[GOOD], objectives=["mse", "pg", "mse"], settings=SETTINGS, numbers=()
+        )
+    with pytest.raises(EvaluationError, match="readings: must be different, got '3/mean/8' twice"):
+        run_sweep(
+            DATASET, readings=[GOOD, BAD, GOOD], objectives=["mse"], settings=SETTINGS, numbers=()
+        )
     with pytest.raises(TrainingError, match="'pgg'"):
         run_sweep(
             DATASET, readings=[GOOD], objectives=["mse", "pgg"], settings=SETTINGS, numbers=()

@@ -161,14 +161,7 @@ def run_sweep(
         TrainingError: Every objective refused the data; this is the first one's reason.
     """
     numbers = settle_numbers(dataset, numbers)
-    if not (readings or numbers) or not objectives:
-        raise EvaluationError("readings", "or numbers, and objectives must hold at least one each")
-    if {"bt", "dpo"} <= set(objectives):
-        raise EvaluationError(
-            "objectives",
-            "must not hold both 'bt' and 'dpo': for a probe they are the same loss, and train the "
-            "same weights",
-        )
+    _check_choices(readings, numbers, objectives)
     k = dataset.settle_k(k, default=DEFAULT_K)
     dataset.require(readings)
     choices = [replace(settings, objective=objective) for objective in objectives]
@@ -176,14 +169,9 @@ def run_sweep(
         dataset.prompts, test_fraction=test_fraction, seed=seed, places=dataset.places
     )
     known = dataset.subset(development)
-    about = {
-        "dataset": dataset.digest,
-        "development_prompts": _identify(known),
-        "test_prompts": test,
-        **asdict(settings),
-    }
-    del about["objective"]
-    cells = None if folder is None else CellFile(folder / CELLS_FILE, about)
+    cells = None
+    if folder is not None:
+        cells = CellFile(folder / CELLS_FILE, _tell_apart(dataset, known, test, settings))
     tried: list[TriedCell] = []
 
     def run(designs: Sequence[Design]) -> None:
@@ -213,11 +201,38 @@ def run_sweep(
     )
 
 
-def _identify(known: Dataset) -> str:
-    """Say which prompts and how many samples of each there are: the digest is of all stored."""
+def _check_choices(
+    readings: Sequence[Reading], numbers: Sequence[str], objectives: Sequence[str]
+) -> None:
+    if not (readings or numbers) or not objectives:
+        raise EvaluationError("readings", "or numbers, and objectives must hold at least one each")
+    for name, given in (("readings", [*map(str, readings)]), ("objectives", objectives)):
+        for index, each in enumerate(given):
+            if each in given[:index]:
+                raise EvaluationError(name, f"must be different, got {each!r} twice")
+    if {"bt", "dpo"} <= set(objectives):
+        raise EvaluationError(
+            "objectives",
+            "must not hold both 'bt' and 'dpo': for a probe they are the same loss, and train the "
+            "same weights",
+        )
+
+
+def _tell_apart(
+    dataset: Dataset, known: Dataset, test: list[int], settings: TrainingSettings
+) -> Json:
+    """Return what the cells of a sweep depend on, besides their own terms and objective."""
+    # Which prompts and how many samples of each there are, as the digest is of all stored.
     counted = [*identify_prompts(known.prompts), *map(str, known.num_samples)]
     digest = hashlib.sha256(" ".join(counted).encode()).hexdigest()[:12]
-    return f"{len(known.prompts)}, of {len(known.samples)} samples ({digest})"
+    about = {
+        "dataset": dataset.digest,
+        "development_prompts": f"{len(known.prompts)}, of {len(known.samples)} samples ({digest})",
+        "test_prompts": test,
+        **asdict(settings),
+    }
+    del about["objective"]
+    return about
 
 
 def count_cells(readings: Sequence[Reading], *, numbers: bool, objectives: int) -> int:
