@@ -1,5 +1,6 @@
 """The cells of a sweep: how each is tried, which one wins, and the file to go on from."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qprobe.data.dataset import Dataset
+from qprobe.data.provenance import identify_prompts
 from qprobe.errors import EvaluationError, QProbeError, TrainingError
 from qprobe.files import write_file
 from qprobe.training.cross_validation import Problem, cross_validate
@@ -17,7 +19,15 @@ from qprobe.training.design import Design
 from qprobe.training.inputs import Inputs, prepare
 from qprobe.training.settings import TrainingSettings
 
-__all__ = ["CELLS_FILE", "Cell", "CellFile", "TriedCell", "choose_cell", "try_objectives"]
+__all__ = [
+    "CELLS_FILE",
+    "Cell",
+    "CellFile",
+    "TriedCell",
+    "choose_cell",
+    "tell_apart",
+    "try_objectives",
+]
 
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -123,6 +133,23 @@ class CellFile:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"about": self._about, "cells": cells}, allow_nan=False)
         write_file(self._path, content.encode())
+
+
+def tell_apart(
+    dataset: Dataset, known: Dataset, test: list[int], settings: TrainingSettings
+) -> Json:
+    """Return what the cells of a sweep depend on, besides their own terms and objective."""
+    # Which prompts and how many samples of each there are, as the digest is of all stored.
+    counted = [*identify_prompts(known.prompts), *map(str, known.num_samples)]
+    digest = hashlib.sha256(" ".join(counted).encode()).hexdigest()[:12]
+    about = {
+        "dataset": dataset.digest,
+        "development_prompts": f"{len(known.prompts)}, of {len(known.samples)} samples ({digest})",
+        "test_prompts": test,
+        **asdict(settings),
+    }
+    del about["objective"]
+    return about
 
 
 def choose_cell(tried: Sequence[TriedCell]) -> Cell:

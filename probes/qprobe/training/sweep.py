@@ -4,7 +4,6 @@ First every reading alone, and the numbers alone; then what these say is best to
 """
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from qprobe.data.dataset import Dataset
-from qprobe.data.provenance import identify_prompts
 from qprobe.data.split import split_prompts
 from qprobe.errors import EvaluationError
 from qprobe.evaluation.expectation import expected_rewards
@@ -30,6 +28,7 @@ from qprobe.training.cells import (
     CellFile,
     TriedCell,
     choose_cell,
+    tell_apart,
     try_objectives,
 )
 from qprobe.training.design import Design, settle_numbers
@@ -171,17 +170,8 @@ def run_sweep(
     known = dataset.subset(development)
     cells = None
     if folder is not None:
-        cells = CellFile(folder / CELLS_FILE, _tell_apart(dataset, known, test, settings))
-    tried: list[TriedCell] = []
-
-    def run(designs: Sequence[Design]) -> None:
-        for design in designs:
-            for each in try_objectives(known, design, choices, cells):
-                tried.append(each)
-                progress(each.cell)
-
-    run([*(Design((each,)) for each in readings), *([Design((), numbers)] if numbers else [])])
-    run(_combine(tried, numbers))
+        cells = CellFile(folder / CELLS_FILE, tell_apart(dataset, known, test, settings))
+    tried = _try_all(known, readings, numbers, choices, cells, progress)
     winner = choose_cell(tried)
     chosen = replace(settings, objective=winner.objective)
     probe = make_probe(dataset, winner.terms, chosen, k=k, test=test, licence=licence)
@@ -218,21 +208,25 @@ def _check_choices(
         )
 
 
-def _tell_apart(
-    dataset: Dataset, known: Dataset, test: list[int], settings: TrainingSettings
-) -> Json:
-    """Return what the cells of a sweep depend on, besides their own terms and objective."""
-    # Which prompts and how many samples of each there are, as the digest is of all stored.
-    counted = [*identify_prompts(known.prompts), *map(str, known.num_samples)]
-    digest = hashlib.sha256(" ".join(counted).encode()).hexdigest()[:12]
-    about = {
-        "dataset": dataset.digest,
-        "development_prompts": f"{len(known.prompts)}, of {len(known.samples)} samples ({digest})",
-        "test_prompts": test,
-        **asdict(settings),
-    }
-    del about["objective"]
-    return about
+def _try_all(
+    known: Dataset,
+    readings: Sequence[Reading],
+    numbers: tuple[str, ...],
+    choices: Sequence[TrainingSettings],
+    cells: CellFile | None,
+    progress: Callable[[Cell], object],
+) -> list[TriedCell]:
+    tried: list[TriedCell] = []
+
+    def run(designs: Sequence[Design]) -> None:
+        for design in designs:
+            for each in try_objectives(known, design, choices, cells):
+                tried.append(each)
+                progress(each.cell)
+
+    run([*(Design((each,)) for each in readings), *([Design((), numbers)] if numbers else [])])
+    run(_combine(tried, numbers))
+    return tried
 
 
 def count_cells(readings: Sequence[Reading], *, numbers: bool, objectives: int) -> int:
@@ -297,11 +291,6 @@ def write_sweep(result: SweepResult, folder: Path) -> None:
     writer.writerows(rows)
     content = json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    write_files(
-        folder,
-        {
-            "sweep.csv": table.getvalue().encode(),
-            "sweep.json": content.encode(),
-        },
-    )
+    files = {"sweep.csv": table.getvalue().encode(), "sweep.json": content.encode()}
+    write_files(folder, files)
     (folder / CELLS_FILE).unlink(missing_ok=True)
