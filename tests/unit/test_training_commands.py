@@ -20,6 +20,7 @@ from qprobe.evaluation.scoring import score
 from qprobe.probe.values import NUMBERS
 from qprobe.reports import evaluation
 from qprobe.training.design import Design, settle_numbers
+from qprobe.training.judgement import judge
 from qprobe_server import cli
 
 NUM_PROMPTS, N, HIDDEN = 20, 4, 3
@@ -202,6 +203,20 @@ def test_heads_read_the_numbers_if_the_dataset_knows_them(
     expected = columns.blocks[0].numpy() @ made.heads[8].states[0].weight
     expected += columns.numbers.numpy() @ weights + made.heads[8].bias
     assert scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_probe_of_some_numbers_is_compared_with_all_of_them(tmp_path: Path) -> None:
+    """One of all that are known is these, so that there is nothing to compare."""
+    data = Dataset.load(write_dataset(tmp_path / "data"))
+    rng = np.random.default_rng(0)
+    for place, each in enumerate(data.samples):
+        tokens = [1] * int(rng.integers(1, 20))
+        data.samples[place] = replace(each, token_ids=tokens, logprob=-float(rng.random()))
+    settings = TrainingSettings(objective="mse", num_folds=2, weight_decays=(1.0,))
+    for numbers, compared in ((("length", "cut"), True), (NUMBERS, False)):
+        probe = train_probe(data, [], settings, numbers=numbers)
+        metrics = judge(probe, data, known=None, k=N, beta=0.1)
+        assert ("numbers" in metrics["baselines"]) == compared
 
 
 def test_a_checkpoint_that_the_dataset_lacks_is_named(

@@ -34,15 +34,14 @@ def judge(probe: Probe, dataset: Dataset, *, known: Dataset | None, k: int, beta
         beta: In units of score, finite, >= 0.
 
     Returns:
-        What ``measure`` returns, in JSON types, with the numbers alone among the baselines; and, if
-        the probe has one, ``confidence``, what ``measure_confidence`` returns.
+        What ``measure`` returns, in JSON types, with the numbers alone among the baselines, unless
+        the probe is all of them itself; and, if it has one, ``confidence``, what
+        ``measure_confidence`` returns.
 
     Raises:
         QProbeError: Something is not stored, or an argument is out of range.
     """
-    numbers = None
-    if probe.terms.layers:  # else it is the numbers
-        numbers = _score_by_numbers(dataset, known)
+    numbers = _score_by_numbers(probe, dataset, known)
     metrics = measure(
         score(probe.terms, dataset),
         dataset,
@@ -59,10 +58,13 @@ def judge(probe: Probe, dataset: Dataset, *, known: Dataset | None, k: int, beta
     return metrics
 
 
-def _score_by_numbers(dataset: Dataset, known: Dataset | None) -> NDArray[np.float64] | None:
+def _score_by_numbers(
+    probe: Probe, dataset: Dataset, known: Dataset | None
+) -> NDArray[np.float64] | None:
     """Score samples by a fit to the numbers alone; None if they, or rewards, teach nothing.
 
-    Of answers that an embeddings endpoint reads no numbers are known.
+    Likewise if the probe is all the numbers that are known, and nothing else. Of answers that an
+    embeddings endpoint reads no numbers are known.
     """
     teaching = dataset if known is None else known
     if any(each.manifest.get("endpoint") is not None for each in (dataset, teaching)):
@@ -70,6 +72,8 @@ def _score_by_numbers(dataset: Dataset, known: Dataset | None) -> NDArray[np.flo
     names: tuple[str, ...] = NUMBERS
     if not (has_logprobs(dataset) and has_logprobs(teaching)):
         names = tuple(each for each in NUMBERS if each not in LOGPROB_NUMBERS)
+    if not probe.terms.layers and set(names) <= set(probe.terms.numbers):
+        return None
     columns = Design((), names).read(teaching)
     try:
         fitted = fit_probe(
