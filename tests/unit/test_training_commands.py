@@ -16,6 +16,7 @@ from qprobe import train as train_probe
 from qprobe.data.dataset import GREEDY, Dataset, Sample
 from qprobe.data.provenance import SEEN, identify_prompts, read_seen
 from qprobe.data.writer import DatasetWriter
+from qprobe.errors import TrainingError
 from qprobe.evaluation.scoring import score
 from qprobe.probe.values import NUMBERS
 from qprobe.reports import evaluation
@@ -203,6 +204,16 @@ def test_heads_read_the_numbers_if_the_dataset_knows_them(
     expected = columns.blocks[0].numpy() @ made.heads[8].states[0].weight
     expected += columns.numbers.numpy() @ weights + made.heads[8].bias
     assert scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_head_that_cannot_be_trained_is_named_by_its_tokens(tmp_path: Path) -> None:
+    """All answers are longer than 8 tokens, so that a head of their length reads nothing."""
+    data = Dataset.load(write_dataset(tmp_path / "data"))
+    for place, each in enumerate(data.samples):
+        data.samples[place] = replace(each, token_ids=[1] * (9 + place % 7))
+    settings = TrainingSettings(objective="mse", num_folds=2, weight_decays=(1.0,))
+    with pytest.raises(TrainingError, match="head of 8 tokens cannot be trained: numbers: do not"):
+        train_probe(data, [], settings, numbers=("length", "cut"), checkpoints=[8])
 
 
 def test_a_probe_of_some_numbers_is_compared_with_all_of_them(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from qprobe.data.dataset import Dataset
 from qprobe.data.provenance import SEEN, note_seen
 from qprobe.data.split import split_prompts
-from qprobe.errors import ProbeFileError
+from qprobe.errors import ProbeFileError, TrainingError
 from qprobe.evaluation.expectation import expected_rewards
 from qprobe.evaluation.metrics import choose_freely
 from qprobe.probe.probe import Endpoint, Probe, ProbeInfo
@@ -87,13 +87,6 @@ def train(
     for gate in design.gates:
         known.require(gate.readings, gate.token_layers)
 
-    problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
-
-    def fit(head: Design, tokens: int) -> Terms:
-        columns = head.read(known, tokens=tokens)
-        inputs = prepare(columns.blocks, columns.numbers)
-        return head.to_terms(fit_inputs(problem, inputs, progress=progress))
-
     return make_probe(
         dataset,
         design,
@@ -101,7 +94,7 @@ def train(
         k=k,
         test=test,
         licence=licence,
-        heads={tokens: fit(head, tokens) for tokens, head in heads.items()},
+        heads=_fit_heads(heads, known, settings, progress),
         notes=notes,
         progress=progress,
     )
@@ -120,6 +113,26 @@ def _design_heads(
         "token, which newer ones do"
     )
     return {tokens: replace(head, numbers=()) for tokens, head in heads.items()}, [note]
+
+
+def _fit_heads(
+    heads: Mapping[int, Design],
+    known: Dataset,
+    settings: TrainingSettings,
+    progress: Callable[[], object],
+) -> dict[int, Terms]:
+    problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
+    fitted = {}
+    for tokens, head in heads.items():
+        columns = head.read(known, tokens=tokens)
+        try:
+            inputs = prepare(columns.blocks, columns.numbers)
+            fitted[tokens] = head.to_terms(fit_inputs(problem, inputs, progress=progress))
+        except TrainingError as error:
+            raise TrainingError(
+                "checkpoints", f"the head of {tokens} tokens cannot be trained: {error}"
+            ) from error
+    return fitted
 
 
 def make_probe(
