@@ -137,6 +137,16 @@ def test_few_prompts_give_none() -> None:
     assert "19 prompts are too few" in few.info.training["notes"][-1]
 
 
+@pytest.mark.parametrize(
+    ("num", "settings", "announced"), [(40, COMPARING, 6), (40, SETTINGS, 3), (19, COMPARING, 3)]
+)
+def test_its_own_fit_is_announced(num: int, settings: TrainingSettings, announced: int) -> None:
+    """Two weight decays and a last fit; there is none if the probe's is as good, or on few."""
+    totals: list[int] = []
+    train(plant(0, num=num), READING, settings, test_fraction=0, progress=totals.append)
+    assert totals == [announced] * announced
+
+
 @pytest.mark.parametrize("scale", [1.0, 5.0], ids=["platt", "isotonic"])
 def test_noise_gives_none(scale: float) -> None:
     """A gain of mean 0 is above its standard error in a sixth of seeds; a fit to noise loses."""

@@ -56,7 +56,9 @@ def test_a_gate_hears_what_tells(segments: tuple[int, ...], tmp_path: Any) -> No
     unseen, tokens = plant(1)
     ends = ",".join(map(str, segments))
     gate = f"3/{ends}" if ends else "3"
-    gated = train(known, (), SETTINGS, gates=[gate], test_fraction=0)
+    totals: list[int] = []
+    gated = train(known, (), SETTINGS, gates=[gate], test_fraction=0, progress=totals.append)
+    assert totals == [2 + 2 + 4] * 8  # the fit, its confidence's own, and the gate's
     plain = train(known, READINGS, SETTINGS, test_fraction=0)
     assert gated.terms.describe() == ("3/gate/4,8" if segments else "3/gate")
     earned = [

@@ -18,7 +18,7 @@ from qprobe.training.cross_validation import Problem
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
 from qprobe.training.inputs import Inputs
 
-__all__ = ["find_confidence", "fit_isotonic", "fit_platt"]
+__all__ = ["choose_own_settings", "find_confidence", "fit_isotonic", "fit_platt"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -32,6 +32,8 @@ def find_confidence(
     inputs: Inputs,
     fitted: FittedProbe,
     settings: TrainingSettings,
+    *,
+    progress: Callable[[], object] = lambda: None,
 ) -> tuple[Confidence | None, str | None]:
     """Return the confidence of a probe, or None and why there is none.
 
@@ -46,21 +48,22 @@ def find_confidence(
         inputs: What they read there, prepared.
         fitted: The probe.
         settings: What it was trained with.
+        progress: Given to the fit of the second sum, if there is one.
     """
     rewards, questions = dataset.rewards, dataset.questions[dataset.groups]
-    num_questions = len(np.unique(questions))
+    num_questions = _count_questions(dataset)
     if num_questions < MIN_PROMPTS:
         return None, (
             f"the probe has no confidence: {num_questions} prompts are too few to learn it from, "
             f"{MIN_PROMPTS} are needed"
         )
-    bounded = bool((rewards >= 0).all() and (rewards <= 1).all())
-    fit = fit_platt if bounded else fit_isotonic
-    pointwise = replace(settings, objective="ce" if bounded else "mse", per_prompt=False)
+    fit = fit_platt if _are_bounded(rewards) else fit_isotonic
     tried: list[tuple[FittedProbe, Terms | None]] = [(fitted, None)]
-    if pointwise != settings:
+    pointwise = choose_own_settings(dataset, settings)
+    if pointwise is not None:
         with suppress(TrainingError):  # then the probe's own will do
-            own = fit_inputs(Problem(rewards, dataset.groups, pointwise, questions), inputs)
+            problem = Problem(rewards, dataset.groups, pointwise, questions)
+            own = fit_inputs(problem, inputs, progress=progress)
             tried.append((own, to_terms(own)))
     folds = [each.numpy() for each in Problem(rewards, dataset.groups, settings, questions).places]
     best, most = None, 0.0
@@ -78,6 +81,26 @@ def find_confidence(
             "reward than the mean reward does"
         )
     return best, None
+
+
+def choose_own_settings(dataset: Dataset, settings: TrainingSettings) -> TrainingSettings | None:
+    """Return what a second sum is trained with; None if there is none, as the probe's is as good.
+
+    Arguments are those of ``find_confidence``.
+    """
+    objective = "ce" if _are_bounded(dataset.rewards) else "mse"
+    pointwise = replace(settings, objective=objective, per_prompt=False)
+    if pointwise == settings or _count_questions(dataset) < MIN_PROMPTS:
+        return None
+    return pointwise
+
+
+def _are_bounded(rewards: Floats) -> bool:
+    return bool((rewards >= 0).all() and (rewards <= 1).all())
+
+
+def _count_questions(dataset: Dataset) -> int:
+    return len(np.unique(dataset.questions[dataset.groups]))
 
 
 def fit_platt(scores: Floats, rewards: Floats) -> Platt:

@@ -26,12 +26,14 @@ from qprobe.training.cross_validation import Problem
 from qprobe.training.inputs import Inputs, prepare
 from qprobe.training.settings import TrainingSettings
 
-__all__ = ["FittedGate", "Gate", "fit_gate", "weigh"]
+__all__ = ["GATE_FITS", "FittedGate", "Gate", "fit_gate", "weigh"]
 
 Floats = NDArray[np.float64]
 # The main axes of the states that gate and value read: all of them would fit noise.
 _NUM_AXES = 32
 _WEIGHT_DECAYS = (1.0, 0.1, 0.01)
+# How often ``fit_gate`` tells of its progress.
+GATE_FITS = len(_WEIGHT_DECAYS) + 1
 _MAX_STEPS = 100
 # That the axes are found by.
 _MAX_SAMPLES = 1024
@@ -112,7 +114,13 @@ class _Segments:
         return _Segments(self.means[rows], self.sizes[rows])
 
 
-def fit_gate(dataset: Dataset, gate: Gate, settings: TrainingSettings) -> FittedGate:
+def fit_gate(
+    dataset: Dataset,
+    gate: Gate,
+    settings: TrainingSettings,
+    *,
+    progress: Callable[[], object] = lambda: None,
+) -> FittedGate:
     """Train a gate with the objective of the settings, at the best of three weight decays.
 
     Args:
@@ -120,6 +128,7 @@ def fit_gate(dataset: Dataset, gate: Gate, settings: TrainingSettings) -> Fitted
             held, for as many tokens of every sample as the longest has.
         gate: Which.
         settings: Of the training; its own weight decays are those of the linear fit.
+        progress: Called ``GATE_FITS`` times.
 
     Raises:
         QProbeError: A reading is not stored, or rewards do not go with the objective.
@@ -136,6 +145,7 @@ def fit_gate(dataset: Dataset, gate: Gate, settings: TrainingSettings) -> Fitted
             known = torch.cat([each for at, each in enumerate(problem.places) if at != fold])
             found = _fit(problem, fold, segments.take(known), decay)
             scores[places.numpy()] = segments.take(places).score(found).numpy()
+        progress()
         return scores
 
     tried = {decay: hold_out(decay) for decay in _WEIGHT_DECAYS}
@@ -148,17 +158,22 @@ def fit_gate(dataset: Dataset, gate: Gate, settings: TrainingSettings) -> Fitted
     decay = max(tried, key=earn)
     every = torch.cat(problem.places)
     found = _fit(problem, None, segments.take(every), decay)
+    progress()
+    return FittedGate(_to_term(gate, inputs, found), tried[decay])
+
+
+def _to_term(gate: Gate, inputs: Inputs, parameters: Tensor) -> GateTerm:
+    """Return a gate with parameters of the main axes, as ``_Segments.score`` takes them."""
     weights = []
-    for part in found.chunk(2):
+    for part in parameters.chunk(2):
         raw = inputs.expand(
             torch.cat([part[:-1], part.new_zeros(inputs.axes.shape[1] - len(part) + 1)])
         )
         weights.append(inputs.undo(raw, float(part[-1])))
     (gating,), (value,) = (each.blocks for each in weights)
-    term = GateTerm(
+    return GateTerm(
         gate.layer, gate.segments, gating.numpy(), value.numpy(), weights[0].bias, weights[1].bias
     )
-    return FittedGate(term, tried[decay])
 
 
 def weigh(term: GateTerm, weight: float) -> GateTerm:

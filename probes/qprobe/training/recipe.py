@@ -17,11 +17,11 @@ from qprobe.evaluation.metrics import choose_freely
 from qprobe.probe.probe import Endpoint, Probe, ProbeInfo
 from qprobe.probe.reading import Reading
 from qprobe.probe.terms import Terms
-from qprobe.training.confidence import find_confidence
+from qprobe.training.confidence import choose_own_settings, find_confidence
 from qprobe.training.cross_validation import Problem
 from qprobe.training.design import Design, has_logprobs, settle_numbers
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
-from qprobe.training.gate import Gate, fit_gate
+from qprobe.training.gate import GATE_FITS, Gate, fit_gate
 from qprobe.training.inputs import prepare
 
 __all__ = ["DEFAULT_K", "make_probe", "read_settings", "train"]
@@ -41,7 +41,7 @@ def train(
     test_fraction: float | None = None,
     licence: str | None = None,
     checkpoints: Sequence[int] = (),
-    progress: Callable[[], object] = lambda: None,
+    progress: Callable[[int], object] = lambda total: None,
 ) -> Probe:
     """Train a probe on a dataset, less the prompts that are set aside; ``evaluate`` takes those.
 
@@ -63,7 +63,7 @@ def train(
         checkpoints: Numbers of tokens. The probe gets a head for each, trained in the same way on
             the means over the first so many tokens of the same layers, and on the same numbers of
             these tokens if the dataset knows them; else ``training.notes`` says that it does not.
-        progress: Called ``len(settings.decays) + 1`` times for the probe and for each head.
+        progress: Called after each weight decay of each fit, and each fit, with the number of all.
 
     Raises:
         QProbeError: The dataset cannot be split or trained on, lacks what is read, or k is too
@@ -87,6 +87,12 @@ def train(
     for gate in design.gates:
         known.require(gate.readings, gate.token_layers)
 
+    num_fits = 1 + len(heads) + (choose_own_settings(known, settings) is not None)
+    total = num_fits * (len(settings.decays) + 1) + len(design.gates) * GATE_FITS
+
+    def advance() -> None:
+        progress(total)
+
     return make_probe(
         dataset,
         design,
@@ -94,9 +100,9 @@ def train(
         k=k,
         test=test,
         licence=licence,
-        heads=_fit_heads(heads, known, settings, progress),
+        heads=_fit_heads(heads, known, settings, advance),
         notes=notes,
-        progress=progress,
+        progress=advance,
     )
 
 
@@ -158,16 +164,21 @@ def make_probe(
         licence: SPDX expression for the weights.
         heads: For each checkpoint.
         notes: What one must know to believe it, besides what the fit says.
-        progress: Called ``len(settings.decays) + 1`` times.
+        progress: Called after each weight decay of each fit, and each fit.
     """
     known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
-    gates = [fit_gate(known, each, settings) for each in design.gates]
+    gates = [fit_gate(known, each, settings, progress=progress) for each in design.gates]
     columns = design.read(known).add([each.held_out_scores for each in gates])
     inputs = prepare(columns.blocks, columns.numbers)
     problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
     fitted = fit_inputs(problem, inputs, progress=progress)
     confidence, reason = find_confidence(
-        known, partial(design.to_terms, gates=gates), inputs, fitted, settings
+        known,
+        partial(design.to_terms, gates=gates),
+        inputs,
+        fitted,
+        settings,
+        progress=progress,
     )
     every = (*fitted.notes, *notes, *([reason] if reason else []))
     info = ProbeInfo(

@@ -34,8 +34,12 @@ def run(args: argparse.Namespace) -> None:
 
     settings = read_settings(args, args.objective)
     dataset = load_datasets(args)
-    count = (1 + len({*args.checkpoints})) * (len(settings.decays) + 1)
-    with tqdm(total=count, unit="fit", disable=None, leave=False) as bar:
+    with tqdm(unit="fit", disable=None, leave=False) as bar:
+
+        def advance(total: int) -> None:
+            bar.total = total
+            bar.update()
+
         probe = train(
             dataset,
             readings,
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
             test_fraction=args.test_fraction,
             licence=args.licence,
             checkpoints=args.checkpoints,
-            progress=bar.update,
+            progress=advance,
         )
     save_probe(probe, args.output)
     chosen = probe.info.training
