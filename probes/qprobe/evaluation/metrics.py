@@ -64,23 +64,19 @@ def measure(
     rewards, groups = dataset.rewards, dataset.groups
     if not math.isfinite(beta):
         raise EvaluationError("beta", f"must be finite, got {beta!r}")
-    counts = np.bincount(groups, minlength=len(dataset.prompts))
-    bootstrap = Bootstrap(len(counts), dataset.questions)
+    bootstrap = Bootstrap(len(dataset.prompts), dataset.questions)
     policy = expect(scores, rewards, groups, k=k, beta=beta)  # checks the arguments too
     base = expected_rewards(scores, rewards, groups, k=1, beta=0)
     ceiling = expected_rewards(rewards, rewards, groups, k=k, beta=0)
-    num_choices = _grid(int(counts.min()), k)
+    num_choices = _grid(int(dataset.num_samples.min()), k)
     baselines = choose_freely(dataset, k, read_answer)
     for name, others in (rivals or {}).items():
         baselines[name] = expected_rewards(others, rewards, groups, k=k, beta=0)
     by_k = _vary(scores, dataset, bootstrap, [(each, beta) for each in num_choices])
     by_beta = _vary(scores, dataset, bootstrap, [(k, each) for each in BETAS if each != beta])
     return {
-        "dataset": {name: dataset.manifest[name] for name in _ABOUT if name in dataset.manifest},
-        "num_prompts": len(counts),
+        **_describe(dataset),
         "num_questions": bootstrap.num_questions,
-        "num_samples": len(groups),
-        "num_samples_per_prompt": [int(counts.min()), int(counts.max())],
         "k": k,
         "beta": float(beta),
         "base": bootstrap.mean(base).to_json("reward"),
@@ -99,17 +95,29 @@ def measure(
             "best_of_k": _best_of_k(scores, dataset, num_choices),
         },
         "baselines": {
-            name: {
-                **bootstrap.mean(values).to_json("reward"),
-                "num_prompts": int(np.isfinite(values).sum()),
-                "policy_minus_baseline": bootstrap.mean(policy.rewards - values).to_json(
-                    "difference"
-                ),
-            }
-            for name, values in baselines.items()
+            name: _compare(policy.rewards, values, bootstrap) for name, values in baselines.items()
         },
         "correlation": _correlate(scores, rewards, groups, bootstrap),
         "calibration": _calibrate(scores, rewards, groups, bootstrap),
+    }
+
+
+def _describe(dataset: Dataset) -> Json:
+    sizes = dataset.num_samples
+    return {
+        "dataset": {name: dataset.manifest[name] for name in _ABOUT if name in dataset.manifest},
+        "num_prompts": len(sizes),
+        "num_samples": len(dataset.samples),
+        "num_samples_per_prompt": [int(sizes.min()), int(sizes.max())],
+    }
+
+
+def _compare(policy: Floats, others: Floats, bootstrap: Bootstrap) -> Json:
+    """Return what a baseline earns, and what the policy earns more: (prompts,) each."""
+    return {
+        **bootstrap.mean(others).to_json("reward"),
+        "num_prompts": int(np.isfinite(others).sum()),
+        "policy_minus_baseline": bootstrap.mean(policy - others).to_json("difference"),
     }
 
 

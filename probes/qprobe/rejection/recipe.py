@@ -80,14 +80,7 @@ def recommend_schedule(
         name: value for name, value in probe.info.training.items() if name != SEEN_BY_SCHEDULE
     }
     info = replace(probe.info, training=training)
-    if not info.checkpoints:
-        raise ProbeFileError("checkpoints", "are none: train the probe with --checkpoints")
-    check_same_model(info, dataset)
-    check_same_sampling(info, dataset)
-    dataset.require(list_readings(probe.terms), list_token_layers(probe.terms))
-    for tokens, head in probe.heads.items():
-        layers = list_token_layers(head, tokens=tokens)
-        dataset.require(list_readings(head, tokens=tokens), layers)
+    _check(probe, info, dataset)
     k = dataset.settle_k(info.k if k is None else k, default=info.k)
     beta = info.beta if beta is None else beta
     sides = _score(probe, info, dataset, progress)
@@ -113,6 +106,17 @@ def recommend_schedule(
         info, k=k, beta=beta, schedule=choice.chosen.schedule, training={**training, **noted}
     )
     return Probe(made, probe.terms, probe.heads, probe.confidence), metrics
+
+
+def _check(probe: Probe, info: ProbeInfo, dataset: Dataset) -> None:
+    if not info.checkpoints:
+        raise ProbeFileError("checkpoints", "are none: train the probe with --checkpoints")
+    check_same_model(info, dataset)
+    check_same_sampling(info, dataset)
+    dataset.require(list_readings(probe.terms), list_token_layers(probe.terms))
+    for tokens, head in probe.heads.items():
+        layers = list_token_layers(head, tokens=tokens)
+        dataset.require(list_readings(head, tokens=tokens), layers)
 
 
 def _score(

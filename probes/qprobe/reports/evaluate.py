@@ -77,13 +77,7 @@ def evaluate(
     development = dataset.subset(known) if whole else None
     metrics = judge(probe, held_out, known=development, k=k, beta=beta)
     if votes:
-        scores = score(probe.terms, held_out)
-        metrics["votes"] = [
-            measure_vote(
-                scores, find_classes(held_out, each, execution), held_out, each, k=k, beta=beta
-            )
-            for each in votes
-        ]
+        metrics["votes"] = _measure_votes(probe, held_out, votes, execution, k=k, beta=beta)
     if info.schedule:
         try:
             samples = score_samples(probe, held_out)
@@ -103,6 +97,23 @@ def evaluate(
             progress=progress,
         )
     return {**metrics, "settings": _describe(probe), "notes": notes}
+
+
+def _measure_votes(
+    probe: Probe,
+    dataset: Dataset,
+    votes: Sequence[Vote],
+    execution: Execution,
+    *,
+    k: int,
+    beta: float,
+) -> list[Json]:
+    scores = score(probe.terms, dataset)
+    found = []
+    for each in votes:
+        classes = find_classes(dataset, each, execution)
+        found.append(measure_vote(scores, classes, dataset, each, k=k, beta=beta))
+    return found
 
 
 def _describe(probe: Probe) -> Json:
