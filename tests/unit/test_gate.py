@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qprobe import Reading, TrainingSettings, train
+from qprobe import Reading, TrainingSettings, evaluate, train
 from qprobe.data.dataset import Dataset, Sample
 from qprobe.errors import DatasetError, TrainingError
 from qprobe.evaluation.expectation import expected_rewards
@@ -122,6 +122,8 @@ def test_gates_stand_beside_numbers_and_are_not_in_heads() -> None:
     assert probe.heads[4].describe() == "3/mean/4"
     with pytest.raises(TrainingError, match="not trained anew"):
         Design.of(probe.terms)
+    told = [evaluate(probe, known, curve=curve)["notes"] for curve in (True, False)]
+    assert told == [["there is no learning curve of a probe with a gate"], []]
 
 
 def test_gates_beside_readings_are_refused() -> None:
