@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from qprobe.data.dataset import Dataset
 from qprobe.probe.pooling import pool, pool_gated
+from qprobe.probe.probe import Probe
 from qprobe.probe.reading import Reading
 from qprobe.probe.terms import GateTerm, StateTerm, Terms
 from qprobe.probe.values import Source
 
-__all__ = ["list_readings", "list_token_layers", "score"]
+__all__ = ["list_readings", "list_token_layers", "score", "score_confidence"]
 
 Floats = NDArray[np.float64]
 
@@ -41,6 +42,18 @@ def score(terms: Terms, dataset: Dataset, *, tokens: int | None = None) -> Float
         weights = np.array(list(terms.numbers.values()))
         scores += dataset.numbers(list(terms.numbers), tokens=tokens) @ weights
     return scores
+
+
+def score_confidence(probe: Probe, dataset: Dataset) -> Floats | None:
+    """Return the reward that a probe expects of each sample, (samples,); None if it cannot tell.
+
+    Raises:
+        DatasetError: What a term reads is not stored.
+    """
+    if probe.confidence is None:
+        return None
+    scores = score(probe.confidence.terms or probe.terms, dataset)
+    return probe.confidence.calibration.apply(scores)
 
 
 def list_readings(terms: Terms, *, tokens: int | None = None) -> list[Reading]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from qprobe.data.dataset import Dataset
 from qprobe.evaluation.held_out import list_unseen
-from qprobe.evaluation.scoring import score
+from qprobe.evaluation.scoring import score, score_confidence
 from qprobe.probe.probe import Probe
 
 __all__ = ["pick_examples"]
@@ -41,7 +41,7 @@ def pick_examples(probe: Probe, dataset: Dataset) -> list[Json]:
     )
     telling = [each for each in np.argsort(-gains, kind="stable") if gains[each] != 0]
     picked = telling[:_NUM_EACH] + telling[max(_NUM_EACH, len(telling) - _NUM_EACH) :]
-    confidence = _say(probe, unseen)
+    confidence = score_confidence(probe, unseen)
     examples = []
     for prompt in picked:
         inside, first = rows[prompt], chosen[prompt]
@@ -64,13 +64,6 @@ def pick_examples(probe: Probe, dataset: Dataset) -> list[Json]:
             }
         )
     return examples
-
-
-def _say(probe: Probe, dataset: Dataset) -> "np.ndarray[Any, np.dtype[np.float64]] | None":
-    if probe.confidence is None:
-        return None
-    scores = score(probe.confidence.terms or probe.terms, dataset)
-    return probe.confidence.calibration.apply(scores)
 
 
 def _show_prompt(row: Json) -> str:

@@ -9,7 +9,7 @@ from qprobe.data.dataset import Dataset
 from qprobe.errors import TrainingError
 from qprobe.evaluation.confidence import measure_confidence
 from qprobe.evaluation.metrics import measure
-from qprobe.evaluation.scoring import score
+from qprobe.evaluation.scoring import score, score_confidence
 from qprobe.probe.pooling import LOGPROB_NUMBERS
 from qprobe.probe.probe import Probe
 from qprobe.probe.values import NUMBERS
@@ -50,11 +50,9 @@ def judge(probe: Probe, dataset: Dataset, *, known: Dataset | None, k: int, beta
         rivals={} if numbers is None else {"numbers": numbers},
         read_answer=read_number if dataset.manifest.get("reward") == "numeric" else None,
     )
-    if probe.confidence is not None:
-        scores = score(probe.confidence.terms or probe.terms, dataset)
-        metrics["confidence"] = measure_confidence(
-            probe.confidence.calibration.apply(scores), dataset
-        )
+    said = score_confidence(probe, dataset)
+    if said is not None:
+        metrics["confidence"] = measure_confidence(said, dataset)
     return metrics
 
 
