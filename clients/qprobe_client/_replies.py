@@ -152,7 +152,7 @@ def _parse_rerank(ours: Fields, result: Fields) -> Rerank:
         scores=result.list_with_nulls("scores", float),
         weights=result.list_of("weights", float),
         kl=result.find("kl", float),
-        sampled_tokens=result.get("sampled_tokens", int),
+        sampled_tokens=result.find("sampled_tokens", int),
         candidates=[_parse_candidate(one) for one in result.each("candidates")]
         if "candidates" in result
         else None,

@@ -71,7 +71,8 @@ class Rerank:
         weights: Probability of each candidate to be drawn first.
         kl: Estimate of the divergence from the base model, in nats; None if candidates voted, or
             were dropped early.
-        sampled_tokens: Tokens generated for all candidates.
+        sampled_tokens: Tokens generated for all candidates; None if a proxy's upstream does not
+            say.
         candidates: All candidates, or None if the request did not ask for them.
         notice: Present when the request was read in a way that its sender may not expect.
         schedule: When candidates were to be dropped: (tokens, keep) of each checkpoint.
@@ -93,7 +94,7 @@ class Rerank:
     scores: list[float | None]
     weights: list[float]
     kl: float | None
-    sampled_tokens: int
+    sampled_tokens: int | None
     candidates: list[Candidate] | None
     notice: str | None
     schedule: list[tuple[int, int]] = field(default_factory=list)

@@ -70,6 +70,7 @@ def check_rerank(rerank: Rerank, *, k: int) -> None:
     assert rerank.weights == pytest.approx([weight / sum(raw) for weight in raw], abs=1e-4)
     entropy = -sum(weight * math.log(weight) for weight in rerank.weights if weight)
     assert rerank.kl == pytest.approx(math.log(k) - entropy, abs=1e-4)
+    assert rerank.sampled_tokens is not None
     assert rerank.sampled_tokens >= k
 
 

@@ -232,6 +232,12 @@ async def test_each_prompt_gets_its_own_answers_and_result(make_client: MakeClie
     assert [result.text for result in got.results] == ["t0", "t2"]
 
 
+async def test_what_an_upstream_does_not_say_is_unknown(make_client: MakeClient) -> None:
+    ours = {**RERANK, "results": [{**RESULT, "sampled_tokens": None}]}
+    got = await settle(make_client({**CHAT, "q_probe": ours}).chat("hi", model="m"))
+    assert got.rerank.sampled_tokens is None
+
+
 async def test_a_prompt_without_a_result(make_client: MakeClient) -> None:
     choices = [{"index": i, "text": "t", "finish_reason": "abort"} for i in (0, 1)]
     reply = {"choices": choices, "usage": USAGE, "q_probe": {**RERANK, "results": [None, RESULT]}}

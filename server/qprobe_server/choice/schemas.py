@@ -108,7 +108,9 @@ class ResultReply(BaseModel):
         description="log k - H(weights), in nats. Null if candidates voted, or were dropped early."
     )
     beta: float | None = Field(description="Used for this prompt; null is infinite.")
-    sampled_tokens: int = Field(description="Generated for all candidates.")
+    sampled_tokens: int | None = Field(
+        description="Generated for all candidates; null if a proxy's upstream does not say."
+    )
     confidence: list[float | None] | None = Field(
         default=None,
         description="If the probe has it: the reward to be expected of each candidate, from 0 to 1 "

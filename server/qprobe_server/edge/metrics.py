@@ -149,18 +149,16 @@ class RerankMetrics:
         """Count a prompt that has ended."""
         self._prompts.labels(label, outcome).inc()
 
-    def observe(self, label: str, result: ResultReply, num_tokens: Sequence[int]) -> None:
+    def observe(self, label: str, result: ResultReply, num_tokens: Sequence[int | None]) -> None:
         """Note what came of a prompt.
 
         Args:
             label: Of the request.
             result: With finite scores; null for candidates that were dropped.
-            num_tokens: Of each candidate.
+            num_tokens: Of each candidate; None where an upstream does not say.
         """
-        returned = sum(num_tokens[index] for index in result.selected)
         self._candidates.labels(label).observe(len(result.scores))
-        self._sampled_tokens.labels(label).inc(result.sampled_tokens)
-        self._rejected_tokens.labels(label).inc(result.sampled_tokens - returned)
+        self._count_tokens(label, result, num_tokens)
         scores = [score for score in result.scores if score is not None]
         self._score_mean.labels(label).observe(statistics.fmean(scores))
         self._score_spread.labels(label).observe(statistics.pstdev(scores))
@@ -171,7 +169,20 @@ class RerankMetrics:
             if confidence is not None:
                 self._confidence.labels(label).observe(confidence)
         if result.rejected_at is not None:
-            self._observe_rejection(label, result.rejected_at, num_tokens)
+            lengths = [each or 0 for each in num_tokens]
+            self._observe_rejection(label, result.rejected_at, lengths)
+
+    def _count_tokens(
+        self, label: str, result: ResultReply, num_tokens: Sequence[int | None]
+    ) -> None:
+        """Count what was sampled, and what of it was not returned, as far as anybody knows."""
+        if result.sampled_tokens is None:
+            return
+        self._sampled_tokens.labels(label).inc(result.sampled_tokens)
+        returned = [num_tokens[index] for index in result.selected]
+        known = [each for each in returned if each is not None]
+        if len(known) == len(returned):
+            self._rejected_tokens.labels(label).inc(result.sampled_tokens - sum(known))
 
     def _observe_rejection(
         self, label: str, rejected_at: Sequence[int | None], num_tokens: Sequence[int]

@@ -191,10 +191,12 @@ def _refuse(error: RequestError) -> JSONResponse:
 
 def _summarize(rerank: Rerank) -> dict[str, Any]:
     weights = {probe.name: weight for probe, weight in rerank.request.probes}
+    counts = [each.sampled_tokens for each in rerank.results.values()]
+    known = [each for each in counts if each is not None]
     return {
         "probe": weights if rerank.request.is_mix else next(iter(weights)),
         "k": rerank.k,
-        "sampled_tokens": sum(each.sampled_tokens for each in rerank.results.values()),
+        "sampled_tokens": sum(known) if len(known) == len(counts) else None,
     }
 
 

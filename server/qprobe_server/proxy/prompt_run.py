@@ -113,9 +113,9 @@ class PromptRun:
             seed=self._seed,
             prompt_index=self._index,
         )
-        num_tokens = [each.written.num_tokens or 0 for each in candidates]
+        num_tokens = [each.written.num_tokens for each in candidates]
         result = make_result(
-            num_tokens=num_tokens,
+            num_tokens=[each or 0 for each in num_tokens],  # only their sum is told; see below
             scores=scores,
             places=range(len(candidates)),
             draw=draw,
@@ -192,8 +192,7 @@ class PromptRun:
         result.sampled_usage = add_usages(came.usages)
         usage = result.sampled_usage or {}
         counted = usage.get("completion_tokens", usage.get("output_tokens"))  # Anthropic's
-        if isinstance(counted, int):
-            result.sampled_tokens = counted
+        result.sampled_tokens = counted if isinstance(counted, int) else None
 
     async def _note(self, result: ResultReply) -> None:
         if result.candidates is None:

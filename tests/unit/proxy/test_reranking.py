@@ -279,7 +279,22 @@ async def test_lengths_that_nobody_tells_are_unknown(setting: Any, make: Any) ->
     body = {**ASK, "q_probe": {"return_candidates": True}}
     async with setting.open() as proxy:
         (result,) = (await proxy.post(CHAT, json=body)).json()["q_probe"]["results"]
+        counted = (await proxy.get("/metrics")).text
     assert [each["num_tokens"] for each in result["candidates"]] == [None] * 4
+    assert (result["sampled_tokens"], result["sampled_usage"]) == (None, None)
+    assert "qprobe_sampled_tokens_total{" not in counted
+
+
+async def test_of_several_choices_nobody_tells_what_the_losers_had(setting: Any, make: Any) -> None:
+    (choice,) = make.complete("abc")["choices"]
+    choices = [{**choice, "index": index} for index in range(4)]
+    setting.stub.answer = make.answer_with({**make.complete("abc"), "choices": choices})
+    async with setting.open(has_n=True) as proxy:
+        (result,) = (await proxy.post(CHAT, json=ASK)).json()["q_probe"]["results"]
+        counted = (await proxy.get("/metrics")).text
+    assert result["sampled_tokens"] == 3
+    assert 'qprobe_sampled_tokens_total{probe="good"} 3.0' in counted
+    assert "qprobe_rejected_tokens_total{" not in counted
 
 
 async def test_a_reader_without_token_scores_says_so(setting: Any) -> None:
@@ -297,6 +312,9 @@ async def test_candidates_may_vote(setting: Any, make: Any) -> None:
     q_probe = {"vote": {"by": "numeric"}}
     async with setting.open() as proxy:
         reply = (await proxy.post(CHAT, json={**ASK, "seed": 0, "q_probe": q_probe})).json()
+        counted = (await proxy.get("/metrics")).text
+    for name in ("votes_total", "vote_seconds_count"):
+        assert f'qprobe_{name}{{by="numeric"}} 1.0' in counted
     vote = reply["q_probe"]["results"][0]["vote"]
     one, other = vote["classes"][0], vote["classes"][1]
     assert vote["classes"] == [one, other, one, one]

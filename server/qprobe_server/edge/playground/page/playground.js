@@ -157,7 +157,8 @@ function showRun(reply, elapsed) {
   const result = own?.results?.[0];
   if (!result?.candidates) throw new ApiError("The reply has no candidates: the server ended the request early.");
   const name = typeof own.probe === "string" ? own.probe : Object.keys(own.probe).join(" + ");
-  const line = `${name}, ${plural(result.sampled_tokens, "token")} sampled, ${formatSeconds(elapsed)}`;
+  const sampled = result.sampled_tokens === null ? "" : `, ${plural(result.sampled_tokens, "token")} sampled`;
+  const line = `${name}${sampled}, ${formatSeconds(elapsed)}`;
   state.run = { result, line, notice: own.notice, beta: betaReceived(result.beta === undefined ? own.beta : result.beta) };
   showCandidates();
   const chosen = result.selected[0];
