@@ -197,7 +197,7 @@ def test_one_that_was_stopped_goes_on_and_asks_nothing_twice(
         return (400, {}, {"error": "my secret prompt"}) if is_bad else play(request, number)
 
     played.play = fail
-    with pytest.raises(StartupError, match="--upstream: status 400; started again") as caught:
+    with pytest.raises(StartupError, match="status 400 for the prompt of line 5;") as caught:
         run(played)
     assert "secret" not in str(caught.value)
     played.play = play

@@ -19,6 +19,7 @@ from qprobe.rewards.rating import Rated
 from qprobe_server.commands.api_sampling import ApiSampler
 from qprobe_server.commands.manifest import SEED_STRIDE
 from qprobe_server.commands.rewarding import Rewarding
+from qprobe_server.errors import ServerError, StartupError
 from qprobe_server.proxy.chat_text import write_answer
 from qprobe_server.proxy.reader import Written
 
@@ -140,7 +141,7 @@ def collect_from_api(
         ServerError: An answer cannot be read.
     """
 
-    def begin(shard: int) -> tuple[list[_Asked], Iterator[tuple[int, Written]]]:
+    def begin(shard: int) -> tuple[list[_Asked], Iterator[tuple[int, Written | ServerError]]]:
         asked = _list(writer.prompts_of(shard), plan)
         return asked, sampler.begin([plan.ask(rows[each.prompt], each.seed) for each in asked])
 
@@ -153,6 +154,12 @@ def collect_from_api(
         done: dict[int, _Done] = {}
         for place, written in arrivals:
             what = asked[place]
+            if isinstance(written, ServerError):
+                line = rows[what.prompt].line
+                raise StartupError(
+                    f"--upstream: {written} for the prompt of line {line}; started again, the "
+                    "collection goes on"
+                ) from written
             done[place] = _Done(what, written, _reward(rewarding, rows, what, written))
             progress(1)
         rewarding.flush()

@@ -6,7 +6,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
-from qprobe_server.errors import ServerError, StartupError
+from qprobe_server.errors import ServerError
 from qprobe_server.proxy.address import read_address
 from qprobe_server.proxy.answers import Format
 from qprobe_server.proxy.keys import find_upstream_keys
@@ -18,7 +18,7 @@ from qprobe_server.proxy.upstream import Bounds, Upstream
 __all__ = ["ApiSampler"]
 
 Body = dict[str, Any]
-_Came = tuple[int, Written | BaseException]
+_Came = tuple[int, Written | ServerError]
 _T = TypeVar("_T")
 
 # For one sample with all retries: longer than the minutes after which most limits of a rate end.
@@ -62,26 +62,29 @@ class ApiSampler:
         """Run something on the sampler's event loop, and return what it returns."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def begin(self, bodies: Sequence[Body]) -> Iterator[tuple[int, Written]]:
+    def begin(self, bodies: Sequence[Body]) -> Iterator[tuple[int, Written | ServerError]]:
         """Begin to sample one completion of each request.
 
         Args:
             bodies: As the routes take them: of a chat where there are messages, else of a text.
 
         Returns:
-            Gives index and completion of each as they come. Raises StartupError where one cannot be
-            had; the others go on.
+            Gives index and completion of each as they come, or why it cannot be had.
         """
-        came: SimpleQueue[_Came] = SimpleQueue()
+        came: SimpleQueue[_Came | BaseException] = SimpleQueue()
         asyncio.run_coroutine_threadsafe(self._sample_all(bodies, came), self._loop)
         return _listen(came, len(bodies))
 
-    async def _sample_all(self, bodies: Sequence[Body], came: SimpleQueue[_Came]) -> None:
+    async def _sample_all(
+        self, bodies: Sequence[Body], came: SimpleQueue[_Came | BaseException]
+    ) -> None:
         async def ask(index: int, body: Body) -> None:
             try:
                 came.put((index, await self._sample(body)))
-            except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+            except ServerError as error:
                 came.put((index, error))
+            except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+                came.put(error)
 
         await asyncio.gather(*(ask(index, body) for index, body in enumerate(bodies)))
 
@@ -109,13 +112,9 @@ class ApiSampler:
         await self._upstream.close()
 
 
-def _listen(came: SimpleQueue[_Came], count: int) -> Iterator[tuple[int, Written]]:
+def _listen(came: SimpleQueue[_Came | BaseException], count: int) -> Iterator[_Came]:
     for _ in range(count):
-        index, found = came.get()
-        if isinstance(found, ServerError):
-            raise StartupError(
-                f"--upstream: {found}; started again, the collection goes on"
-            ) from found
+        found = came.get()
         if isinstance(found, BaseException):
             raise found
-        yield index, found
+        yield found
