@@ -113,10 +113,10 @@ async def _ask(
     asked: Asked, prompt_index: int, candidate_index: int, num: int, *, deadline_s: float
 ) -> Answer | UpstreamError:
     body = asked.format.ask(asked.body, prompt_index, candidate_index, num)
-    headers = _make_headers(asked.headers, f"{prompt_index}-{candidate_index}")
+    suffix = f"{prompt_index}-{candidate_index}"
     try:
         try:
-            reply = await _post(asked, headers, body, deadline_s)
+            reply = await _post(asked, suffix, body, deadline_s)
         except UpstreamError as error:
             if (
                 error.status not in _DISLIKED
@@ -125,15 +125,16 @@ async def _ask(
                 raise
             # It may know no such field, which is ours: the client has not asked for it.
             body = {name: value for name, value in body.items() if name != _USAGE_OPTION}
-            reply = await _post(asked, headers, body, deadline_s)
+            reply = await _post(asked, f"{suffix}-again", body, deadline_s)
         return asked.format.read(reply, body)
     except UpstreamError as error:
         return error
 
 
-async def _post(asked: Asked, headers: Sequence[Header], body: Body, deadline_s: float) -> Reply:
-    content = bodies.write(body)
-    request = httpx.Request("POST", asked.url, headers=list(headers), content=content)
+async def _post(asked: Asked, suffix: str, body: Body, deadline_s: float) -> Reply:
+    """Ask with this body, under ids with this suffix: each body needs ids of its own."""
+    headers = _make_headers(asked.headers, suffix)
+    request = httpx.Request("POST", asked.url, headers=headers, content=bodies.write(body))
     return await asked.upstream.ask(request, deadline_s=deadline_s)
 
 

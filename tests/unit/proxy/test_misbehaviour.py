@@ -223,7 +223,10 @@ async def test_an_upstream_may_not_know_how_to_say_a_streams_usage(
 
     setting.stub.answer = answer
     async with setting.open() as proxy:
-        text = (await proxy.post(CHAT, json=STREAM)).text
+        reply = await proxy.post(CHAT, json=STREAM, headers={"idempotency-key": "one"})
+        text = reply.text
+        keys = [each["idempotency-key"] for each in setting.stub.headers]
+        assert len(set(keys)) == 8  # of one that knows the key, another body would be a mistake
         assert '"sampled_usage":null' in text
         assert text.endswith("data: [DONE]\n\n")
         asked = {**STREAM, "stream_options": {"include_usage": True}}
