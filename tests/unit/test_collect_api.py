@@ -210,6 +210,17 @@ def test_one_that_was_stopped_goes_on_and_asks_nothing_twice(
     assert set(again) == {f"Colour {i}?" for i in range(3, 8)}
 
 
+@pytest.mark.parametrize("name", ["UPSTREAM", "EMBEDDINGS"])
+def test_a_key_that_no_header_can_have_is_refused_before_anything_is_asked(
+    playing: Any, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    played = playing(play)
+    monkeypatch.setenv(f"QPROBE_{name}_API_KEY", "a\r")
+    with pytest.raises(StartupError, match="a key in the environment has a character"):
+        run(played)
+    assert played.requests == []
+
+
 def test_datasets_of_one_template_are_joined_and_of_two_are_not(
     playing: Any, run: Callable[..., Path]
 ) -> None:

@@ -1,7 +1,6 @@
 """The flags of ``collect`` that have an API sample, and what is recorded of it."""
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +10,11 @@ from qprobe_server.errors import StartupError
 __all__ = [
     "API_FLAGS",
     "DEFAULT_MAX_TOKENS",
-    "EMBEDDINGS_KEY_VARIABLE",
     "add_api_flags",
     "check_api_flags",
     "describe_api",
-    "find_embeddings_key",
 ]
 
-EMBEDDINGS_KEY_VARIABLE = "QPROBE_EMBEDDINGS_API_KEY"
 # As where a model's own files do not say: few APIs bound an answer that is not asked to be short.
 DEFAULT_MAX_TOKENS = 256
 _TEMPLATE = "{prompt}{completion}"
@@ -68,7 +64,7 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
         "--embeddings",
         metavar="URL",
         help="Base URL of an embeddings endpoint of OpenAI's API, instead of a reader; its key is "
-        f"{EMBEDDINGS_KEY_VARIABLE} in the environment.",
+        "QPROBE_EMBEDDINGS_API_KEY in the environment.",
     )
     group.add_argument("--embedding-model", metavar="NAME", help="Its model; with --embeddings.")
     group.add_argument(
@@ -127,11 +123,6 @@ def describe_api(args: argparse.Namespace) -> Mapping[str, Any]:
         # As in a probe's header.
         told["endpoint"] = {"template": args.embedding_template or _TEMPLATE, "normalize": True}
     return told
-
-
-def find_embeddings_key() -> str | None:
-    """Return the key of the embeddings endpoint, None if it needs none."""
-    return os.environ.get(EMBEDDINGS_KEY_VARIABLE) or None
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 from qprobe_server.errors import ServerError
 from qprobe_server.proxy.address import read_address
 from qprobe_server.proxy.answers import Format
+from qprobe_server.proxy.headers import make_key_header
 from qprobe_server.proxy.keys import find_upstream_keys
 from qprobe_server.proxy.openai import ChatCompletions, Completions
 from qprobe_server.proxy.reader import Written
@@ -42,7 +43,7 @@ class ApiSampler:
         self._upstream = Upstream(
             address,
             Bounds(concurrency=concurrency, deadline_s=_DEADLINE_S),
-            key=None if key is None else (b"authorization", f"Bearer {key}".encode()),
+            key=None if key is None else make_key_header(key),
         )
         self._turns = asyncio.Semaphore(concurrency)
         self._loop = asyncio.new_event_loop()

@@ -11,7 +11,7 @@ from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
 from qprobe.rewards import Reward
 from qprobe_server.commands.api_collection import Embedder, SamplingPlan, collect_from_api
-from qprobe_server.commands.api_flags import DEFAULT_MAX_TOKENS, find_embeddings_key
+from qprobe_server.commands.api_flags import DEFAULT_MAX_TOKENS
 from qprobe_server.commands.api_sampling import ApiSampler
 from qprobe_server.commands.embedders import EndpointEmbedder, EngineEmbedder
 from qprobe_server.commands.manifest import (
@@ -25,6 +25,7 @@ from qprobe_server.commands.rewarding import HowToReward, Rewarding
 from qprobe_server.errors import ReadingError, StartupError
 from qprobe_server.proxy.address import read_address
 from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint
+from qprobe_server.proxy.keys import find_embeddings_key
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from qprobe_server.vllm_backend.sampling import SamplingEngine

@@ -1,7 +1,6 @@
 """``qprobe proxy``: reranks what another server samples."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,13 +22,12 @@ from qprobe_server.library.registry import LoadedProbe
 from qprobe_server.library.store import ProbeStore
 from qprobe_server.proxy.app import OpenReader, serve
 from qprobe_server.proxy.embeddings import open_embeddings_reader
+from qprobe_server.proxy.keys import find_embeddings_key
 from qprobe_server.proxy.reader import Reader
 from qprobe_server.proxy.settings import read_proxy_settings
 from qprobe_server.settings import name_probes, read_settings
 
 __all__ = ["run"]
-
-_EMBEDDINGS_KEY_VARIABLE = "QPROBE_EMBEDDINGS_API_KEY"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -71,7 +69,7 @@ def _choose_reader(given: argparse.Namespace) -> OpenReader:
         raise StartupError("--embeddings needs the model's name: --embedding-model")
     of_the_engine = [*sorted(given.engine_names), "chat_template", "probe_layers"]
     _refuse(given, [*of_the_engine, "allow_model_mismatch"], goes_with="--reader")
-    key = os.environ.get(_EMBEDDINGS_KEY_VARIABLE) or None
+    key = find_embeddings_key()
 
     async def open_reader(probes: Sequence[LoadedProbe]) -> Reader:
         return await open_embeddings_reader(

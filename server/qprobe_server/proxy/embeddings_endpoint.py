@@ -16,6 +16,7 @@ from pydantic_core import from_json
 
 from qprobe_server.errors import ReadingError, UpstreamError
 from qprobe_server.proxy.address import Address
+from qprobe_server.proxy.headers import make_key_header
 from qprobe_server.proxy.upstream import Bounds, Upstream
 
 __all__ = ["EmbeddingsEndpoint"]
@@ -52,6 +53,9 @@ class EmbeddingsEndpoint:
         api_key: Sent as a bearer token; None sends none.
         total_s: For a batch with all its tries and pauses, > 0.
 
+    Raises:
+        StartupError: The key has a character that no key can have.
+
     Attributes:
         address, model: As given.
     """
@@ -62,7 +66,7 @@ class EmbeddingsEndpoint:
         self.address = address
         self.model = model
         self._total_s = total_s
-        key = None if api_key is None else (b"authorization", f"Bearer {api_key}".encode())
+        key = None if api_key is None else make_key_header(api_key)
         self._upstream = Upstream(address, _BOUNDS, key=key)
 
     async def close(self) -> None:

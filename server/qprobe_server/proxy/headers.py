@@ -1,10 +1,14 @@
-"""Which headers pass between a client and an upstream."""
+"""Which headers pass between a client and an upstream, and how its key is sent."""
 
 from collections.abc import Iterable
 
-__all__ = ["Header", "to_client", "to_upstream"]
+from qprobe_server.errors import StartupError
+
+__all__ = ["Header", "make_key_header", "to_client", "to_upstream"]
 
 Header = tuple[bytes, bytes]
+
+_AUTHORIZATION = "authorization"
 
 # RFC 9110, section 7.6.1: of one connection only.
 _HOP_BY_HOP = frozenset(
@@ -19,6 +23,18 @@ _OF_THE_REQUEST = frozenset((b"host", b"expect"))
 _CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key", b"cookie"))
 # uvicorn's own are left out instead of these; cookies are those of the proxy, not of its clients.
 _OF_THE_REPLY = frozenset((b"set-cookie",))
+
+
+def make_key_header(key: str, *, name: str = _AUTHORIZATION) -> Header:
+    """Return the header that carries a key; in ``authorization`` it is a bearer token.
+
+    Raises:
+        StartupError: The key has a character that no header can have; it is not quoted.
+    """
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise StartupError("a key in the environment has a character that no key can have")
+    name = name.lower()
+    return name.encode(), (f"Bearer {key}" if name == _AUTHORIZATION else key).encode()
 
 
 def to_upstream(headers: Iterable[Header], *, passes_credentials: bool) -> list[Header]:

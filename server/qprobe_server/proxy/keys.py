@@ -1,4 +1,4 @@
-"""Keys: those that clients of the proxy need, and the one that it shows to an upstream."""
+"""Keys: those that clients of the proxy need, and those that it shows to others."""
 
 import hashlib
 import json
@@ -13,11 +13,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qprobe_server.errors import StartupError, describe_error
 from qprobe_server.proxy.address import Address
 
-__all__ = ["API_KEY_VARIABLE", "KeyMiddleware", "find_api_keys", "find_upstream_keys"]
+__all__ = ["KeyMiddleware", "find_api_keys", "find_embeddings_key", "find_upstream_keys"]
 
-API_KEY_VARIABLE = "QPROBE_API_KEY"
+_API_KEY_VARIABLE = "QPROBE_API_KEY"
 _UPSTREAM_VARIABLE = "QPROBE_UPSTREAM_API_KEY"
 _UPSTREAMS_VARIABLE = "QPROBE_UPSTREAM_API_KEYS"
+_EMBEDDINGS_VARIABLE = "QPROBE_EMBEDDINGS_API_KEY"
 # What tells nobody anything, or is a page that asks for the key, with its files.
 _OPEN = ("/health", "/metrics", "/playground", "/openapi.json")
 _OPEN_FILES = "/playground/"
@@ -62,7 +63,8 @@ def find_api_keys(given: Collection[str] | None) -> list[str]:
     Raises:
         StartupError: One is empty.
     """
-    keys = list(given) if given else [os.environ[API_KEY_VARIABLE]] if _is_set() else []
+    own = os.environ.get(_API_KEY_VARIABLE)
+    keys = list(given) if given else [own] if own else []
     if not all(each.strip() for each in keys):
         raise StartupError("--api-key must not be empty")
     return keys
@@ -90,6 +92,11 @@ def find_upstream_keys(
     return {} if not several else _read_keys(several, upstreams)
 
 
+def find_embeddings_key() -> str | None:
+    """Return the key of the embeddings endpoint, None if it needs none."""
+    return os.environ.get(_EMBEDDINGS_VARIABLE) or None
+
+
 def _read_keys(text: str, upstreams: Mapping[str | None, Address]) -> dict[str | None, str]:
     try:
         keys = json.loads(text)
@@ -105,10 +112,6 @@ def _read_keys(text: str, upstreams: Mapping[str | None, Address]) -> dict[str |
                 f"{_UPSTREAMS_VARIABLE} names {name or ''!r}, which is no --upstream"
             )
     return named
-
-
-def _is_set() -> bool:
-    return bool(os.environ.get(API_KEY_VARIABLE))
 
 
 def _is_open(scope: Scope) -> bool:

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 
 from qprobe_server.errors import StartupError
 from qprobe_server.proxy.address import Address, read_upstreams
-from qprobe_server.proxy.headers import Header
+from qprobe_server.proxy.headers import Header, make_key_header
 from qprobe_server.proxy.keys import find_api_keys, find_upstream_keys
 from qprobe_server.proxy.upstream import Bounds
 
 __all__ = ["ProxySettings", "read_proxy_settings"]
-
-_AUTHORIZATION = "authorization"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +58,9 @@ def read_proxy_settings(args: argparse.Namespace) -> ProxySettings:
         )
     return ProxySettings(
         upstreams=upstreams,
-        keys={name: _make_header(args.upstream_key_header, key) for name, key in keys.items()},
+        keys={
+            name: make_key_header(key, name=args.upstream_key_header) for name, key in keys.items()
+        },
         passes_credentials=args.pass_authorization,
         has_n=args.upstream_n,
         bounds=Bounds(
@@ -74,10 +74,3 @@ def read_proxy_settings(args: argparse.Namespace) -> ProxySettings:
         port=args.port,
         shutdown_timeout_s=float(args.shutdown_timeout or 0),
     )
-
-
-def _make_header(name: str, key: str) -> Header:
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise StartupError("the key of an upstream has a character that no key can have")
-    name = name.lower()
-    return name.encode(), (f"Bearer {key}" if name == _AUTHORIZATION else key).encode()
