@@ -42,7 +42,7 @@ class ApiSampler:
         key = find_upstream_keys({None: address}).get(None)
         self._upstream = Upstream(
             address,
-            Bounds(concurrency=concurrency, deadline_s=_DEADLINE_S),
+            Bounds(concurrency=concurrency),
             key=None if key is None else make_key_header(key),
         )
         self._turns = asyncio.Semaphore(concurrency)

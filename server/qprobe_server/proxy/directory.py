@@ -36,11 +36,6 @@ class Directory:
         """Whether an upstream takes models that nobody here knows."""
         return None in self._upstreams
 
-    @property
-    def upstreams(self) -> Sequence[Upstream]:
-        """All of them."""
-        return list(self._upstreams.values())
-
     def is_model(self, name: str) -> bool:
         """Return whether a name is a model's, and not an alias or nobody's."""
         if name in self._upstreams:

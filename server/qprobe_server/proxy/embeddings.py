@@ -15,7 +15,7 @@ from qprobe_server.proxy.chat_text import check_text_only, fill, write_answer, w
 from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint
 from qprobe_server.proxy.reader import Prompt, Read, Reader, Written
 
-__all__ = ["EmbeddingsReader", "embed_answers", "open_embeddings_reader"]
+__all__ = ["EmbeddingsReader", "embed_answers", "normalize", "open_embeddings_reader"]
 
 Floats = NDArray[np.float32]
 

@@ -77,7 +77,8 @@ class GrowingChoice:
             added = [each["logprob"] for each in tokens]
         if added is not None:
             # A prompt's first token, where it is repeated, has none.
-            self.logprobs = (self.logprobs or []) + [each for each in added if each is not None]
+            self.logprobs = self.logprobs or []
+            self.logprobs += [each for each in added if each is not None]
 
     def finish_message(self) -> Json:
         """Return the assistant's message as a chat goes on with it."""

@@ -180,7 +180,8 @@ class Completions(_OpenAI):
     def ask(self, body: Body, prompt_index: int, candidate_index: int, num: int) -> Body:
         """See ``Format``."""
         asked = super().ask(body, prompt_index, candidate_index, num)
-        return {**asked, "prompt": _list_texts(body)[prompt_index]}
+        prompt = body["prompt"]  # as ``read_prompts`` has checked
+        return {**asked, "prompt": prompt[prompt_index] if isinstance(prompt, list) else prompt}
 
     def max_tokens(self, body: Body) -> Mapping[str, object]:
         """See ``Format``."""

@@ -14,7 +14,7 @@ from qprobe_server.proxy.address import Address
 from qprobe_server.proxy.headers import Header, to_upstream
 from qprobe_server.retry_after import read_pause
 
-__all__ = ["Bounds", "Reply", "Upstream"]
+__all__ = ["Bounds", "Reply", "Upstream", "check_redirect"]
 
 _CONNECT_S = 10.0
 # Tries of a request whose failure does not say when to come again, and of one that does.
