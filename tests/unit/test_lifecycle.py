@@ -22,7 +22,7 @@ from qprobe.probe.terms import GateTerm, StateTerm
 from qprobe_server.edge import routes
 from qprobe_server.edge.middleware import AppState
 from qprobe_server.errors import RequestError, StartupError
-from qprobe_server.library.lifecycle import ProbeLifecycle
+from qprobe_server.library.lifecycle import ProbeLifecycle, check_probes
 from qprobe_server.library.registry import ProbeRegistry, ServedProbe, read_probe
 from qprobe_server.library.store import ProbeStore
 from qprobe_server.settings import Settings
@@ -394,3 +394,15 @@ async def test_an_upload_that_is_no_probe_is_said_to_be_what_it_is(
         error = reply.json()["error"]
         assert error["param"] == "file"
         assert said in error["message"]
+
+
+def test_a_start_with_a_probe_that_cannot_be_scored_names_it(make_probe: MakeProbe) -> None:
+    data = make_probe("p").read_bytes()
+    probes = [read_probe(name, data) for name in ("good", "bad")]
+
+    def check(probe: Probe) -> None:
+        if probe is probes[1].probe:
+            raise ProbeFileError("layer", "is not there")
+
+    with pytest.raises(StartupError, match=r"^probe 'bad': layer: is not there$"):
+        check_probes(probes, check)

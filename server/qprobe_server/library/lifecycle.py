@@ -5,11 +5,28 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from qprobe import Probe, ProbeFileError
-from qprobe_server.errors import RequestError
+from qprobe_server.errors import RequestError, StartupError
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe, read_probe
 from qprobe_server.library.store import ProbeStore
 
-__all__ = ["ProbeLifecycle"]
+__all__ = ["ProbeLifecycle", "check_probes"]
+
+
+def check_probes(probes: Sequence[LoadedProbe], check: Callable[[Probe], None]) -> None:
+    """Check the probes that a server starts with.
+
+    Args:
+        probes: All of them.
+        check: Raises ProbeFileError for a probe that this server cannot score.
+
+    Raises:
+        StartupError: It cannot score one; its name is told.
+    """
+    for each in probes:
+        try:
+            check(each.probe)
+        except ProbeFileError as error:
+            raise StartupError(f"probe {each.name!r}: {error}") from error
 
 
 class ProbeLifecycle:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from qprobe import Probe, ProbeFileError
+from qprobe import Probe
 from qprobe_server import quiet
 from qprobe_server.choice.code_vote import make_code_runner
 from qprobe_server.choice.vote import VoteReader
@@ -20,8 +20,7 @@ from qprobe_server.edge.metrics import RerankMetrics
 from qprobe_server.edge.middleware import AppState
 from qprobe_server.edge.stopping import OpenRequests, StoppingMiddleware
 from qprobe_server.edge.upgrades import UpgradeIgnoringProtocol
-from qprobe_server.errors import StartupError
-from qprobe_server.library.lifecycle import ProbeLifecycle
+from qprobe_server.library.lifecycle import ProbeLifecycle, check_probes
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry
 from qprobe_server.library.store import ProbeStore
 from qprobe_server.proxy.directory import Directory
@@ -151,11 +150,7 @@ async def _load(
         reader.check(probe)
         settings.check_probe(probe.info)
 
-    for each in probes:
-        try:
-            check(each.probe)
-        except ProbeFileError as error:
-            raise StartupError(f"probe {each.name!r}: {error}") from error
+    check_probes(probes, check)
     lifecycle = ProbeLifecycle(
         registry,
         load=reader.load,

@@ -31,7 +31,7 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
 from vllm.usage.usage_lib import UsageContext
 
-from qprobe import Probe, ProbeFileError
+from qprobe import Probe
 from qprobe_server import quiet
 from qprobe_server.choice.code_vote import make_code_runner
 from qprobe_server.choice.vote import VoteReader
@@ -45,7 +45,7 @@ from qprobe_server.edge.upgrades import UpgradeIgnoringProtocol
 from qprobe_server.errors import StartupError
 from qprobe_server.library.fit import check_exposed, check_fit, check_layers
 from qprobe_server.library.flags import choose_layers, read_probes
-from qprobe_server.library.lifecycle import ProbeLifecycle
+from qprobe_server.library.lifecycle import ProbeLifecycle, check_probes
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry
 from qprobe_server.library.store import ProbeStore
 from qprobe_server.settings import Settings, name_probes, read_settings
@@ -100,11 +100,7 @@ def run(args: argparse.Namespace) -> None:
         check_exposed(probe, layers)
         settings.check_probe(probe.info)
 
-    for each in probes:
-        try:
-            check(each.probe)
-        except ProbeFileError as error:
-            raise StartupError(f"probe {each.name!r}: {error}") from error
+    check_probes(probes, check)
     check_layers(layers, facts)  # what --probe-layers adds to the probes' own
     uvloop.run(_serve(args, engine_args, config, settings, probes, check, store))
 
