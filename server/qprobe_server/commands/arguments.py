@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from qprobe.data.split import DEFAULT_TEST_FRACTION
 from qprobe.probe.values import NUMBERS, OBJECTIVES
-from qprobe_server.commands import engine_flags, values
+from qprobe_server.commands import collect_flags, proxy_flags, serve_flags, values
 from qprobe_server.commands.datasets import add_dataset_flags
 from qprobe_server.commands.parser import Parser, add_vllm_flags, expand_config, normalize
-from qprobe_server.commands.proxy_flags import add_proxy_flags
 
 if TYPE_CHECKING:  # the class is argparse's own secret
     from argparse import _SubParsersAction
@@ -79,9 +78,9 @@ def _add_serve(commands: "_SubParsersAction[Parser]") -> Parser:
     parser.add_argument(
         "model_tag", nargs="?", metavar="MODEL", help="A hub's ORG/NAME or a folder."
     )
-    engine_flags.add_serve_flags(parser)
-    add_vllm_flags(parser, "engine", "server", shown=engine_flags.SHOWN["serve"])
-    parser.set_defaults(add_flags=engine_flags.add_serve_flags)
+    serve_flags.add_serve_flags(parser)
+    add_vllm_flags(parser, "engine", "server", shown=serve_flags.SHOWN)
+    parser.set_defaults(add_flags=serve_flags.add_serve_flags)
     return parser
 
 
@@ -89,19 +88,19 @@ def _add_proxy(commands: "_SubParsersAction[Parser]") -> Parser:
     parser = commands.add_parser(
         "proxy", help="rerank what another server samples, behind its API", epilog=_VLLM_HELP
     )
-    add_proxy_flags(parser)
+    proxy_flags.add_proxy_flags(parser)
     own = {"shutdown_timeout", *(action.dest for action in parser._actions)}
-    add_vllm_flags(parser, "engine", shown=engine_flags.SHOWN["proxy"])
+    add_vllm_flags(parser, "engine", shown=proxy_flags.SHOWN)
     names = frozenset(action.dest for action in parser._actions if action.dest not in own)
-    parser.set_defaults(add_flags=add_proxy_flags, engine_names=names)
+    parser.set_defaults(add_flags=proxy_flags.add_proxy_flags, engine_names=names)
     return parser
 
 
 def _add_collect(commands: "_SubParsersAction[Parser]") -> Parser:
     parser = commands.add_parser("collect", help="sample prompts into a dataset", epilog=_VLLM_HELP)
-    engine_flags.add_collect_flags(parser)
-    add_vllm_flags(parser, "engine", shown=engine_flags.SHOWN["collect"])
-    parser.set_defaults(add_flags=engine_flags.add_collect_flags)
+    collect_flags.add_collect_flags(parser)
+    add_vllm_flags(parser, "engine", shown=collect_flags.SHOWN)
+    parser.set_defaults(add_flags=collect_flags.add_collect_flags)
     return parser
 
 
@@ -113,7 +112,7 @@ def _add_reward(commands: "_SubParsersAction[Parser]") -> None:
         help="that --reward-name of the other commands then takes; default: the reward's, such as "
         "tests, or the function's",
     )
-    engine_flags.add_reward_flags(parser.add_argument_group("the reward"), required=True)
+    collect_flags.add_reward_flags(parser.add_argument_group("the reward"), required=True)
 
 
 def _add_sweep(commands: "_SubParsersAction[Parser]") -> None:

@@ -3,18 +3,25 @@
 import argparse
 
 from qprobe_server.commands import values
-from qprobe_server.commands.engine_flags import (
+from qprobe_server.commands.serve_flags import (
     add_choice_flags,
     add_code_flags,
     add_log_flags,
     add_probe_flags,
 )
 
-__all__ = ["add_proxy_flags"]
+__all__ = ["SHOWN", "add_proxy_flags"]
 
 _USAGE = "qprobe proxy --upstream URL (--reader MODEL | --embeddings URL) --probe NAME=FILE"
 _TEXT = """Stands before any OpenAI-compatible or Anthropic server: samples k answers there, reads
 them here, and returns one. What names no probe passes through."""
+
+# Of vLLM's flags, which are the reader's, those that ``--help`` shows.
+SHOWN = {
+    "--shutdown-timeout": "Seconds for open requests when the server stops. Default: 0.",
+    "--max-model-len": "Of the reader: the most tokens of a prompt and its answer.",
+    "--dtype": "Of the reader's weights and states. Default: auto.",
+}
 
 
 def add_proxy_flags(parser: argparse.ArgumentParser) -> None:
