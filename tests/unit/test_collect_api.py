@@ -221,6 +221,17 @@ def test_a_key_that_no_header_can_have_is_refused_before_anything_is_asked(
     assert played.requests == []
 
 
+def test_an_address_where_nobody_is_says_why(
+    playing: Any, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qprobe_server.proxy.upstream._FIRST_PAUSE_S", 0.01)
+    played = playing(play)
+    for flag in ("--embeddings", "--upstream"):
+        with pytest.raises(StartupError, match=r"reached \(All connection attempts") as caught:
+            run(played, flag, "http://127.0.0.1:9/v1")
+        assert str(caught.value).startswith(f"{flag}: ")
+
+
 def test_datasets_of_one_template_are_joined_and_of_two_are_not(
     playing: Any, run: Callable[..., Path]
 ) -> None:

@@ -22,6 +22,7 @@ from qprobe_server.commands.rewarding import Rewarding
 from qprobe_server.errors import ServerError, StartupError
 from qprobe_server.proxy.chat_text import write_answer
 from qprobe_server.proxy.reader import Written
+from qprobe_server.proxy.upstream import explain
 
 __all__ = ["Embedded", "Embedder", "SamplingPlan", "collect_from_api"]
 
@@ -157,8 +158,8 @@ def collect_from_api(
             if isinstance(written, ServerError):
                 line = rows[what.prompt].line
                 raise StartupError(
-                    f"--upstream: {written} for the prompt of line {line}; started again, the "
-                    "collection goes on"
+                    f"--upstream: {explain(written)} for the prompt of line {line}; started again, "
+                    "the collection goes on"
                 ) from written
             done[place] = _Done(what, written, _reward(rewarding, rows, what, written))
             progress(1)

@@ -26,6 +26,7 @@ from qprobe_server.errors import ReadingError, StartupError
 from qprobe_server.proxy.address import read_address
 from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint
 from qprobe_server.proxy.keys import find_embeddings_key
+from qprobe_server.proxy.upstream import explain
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from qprobe_server.vllm_backend.sampling import SamplingEngine
@@ -84,7 +85,7 @@ def collect_by_endpoint(args: argparse.Namespace, reward: Reward, rows: list[Pro
             }
             _collect(args, sampler, embedder, manifest, reward, rows)
         except ReadingError as error:
-            raise StartupError(f"--embeddings: {error}") from error
+            raise StartupError(f"--embeddings: {explain(error)}") from error
         finally:
             sampler.run(endpoint.close())
 

@@ -14,6 +14,7 @@ from qprobe_server.proxy.address import read_address
 from qprobe_server.proxy.chat_text import check_text_only, fill, write_answer, write_prompt
 from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint
 from qprobe_server.proxy.reader import Prompt, Read, Reader, Written
+from qprobe_server.proxy.upstream import explain
 
 __all__ = ["EmbeddingsReader", "embed_answers", "normalize", "open_embeddings_reader"]
 
@@ -36,7 +37,7 @@ async def open_embeddings_reader(url: str, *, model: str, api_key: str | None) -
         return EmbeddingsReader(endpoint, await endpoint.probe())
     except ReadingError as error:
         await endpoint.close()
-        raise StartupError(str(error)) from error
+        raise StartupError(explain(error)) from error
 
 
 class EmbeddingsReader:

@@ -1,6 +1,7 @@
 """What answers behind the edge: reranked requests here, all others by an upstream itself."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from qprobe_server.proxy.openai import ChatCompletions, Completions
 from qprobe_server.proxy.reader import Reader
 from qprobe_server.proxy.request_run import RequestRun
 from qprobe_server.proxy.sampling import Asked
+from qprobe_server.proxy.upstream import explain
 from qprobe_server.proxy.watching import Watched
 
 __all__ = ["ROUTES", "Endpoint", "Limits"]
@@ -51,6 +53,9 @@ _START = {
     "status": 200,
     "headers": [(b"content-type", b"text/event-stream; charset=utf-8")],
 }
+
+_logger = logging.getLogger(__name__)
+
 # Paths of this server's own: what has no route of them, and of those below, is no upstream's.
 _OWN = ("/v1/probes", "/playground", "/health", "/metrics", "/openapi.json")
 
@@ -103,6 +108,7 @@ class Endpoint:
             else:
                 await self._answer(rerank, scope, receive, send)
         except ServerError as error:
+            _log(error)
             await _make_reply(error)(scope, receive, send)
 
     async def _answer(self, rerank: Rerank, scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,6 +155,7 @@ class Endpoint:
         except ServerError as error:
             if not has_begun:
                 raise
+            _log(error)
             event = Event("error", json.dumps(_describe(error)[1]))
             await send({"type": "http.response.body", "body": event.dump()})
             return
@@ -164,6 +171,13 @@ class Endpoint:
 def _read_path(scope: Scope) -> str:
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
+
+
+def _log(error: ServerError) -> None:
+    """Log a failure that is not the client's."""
+    is_clients = isinstance(error, RequestError | UpstreamError) and error.status < 500
+    if not is_clients:
+        _logger.warning("a request failed: %s", explain(error))
 
 
 def _describe(error: ServerError) -> tuple[int, Any]:

@@ -14,7 +14,7 @@ from qprobe_server.proxy.address import Address
 from qprobe_server.proxy.headers import Header, to_upstream
 from qprobe_server.retry_after import read_pause
 
-__all__ = ["Bounds", "Reply", "Upstream", "check_redirect"]
+__all__ = ["Bounds", "Reply", "Upstream", "check_redirect", "explain"]
 
 _CONNECT_S = 10.0
 # Tries of a request whose failure does not say when to come again, and of one that does.
@@ -172,6 +172,15 @@ def check_redirect(response: httpx.Response) -> None:
     """
     if response.status_code in _REDIRECTS and "location" in response.headers:
         raise UpstreamError("a redirect, which is not followed")
+
+
+def explain(error: BaseException) -> str:
+    """Return what an error says, with why a connection failed: clients are not told that."""
+    cause = error.__cause__
+    # Of httpx's others the text may quote a header.
+    while cause is not None and not isinstance(cause, httpx.ConnectError):
+        cause = cause.__cause__
+    return str(error) if cause is None else f"{error} ({cause})"
 
 
 def _find_pause_s(error: UpstreamError, tries: int) -> float | None:

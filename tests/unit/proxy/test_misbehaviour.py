@@ -180,14 +180,17 @@ async def test_an_upstreams_own_refusal_comes_through(setting: Any, make: Any) -
 
 
 async def test_an_upstream_that_is_not_there_is_told(
-    setting: Any, monkeypatch: pytest.MonkeyPatch
+    setting: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The log says why: clients are not to know what is behind the proxy."""
     monkeypatch.setattr("qprobe_server.proxy.upstream._FIRST_PAUSE_S", 0.01)
     async with setting.open(upstreams=["http://127.0.0.1:9/v1"]) as proxy:
         for path, body in ((CHAT, ASK), ("/v1/embeddings", {})):
             reply = await proxy.post(path, json=body)
             assert reply.status_code == 502
             assert reply.json()["error"]["message"] == "upstream: it cannot be reached"
+    why = "it cannot be reached (All connection attempts failed)"
+    assert caplog.text.count(f"a request failed: {why}") == 2
 
 
 async def test_a_deadline_without_an_answer_is_a_timeout(setting: Any) -> None:
