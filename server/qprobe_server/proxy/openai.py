@@ -26,8 +26,6 @@ _DONE = "[DONE]"
 _DONE_EVENT = Event("", _DONE).dump()
 # Of a prompt, not of an answer: the answers of one prompt share it.
 _OF_THE_PROMPT = ("prompt_tokens", "prompt_tokens_details")
-# What the API itself takes where a request to complete a text does not say.
-_DEFAULT_MAX_TOKENS = 16
 
 
 class _OpenAI(ABC):
@@ -185,7 +183,8 @@ class Completions(_OpenAI):
 
     def max_tokens(self, body: Body) -> Mapping[str, object]:
         """See ``Format``."""
-        return {"max_tokens": body.get("max_tokens", _DEFAULT_MAX_TOKENS)}
+        # Also where the API has a default: llama.cpp's is no bound.
+        return {"max_tokens": body.get("max_tokens")}
 
     def _finish_one(self, choice: GrowingChoice, body: Body, num_tokens: int | None) -> Written:
         text, logprobs = choice.text, choice.logprobs

@@ -445,6 +445,15 @@ async def test_a_budget_bounds_all_candidates(
     assert setting.stub.bodies == []
 
 
+async def test_a_text_to_complete_has_to_say_its_bound_too(setting: Any) -> None:
+    """OpenAI's default is 16 tokens, and llama.cpp's is as many as it likes."""
+    body = {"model": "m:good", "prompt": "x", "seed": 0}
+    async with setting.open(budget_tokens=100) as proxy:
+        reply = await proxy.post("/v1/completions", json=body)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "max_tokens")
+    assert setting.stub.bodies == []
+
+
 async def test_a_colon_may_belong_to_the_model(setting: Any) -> None:
     """As in Ollama's names: what stands behind it is no probe."""
     settings = Settings(default_probe="good")
