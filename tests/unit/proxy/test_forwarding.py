@@ -215,6 +215,19 @@ async def test_each_model_has_its_upstream(setting: Any, make: Any) -> None:
             assert setting.stub.paths == ["/v1/files"]
 
 
+async def test_one_without_a_name_takes_what_no_other_does(setting: Any, make: Any) -> None:
+    named = type(setting.stub)()
+    rest = f"{setting.stub.url}/v1"
+    async with (
+        make.listen(named) as url,
+        setting.open(upstreams=[f"one={url}/v1", rest]) as proxy,
+    ):
+        await proxy.post("/v1/embeddings", json={"model": "three", "input": "x"})
+        await proxy.post("/v1/files", content=b"x")
+    assert setting.stub.paths == ["/v1/embeddings", "/v1/files"]
+    assert named.paths == []
+
+
 async def test_own_routes_are_never_the_upstreams(setting: Any) -> None:
     async with setting.open() as proxy:
         listed = (await proxy.get("/v1/probes")).json()["data"]
