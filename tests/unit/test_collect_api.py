@@ -296,6 +296,7 @@ def test_a_flag_that_differs_from_those_it_was_begun_with_is_named(
         ),
         (("--reader", "r"), "--reader goes with --upstream"),
         (("--upstream-logprobs",), "--upstream-logprobs goes with --upstream"),
+        (("--upstream-concurrency", "4"), "--upstream-concurrency goes with --upstream"),
         (
             ("--upstream", "u", "--upstream-model", "m", "--reader", "r", "--model", "m"),
             "--model does not go with --upstream",
@@ -306,6 +307,27 @@ def test_a_flag_that_differs_from_those_it_was_begun_with_is_named(
                 *("--embedding-model", "m", "--layers", "3"),
             ),
             "--layers goes with --reader",
+        ),
+        (
+            (
+                *("--upstream", "u", "--upstream-model", "m", "--embeddings", "e"),
+                *("--embedding-model", "m", "--windows", "8"),
+            ),
+            "--windows goes with --reader",
+        ),
+        (
+            (
+                *("--upstream", "u", "--upstream-model", "m", "--embeddings", "e"),
+                *("--embedding-model", "m", "--dtype", "float32"),
+            ),
+            "--dtype goes with --reader",
+        ),
+        (
+            (
+                *("--upstream", "u", "--upstream-model", "m", "--embeddings", "e"),
+                *("--embedding-model", "m", "--max-model-len", "0"),
+            ),
+            "--max-model-len goes with --reader",
         ),
         (
             (

@@ -1,20 +1,23 @@
 """The flags of ``collect`` that have an API sample, and what is recorded of it."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from qprobe_server.commands import values
+from qprobe_server.commands.parser import refuse_flags
 from qprobe_server.errors import StartupError
 
 __all__ = [
     "API_FLAGS",
+    "DEFAULT_CONCURRENCY",
     "DEFAULT_MAX_TOKENS",
     "add_api_flags",
     "check_api_flags",
     "describe_api",
 ]
 
+DEFAULT_CONCURRENCY = 16
 # As where a model's own files do not say: few APIs bound an answer that is not asked to be short.
 DEFAULT_MAX_TOKENS = 256
 _TEMPLATE = "{prompt}{completion}"
@@ -30,8 +33,11 @@ API_FLAGS = {
 # Names of flags that go with one way only.
 _ENGINE_ONLY = ("model", "adapter", "completions", "token_states")
 _ENDPOINT_ONLY = ("embedding_model", "embedding_template")
-_READER_ONLY = ("layers",)
-_API_ONLY = ("upstream_model", "upstream_logprobs", "reader", "embeddings", *_ENDPOINT_ONLY)
+_READER_ONLY = ("layers", "windows")
+_API_ONLY = (
+    *("upstream_model", "upstream_logprobs", "upstream_concurrency"),
+    *("reader", "embeddings", *_ENDPOINT_ONLY),
+)
 
 
 def add_api_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +59,8 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--upstream-concurrency",
         type=values.count,
-        default=16,
         metavar="NUMBER",
-        help="Samples that it is asked for at a time. Default: 16.",
+        help=f"Samples that it is asked for at a time. Default: {DEFAULT_CONCURRENCY}.",
     )
     group.add_argument(
         "--reader", metavar="MODEL", help="Model here that reads the answers: as --model."
@@ -81,19 +86,20 @@ def check_api_flags(args: argparse.Namespace) -> None:
         StartupError: A flag is missing, or one too many.
     """
     if args.upstream is None:
-        _refuse(args, _API_ONLY, "goes with --upstream")
+        refuse_flags(args, _API_ONLY, "goes with --upstream")
         return
     if args.upstream_model is None:
         raise StartupError("--upstream needs the model's name: --upstream-model")
     if (args.reader is None) == (args.embeddings is None):
         raise StartupError("--upstream needs one of --reader and --embeddings, to read the answers")
-    _refuse(args, _ENGINE_ONLY, "does not go with --upstream")
+    refuse_flags(args, _ENGINE_ONLY, "does not go with --upstream")
     if args.embeddings is None:
-        _refuse(args, _ENDPOINT_ONLY, "goes with --embeddings")
+        refuse_flags(args, _ENDPOINT_ONLY, "goes with --embeddings")
         return
     if args.embedding_model is None:
         raise StartupError("--embeddings needs the model's name: --embedding-model")
-    _refuse(args, _READER_ONLY, "goes with --reader, not with --embeddings")
+    of_the_reader = [*_READER_ONLY, *sorted(args.engine_names)]
+    refuse_flags(args, of_the_reader, "goes with --reader, not with --embeddings")
     if "{completion}" not in (args.embedding_template or _TEMPLATE):
         raise StartupError(
             f"--embedding-template must have {{completion}} in it, got {args.embedding_template!r}"
@@ -123,9 +129,3 @@ def describe_api(args: argparse.Namespace) -> Mapping[str, Any]:
         # As in a probe's header.
         told["endpoint"] = {"template": args.embedding_template or _TEMPLATE, "normalize": True}
     return told
-
-
-def _refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    for name in names:
-        if getattr(args, name):
-            raise StartupError(f"--{name.replace('_', '-')} {why}")

@@ -1,7 +1,7 @@
 """The command line: one parser for all commands, which imports nothing heavy."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -88,20 +88,31 @@ def _add_proxy(commands: "_SubParsersAction[Parser]") -> Parser:
     parser = commands.add_parser(
         "proxy", help="rerank what another server samples, behind its API", epilog=_VLLM_HELP
     )
-    proxy_flags.add_proxy_flags(parser)
-    own = {"shutdown_timeout", *(action.dest for action in parser._actions)}
-    add_vllm_flags(parser, "engine", shown=proxy_flags.SHOWN)
-    names = frozenset(action.dest for action in parser._actions if action.dest not in own)
-    parser.set_defaults(add_flags=proxy_flags.add_proxy_flags, engine_names=names)
+    shared = {"shutdown_timeout"}
+    _add_engine(parser, proxy_flags.add_proxy_flags, shown=proxy_flags.SHOWN, shared=shared)
     return parser
 
 
 def _add_collect(commands: "_SubParsersAction[Parser]") -> Parser:
     parser = commands.add_parser("collect", help="sample prompts into a dataset", epilog=_VLLM_HELP)
-    collect_flags.add_collect_flags(parser)
-    add_vllm_flags(parser, "engine", shown=collect_flags.SHOWN)
-    parser.set_defaults(add_flags=collect_flags.add_collect_flags)
+    shared = {"seed"}
+    _add_engine(parser, collect_flags.add_collect_flags, shown=collect_flags.SHOWN, shared=shared)
     return parser
+
+
+def _add_engine(
+    parser: Parser,
+    add_flags: Callable[[argparse.ArgumentParser], None],
+    *,
+    shown: Mapping[str, str],
+    shared: Collection[str],
+) -> None:
+    """Add ours and the engine's, and note which of these mean nothing where no engine runs."""
+    add_flags(parser)
+    own = {*shared, *(action.dest for action in parser._actions)}
+    add_vllm_flags(parser, "engine", shown=shown)
+    names = frozenset(action.dest for action in parser._actions if action.dest not in own)
+    parser.set_defaults(add_flags=add_flags, engine_names=names)
 
 
 def _add_reward(commands: "_SubParsersAction[Parser]") -> None:

@@ -10,6 +10,7 @@ from qprobe.data.source import Source
 from qprobe.errors import PromptFileError, RowError
 from qprobe.rewards import Reward
 from qprobe_server.commands.api_flags import check_api_flags
+from qprobe_server.commands.collect_flags import DEFAULT_WINDOWS
 from qprobe_server.commands.manifest import (
     DEFAULT_N,
     SAMPLING_FLAGS,
@@ -89,6 +90,7 @@ def _collect_by_engine(
 
     args = arguments.parse(given.argv, given.add_flags)
     args.given = name_given(given)
+    args.windows = DEFAULT_WINDOWS if args.windows is None else args.windows
     args.model = args.reader or args.model or choose_default_model()
     if args.upstream is None:
         _collect(args, reward, rows)

@@ -11,7 +11,7 @@ from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
 from qprobe.rewards import Reward
 from qprobe_server.commands.api_collection import Embedder, SamplingPlan, collect_from_api
-from qprobe_server.commands.api_flags import DEFAULT_MAX_TOKENS
+from qprobe_server.commands.api_flags import DEFAULT_CONCURRENCY, DEFAULT_MAX_TOKENS
 from qprobe_server.commands.api_sampling import ApiSampler
 from qprobe_server.commands.embedders import EndpointEmbedder, EngineEmbedder
 from qprobe_server.commands.manifest import (
@@ -57,7 +57,7 @@ def collect_by_reader(
         **describe_engine(engine),
         "readings": embedder.readings,
     }
-    with ApiSampler(args.upstream, concurrency=args.upstream_concurrency) as sampler:
+    with _open_sampler(args) as sampler:
         _collect(args, sampler, embedder, manifest, reward, rows)
 
 
@@ -67,7 +67,7 @@ def collect_by_endpoint(args: argparse.Namespace, reward: Reward, rows: list[Pro
     Args and errors are those of ``collect_by_reader``.
     """
     flags = describe_flags(args, rows)
-    with ApiSampler(args.upstream, concurrency=args.upstream_concurrency) as sampler:
+    with _open_sampler(args) as sampler:
         endpoint = EmbeddingsEndpoint(
             read_address("--embeddings", args.embeddings),
             model=args.embedding_model,
@@ -88,6 +88,10 @@ def collect_by_endpoint(args: argparse.Namespace, reward: Reward, rows: list[Pro
             raise StartupError(f"--embeddings: {explain(error)}") from error
         finally:
             sampler.run(endpoint.close())
+
+
+def _open_sampler(args: argparse.Namespace) -> ApiSampler:
+    return ApiSampler(args.upstream, concurrency=args.upstream_concurrency or DEFAULT_CONCURRENCY)
 
 
 def _collect(

@@ -11,7 +11,7 @@ from qprobe_server.commands.prompt_source import add_source_flags, source
 from qprobe_server.commands.serve_flags import add_verbose_flag
 from qprobe_server.commands.shots import add_shots_flags
 
-__all__ = ["SHOWN", "add_collect_flags", "add_reward_flags"]
+__all__ = ["DEFAULT_WINDOWS", "SHOWN", "add_collect_flags", "add_reward_flags"]
 
 _USAGE = "qprobe collect PROMPTS --reward REWARD -o FOLDER [--model MODEL] [options]"
 _TEXT = """Samples prompts, rewards the answers and keeps their embeddings, for training
@@ -26,7 +26,7 @@ SHOWN = {
     "--dtype": "Of weights and states. Default: auto.",
 }
 
-_WINDOWS = (8, 16, 24, 32, 48, 64, 96)
+DEFAULT_WINDOWS = (8, 16, 24, 32, 48, 64, 96)
 _SAMPLING_FLAGS = {
     "--temperature": float,
     "--top-p": float,
@@ -53,10 +53,9 @@ def add_collect_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--windows",
         type=values.windows,
-        default=_WINDOWS,
         metavar="8,16,32",
         help="Also the means of the first so many tokens. "
-        f"Default: {','.join(map(str, _WINDOWS))}.",
+        f"Default: {','.join(map(str, DEFAULT_WINDOWS))}.",
     )
     group.add_argument(
         "--token-states",

@@ -7,13 +7,15 @@ it does with a command line before argparse sees it (``FlexibleArgumentParser``)
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["Parser", "add_vllm_flags", "expand_config", "normalize"]
+from qprobe_server.errors import StartupError
+
+__all__ = ["Parser", "add_vllm_flags", "expand_config", "normalize", "refuse_flags"]
 
 _TYPES = {"int": int, "float": float}
 
@@ -145,3 +147,20 @@ def normalize(args: Sequence[str]) -> list[str]:
         else:
             made.append(flag + equals + value)
     return made
+
+
+def refuse_flags(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuse flags that would have no effect.
+
+    Args:
+        args: As ``Parser`` has read them: None or False where a flag is not there.
+        names: Of the flags, in ``args``.
+        why: What is said behind the flag.
+
+    Raises:
+        StartupError: One of them is there.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value is not False:  # 0 and nothing are values
+            raise StartupError(f"--{name.replace('_', '-')} {why}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import uvloop
 
 from qprobe_server import quiet
+from qprobe_server.commands.parser import refuse_flags
 from qprobe_server.commands.preflight import (
     check_address,
     check_files,
@@ -61,14 +62,14 @@ def _choose_reader(given: argparse.Namespace) -> OpenReader:
         StartupError: There are flags of the other kind of reader.
     """
     if given.reader is not None:
-        _refuse(given, ["embedding_model"], goes_with="--embeddings")
+        refuse_flags(given, ["embedding_model"], "goes with --embeddings")
         check_model(given.reader, given)
         check_worker(given)
         return _open_engine(given)
     if not given.embedding_model:
         raise StartupError("--embeddings needs the model's name: --embedding-model")
     of_the_engine = [*sorted(given.engine_names), "chat_template", "probe_layers"]
-    _refuse(given, [*of_the_engine, "allow_model_mismatch"], goes_with="--reader")
+    refuse_flags(given, [*of_the_engine, "allow_model_mismatch"], "goes with --reader")
     key = find_embeddings_key()
 
     async def open_reader(probes: Sequence[LoadedProbe]) -> Reader:
@@ -93,9 +94,3 @@ def _open_engine(given: argparse.Namespace) -> OpenReader:
         return await open_engine_reader(args, probes)
 
     return open_reader
-
-
-def _refuse(given: argparse.Namespace, names: Sequence[str], *, goes_with: str) -> None:
-    for name in names:
-        if getattr(given, name) not in (None, False):
-            raise StartupError(f"--{name.replace('_', '-')} goes with {goes_with}")
