@@ -3,7 +3,8 @@
 Every prompt is held out once: what chooses for it was trained on the other folds, its weight decay
 chosen within them. Ways are compared pairwise, prompt by prompt.
 
-    python probes/recipes/choices.py build/mbpp --layers 20,final --vote code --vote tests
+    python probes/recipes/choices.py build/mbpp --layers 20,final --gates 20/16,32,64 \
+        --vote code --vote tests
 """
 
 import argparse
@@ -23,10 +24,13 @@ from qprobe.errors import QProbeError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.executions import Execution
 from qprobe.evaluation.expectation import expected_rewards, expected_vote_rewards
+from qprobe.evaluation.scoring import score
 from qprobe.evaluation.votes import VISIBLE_TESTS, Vote, find_classes
 from qprobe.probe.reading import Reading
+from qprobe.probe.terms import Terms
 from qprobe.probe.values import NUMBERS
 from qprobe.training.fit import TrainingSettings, fit_probe
+from qprobe.training.gate import Gate, fit_gate
 
 __all__ = ["main", "score_held_out"]
 
@@ -57,8 +61,7 @@ def score_held_out(
         settings: Of the training; seed also of the folds.
     """
     questions = dataset.questions
-    folds = np.random.default_rng(settings.seed).permutation(int(questions.max()) + 1) % _NUM_FOLDS
-    of_samples = folds[questions[dataset.groups]]
+    of_samples = _split(dataset, settings)[dataset.groups]
     scores = np.zeros(len(dataset.samples))
     for fold in range(_NUM_FOLDS):
         rest, known = np.flatnonzero(of_samples == fold), np.flatnonzero(of_samples != fold)
@@ -75,11 +78,57 @@ def score_held_out(
     return scores
 
 
+def score_gate_held_out(
+    dataset: Dataset, gate: Gate, numbers: Tensor | None, settings: TrainingSettings
+) -> Floats:
+    """Score each prompt's samples by a gate of the folds that it is not in: (samples,).
+
+    Args:
+        dataset: The samples.
+        gate: Which.
+        numbers: To be weighed with it, shape (samples, numbers), or None.
+        settings: As in ``score_held_out``.
+    """
+    folds = _split(dataset, settings)
+    scores = np.zeros(len(dataset.samples))
+    for fold in tqdm(range(_NUM_FOLDS), desc="gate", leave=False):
+        known = dataset.subset(np.flatnonzero(folds != fold).tolist())
+        rest = dataset.subset(np.flatnonzero(folds == fold).tolist())
+        fitted = fit_gate(known, gate, settings)
+        found = score(Terms(gates=(fitted.term,)), rest)
+        inside = folds[dataset.groups] == fold
+        if numbers is not None:
+            seen = torch.from_numpy(fitted.held_out_scores)[:, None]
+            weighed = fit_probe(
+                [],
+                known.rewards,
+                known.groups,
+                settings,
+                known.questions[known.groups],
+                numbers=torch.cat([numbers[~inside], seen], 1),
+            )
+            column = torch.from_numpy(found)[:, None]
+            some = torch.cat([numbers[inside], column], 1)
+            found = weighed.score([], some).double().numpy()
+        scores[inside] = found
+    return scores
+
+
+def _split(dataset: Dataset, settings: TrainingSettings) -> NDArray[np.int64]:
+    """Return each prompt's fold, the same for equal questions: (prompts,)."""
+    questions = dataset.questions
+    folds = np.random.default_rng(settings.seed).permutation(int(questions.max()) + 1) % _NUM_FOLDS
+    return np.asarray(folds[questions], np.int64)
+
+
 def main(argv: Sequence[str]) -> None:
     """Print the table, in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data", type=Path, metavar="FOLDER", help="the dataset")
     parser.add_argument("--layers", default="final", help="whose means are read; default: final")
+    parser.add_argument(
+        "--gates", nargs="*", default=[], metavar="LAYER/END,...", help="as in train"
+    )
     parser.add_argument("--objectives", default="ce,bt", help="default: ce,bt")
     parser.add_argument("--vote", action="append", default=[], help="as in qprobe eval")
     parser.add_argument("--vote-tests", default=VISIBLE_TESTS, help="likewise")
@@ -123,16 +172,9 @@ def _compare(dataset: Dataset, args: argparse.Namespace, votes: Sequence[Vote]) 
     total = numbers[:, NUMBERS.index("total_logprob")]
     show("best by total log-probability", expected_rewards(total, rewards, groups, k=k, beta=0))
     scores = {"mean log-probability": _standardise(free, groups)}
-    for way in _list_ways(dataset, args):
-        found = score_held_out(
-            dataset,
-            [dataset.features(each) for each in way.readings],
-            torch.from_numpy(numbers) if way.has_numbers else None,
-            TrainingSettings(objective=way.objective, beta=args.beta),
-        )
-        scores[f"{way.name}, {way.objective}"] = found
-        chosen = expected_rewards(found, rewards, groups, k=k, beta=args.beta)
-        show(f"{way.name}, {way.objective}", chosen)
+    for name, found in _score_ways(dataset, args):
+        scores[name] = found
+        show(name, expected_rewards(found, rewards, groups, k=k, beta=args.beta))
     for vote in votes:
         with tqdm(total=len(groups), desc=f"vote by {vote.by}", leave=False) as bar:
             kept = args.data / "executions.jsonl"
@@ -143,6 +185,25 @@ def _compare(dataset: Dataset, args: argparse.Namespace, votes: Sequence[Vote]) 
             values = expected_vote_rewards(each, classes, rewards, groups, k=k, beta=0)
             show(f"vote by {vote.by}, {name}", values)
     show("ceiling: best by reward", ceiling)
+
+
+def _score_ways(dataset: Dataset, args: argparse.Namespace) -> Iterator[tuple[str, Floats]]:
+    """Give each trained way's name and scores of prompts held out."""
+    numbers = torch.from_numpy(dataset.numbers())
+    for way in _list_ways(dataset, args):
+        settings = TrainingSettings(objective=way.objective, beta=args.beta)
+        blocks = [dataset.features(each) for each in way.readings]
+        some = numbers if way.has_numbers else None
+        yield f"{way.name}, {way.objective}", score_held_out(dataset, blocks, some, settings)
+    for text in args.gates:
+        gate = Gate.parse(text)
+        dataset.require(gate.readings, gate.token_layers)
+        for objective in args.objectives.split(","):
+            settings = TrainingSettings(objective=objective, beta=args.beta)
+            alone = score_gate_held_out(dataset, gate, None, settings)
+            yield f"gate {text}, {objective}", _standardise(alone, dataset.groups)
+            both = score_gate_held_out(dataset, gate, numbers, settings)
+            yield f"gate {text} + numbers, {objective}", both
 
 
 def _standardise(values: Floats, groups: NDArray[np.int64]) -> Floats:
