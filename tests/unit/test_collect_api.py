@@ -1,4 +1,4 @@
-"""Datasets of what an API samples and an embeddings endpoint reads: a real server plays both."""
+"""Datasets that an embeddings endpoint reads, of what an API samples: a real server plays both."""
 
 import json
 import time
@@ -13,6 +13,7 @@ from qprobe import Reading, load_probe, save_probe
 from qprobe.data.dataset import GREEDY, Dataset
 from qprobe.data.merging import merge_datasets
 from qprobe.errors import DatasetError
+from qprobe.evaluation.metrics import choose_freely
 from qprobe.evaluation.scoring import score
 from qprobe.probe.values import NUMBERS
 from qprobe.training.recipe import train
@@ -175,6 +176,8 @@ def test_log_probabilities_are_kept_where_they_are_asked_for(
 ) -> None:
     data = Dataset.load(run(playing(play), "--upstream-logprobs"))
     assert {each.logprob for each in data.samples} == {-0.75}
+    # A mean would be over tokens, of which nobody tells.
+    assert choose_freely(data, 1).keys() == {"greedy", "best_by_logprob"}
 
 
 def test_numbers_of_answers_that_an_endpoint_reads_are_refused(
@@ -296,6 +299,8 @@ def test_a_flag_that_differs_from_those_it_was_begun_with_is_named(
         ),
         (("--reader", "r"), "--reader goes with --upstream"),
         (("--upstream-logprobs",), "--upstream-logprobs goes with --upstream"),
+        (("--embedding-model", "m"), "--embedding-model goes with --embeddings"),
+        (("--embeddings", "e", "--embedding-model", "m"), "goes with --upstream or --completions"),
         (("--upstream-concurrency", "4"), "--upstream-concurrency goes with --upstream"),
         (
             ("--upstream", "u", "--upstream-model", "m", "--reader", "r", "--model", "m"),

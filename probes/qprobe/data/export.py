@@ -31,7 +31,8 @@ def export_table(dataset: "Dataset", path: Path, readings: Sequence["Reading"] =
     Columns: ``prompt`` or ``messages``, ``completion``, ``reward``, ``finish_reason``,
     ``num_tokens``, ``token_ids``, ``logprob`` (in nats), ``seed``, ``prompt_index``,
     ``sample_index``; the fields of the prompt's row, those with one of these names as
-    ``row_NAME``; and for each reading ``embedding/READING``, of float32.
+    ``row_NAME``; and for each reading ``embedding/READING``, of float32. Tokens are null where an
+    embeddings endpoint has read, which tells of none.
 
     Args:
         dataset: Finished.
@@ -61,6 +62,9 @@ def export_table(dataset: "Dataset", path: Path, readings: Sequence["Reading"] =
 
 def _make_table(arrow: Any, dataset: "Dataset") -> "pa.Table":  # noqa: ANN401 a module without types
     samples = dataset.samples
+    tokens: list[Any] = [each.token_ids for each in samples]
+    if dataset.manifest.get("endpoint") is not None:
+        tokens = [None] * len(samples)
     asked = [read_row(fields).prompt for fields in dataset.prompts]
     own: dict[str, list[Any]] = {
         "prompt": [each if isinstance(each, str) else None for each in asked],
@@ -75,8 +79,8 @@ def _make_table(arrow: Any, dataset: "Dataset") -> "pa.Table":  # noqa: ANN401 a
         "completion": [each.text for each in samples],
         "reward": [each.reward for each in samples],
         "finish_reason": [each.finish_reason for each in samples],
-        "num_tokens": [len(each.token_ids) for each in samples],
-        "token_ids": [each.token_ids for each in samples],
+        "num_tokens": [None if each is None else len(each) for each in tokens],
+        "token_ids": tokens,
         "logprob": [each.logprob for each in samples],
         "seed": [each.seed for each in samples],
         "prompt_index": [each.prompt for each in samples],

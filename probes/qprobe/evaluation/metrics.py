@@ -182,11 +182,13 @@ def choose_freely(
     if np.isfinite(dataset.greedy_rewards).any():
         found["greedy"] = dataset.greedy_rewards
     totals = np.array([each.logprob for each in dataset.samples], dtype=np.float64)
-    lengths = np.array([max(1, len(each.token_ids)) for each in dataset.samples])
     if np.isfinite(totals).all():
-        found["best_by_mean_logprob"] = expected_rewards(
-            totals / lengths, rewards, groups, k=k, beta=0
-        )
+        # An embeddings endpoint, if one has read, tells of no tokens.
+        if dataset.manifest.get("endpoint") is None:
+            lengths = np.array([max(1, len(each.token_ids)) for each in dataset.samples])
+            found["best_by_mean_logprob"] = expected_rewards(
+                totals / lengths, rewards, groups, k=k, beta=0
+            )
         found["best_by_logprob"] = expected_rewards(totals, rewards, groups, k=k, beta=0)
     if read_answer is not None:
         answers = [read_answer(each.text) for each in dataset.samples]

@@ -4,61 +4,30 @@ While a shard is embedded the next one is sampled already.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from qprobe.data.prompts import PromptRow
-from qprobe.data.sample import GREEDY, Sample
+from qprobe.data.sample import GREEDY
 from qprobe.data.writer import DatasetWriter
-from qprobe.rewards.rating import Rated
+from qprobe_server.commands.answer_shards import (
+    Answer,
+    Embedder,
+    begin_reward,
+    list_readable,
+    write_shard,
+)
 from qprobe_server.commands.api_sampling import ApiSampler
 from qprobe_server.commands.manifest import SEED_STRIDE
 from qprobe_server.commands.rewarding import Rewarding
 from qprobe_server.errors import ServerError, StartupError
-from qprobe_server.proxy.chat_text import write_answer
 from qprobe_server.proxy.reader import Written
 from qprobe_server.proxy.upstream import explain
 
-__all__ = ["Embedded", "Embedder", "SamplingPlan", "collect_from_api"]
+__all__ = ["SamplingPlan", "collect_from_api"]
 
 Body = dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Embedded:
-    """What came of reading an answer.
-
-    Attributes:
-        embeddings: Shape (readings, hidden), float16.
-        token_ids: The reader's tokens of it, as if it had sampled them; empty where nobody tells.
-        num_scored: How many of them, from the first, make the embedding.
-    """
-
-    embeddings: Tensor
-    token_ids: Sequence[int] = ()
-    num_scored: int = 0
-
-
-class Embedder(Protocol):
-    """Reads answers.
-
-    Attributes:
-        readings: What it gives, as datasets name it.
-    """
-
-    readings: list[str]
-
-    def embed(self, answers: Sequence[tuple[int, Written]]) -> Sequence[Embedded]:
-        """Embed answers, each with the index of its prompt.
-
-        Raises:
-            ServerError: One of them cannot be read, or none.
-        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +75,6 @@ class _Asked:
     seed: int | None
 
 
-@dataclass(frozen=True)
-class _Done:
-    """An answer that came; its reward may be on its way."""
-
-    asked: _Asked
-    written: Written
-    rated: Future[Rated]
-
-
 def collect_from_api(
     sampler: ApiSampler,
     embedder: Embedder,
@@ -152,7 +112,7 @@ def collect_from_api(
         assert shard is not None
         assert coming is not None
         asked, arrivals = coming
-        done: dict[int, _Done] = {}
+        done: dict[int, Answer] = {}
         for place, written in arrivals:
             what = asked[place]
             if isinstance(written, ServerError):
@@ -161,11 +121,14 @@ def collect_from_api(
                     f"--upstream: {explain(written)} for the prompt of line {line}; started again, "
                     "the collection goes on"
                 ) from written
-            done[place] = _Done(what, written, _reward(rewarding, rows, what, written))
+            rated = begin_reward(rewarding, rows[what.prompt], what.index, written)
+            done[place] = Answer(what.prompt, what.index, what.seed, written, rated)
             progress(1)
         rewarding.flush()
         coming = None if following is None else begin(following)
-        _write(writer, shard, embedder, [done[place] for place in range(len(asked))])
+        answers = [done[place] for place in range(len(asked))]
+        embedded = embedder.embed(list_readable(answers))
+        write_shard(writer, shard, embedder.readings, answers, embedded)
     writer.finish()
 
 
@@ -177,44 +140,3 @@ def _list(prompts: range, plan: SamplingPlan) -> list[_Asked]:
         first = plan.seed + prompt * SEED_STRIDE
         asked += [_Asked(prompt, index, first + index) for index in range(plan.n)]
     return asked
-
-
-def _reward(
-    rewarding: Rewarding, rows: Sequence[PromptRow], what: _Asked, written: Written
-) -> Future[Rated]:
-    row = rows[what.prompt]
-    which = "the greedy answer" if what.index == GREEDY else f"sample {what.index}"
-    return rewarding.add(row.fields, write_answer(written), f"prompt of line {row.line}, {which}")
-
-
-def _write(writer: DatasetWriter, shard: int, embedder: Embedder, done: Sequence[_Done]) -> None:
-    embedded = iter(
-        embedder.embed(
-            [(each.asked.prompt, each.written) for each in done if each.asked.index != GREEDY]
-        )
-    )
-    samples, embeddings = [], []
-    for each in done:
-        read = None if each.asked.index == GREEDY else next(embedded)
-        samples.append(_to_sample(each, read))
-        if read is not None:
-            embeddings.append(read.embeddings)
-    stacked = torch.stack(embeddings)  # (samples, readings, hidden)
-    writer.write(shard, samples, {name: stacked[:, i] for i, name in enumerate(embedder.readings)})
-
-
-def _to_sample(done: _Done, read: Embedded | None) -> Sample:
-    written, rated = done.written, done.rated.result()
-    logprobs = written.logprobs
-    return Sample(
-        prompt=done.asked.prompt,
-        index=done.asked.index,
-        text=write_answer(written),
-        token_ids=list(read.token_ids) if read else [],
-        num_scored=read.num_scored if read else 0,
-        logprob=None if logprobs is None else sum(logprobs),
-        finish_reason=written.finish_reason or "unknown",
-        seed=done.asked.seed,
-        reward=rated.reward,
-        reason=rated.reason,
-    )

@@ -31,18 +31,15 @@ API_FLAGS = {
     "endpoint.template": "--embedding-template",
 }
 # Names of flags that go with one way only.
-_ENGINE_ONLY = ("model", "adapter", "completions", "token_states")
-_ENDPOINT_ONLY = ("embedding_model", "embedding_template")
+_ENGINE_ONLY = ("model", "adapter", "token_states")
 _READER_ONLY = ("layers", "windows")
-_API_ONLY = (
-    *("upstream_model", "upstream_logprobs", "upstream_concurrency"),
-    *("reader", "embeddings", *_ENDPOINT_ONLY),
-)
+_UPSTREAM_ONLY = ("upstream_model", "upstream_logprobs", "upstream_concurrency", "reader")
+_ENDPOINT_ONLY = ("embedding_model", "embedding_template")
 
 
 def add_api_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
-    group = parser.add_argument_group("sampling from an API, instead of from a model here")
+    group = parser.add_argument_group("an API instead of a model here")
     group.add_argument(
         "--upstream",
         metavar="URL",
@@ -68,8 +65,9 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--embeddings",
         metavar="URL",
-        help="Base URL of an embeddings endpoint of OpenAI's API, instead of a reader; its key is "
-        "QPROBE_EMBEDDINGS_API_KEY in the environment.",
+        help="Base URL of an embeddings endpoint of OpenAI's API, which reads the answers instead "
+        "of a model here, with --upstream or --completions; its key is QPROBE_EMBEDDINGS_API_KEY "
+        "in the environment.",
     )
     group.add_argument("--embedding-model", metavar="NAME", help="Its model; with --embeddings.")
     group.add_argument(
@@ -85,21 +83,39 @@ def check_api_flags(args: argparse.Namespace) -> None:
     Raises:
         StartupError: A flag is missing, or one too many.
     """
-    if args.upstream is None:
-        refuse_flags(args, _API_ONLY, "goes with --upstream")
+    if args.upstream is not None:
+        _check_upstream(args)
         return
+    refuse_flags(args, _UPSTREAM_ONLY, "goes with --upstream")
+    if args.embeddings is None:
+        refuse_flags(args, _ENDPOINT_ONLY, "goes with --embeddings")
+        return
+    if not args.completions:
+        raise StartupError("--embeddings goes with --upstream or --completions")
+    own = [*_ENGINE_ONLY, *_READER_ONLY, *sorted(args.engine_names)]
+    refuse_flags(args, own, "goes with a model here, not with --embeddings")
+    if args.shots is None:
+        refuse_flags(args, ["seed"], "goes with sampling or --shots, not with --completions")
+    _check_endpoint(args)
+
+
+def _check_upstream(args: argparse.Namespace) -> None:
     if args.upstream_model is None:
         raise StartupError("--upstream needs the model's name: --upstream-model")
     if (args.reader is None) == (args.embeddings is None):
         raise StartupError("--upstream needs one of --reader and --embeddings, to read the answers")
-    refuse_flags(args, _ENGINE_ONLY, "does not go with --upstream")
+    refuse_flags(args, [*_ENGINE_ONLY, "completions"], "does not go with --upstream")
     if args.embeddings is None:
         refuse_flags(args, _ENDPOINT_ONLY, "goes with --embeddings")
         return
-    if args.embedding_model is None:
-        raise StartupError("--embeddings needs the model's name: --embedding-model")
     of_the_reader = [*_READER_ONLY, *sorted(args.engine_names)]
     refuse_flags(args, of_the_reader, "goes with --reader, not with --embeddings")
+    _check_endpoint(args)
+
+
+def _check_endpoint(args: argparse.Namespace) -> None:
+    if args.embedding_model is None:
+        raise StartupError("--embeddings needs the model's name: --embedding-model")
     if "{completion}" not in (args.embedding_template or _TEMPLATE):
         raise StartupError(
             f"--embedding-template must have {{completion}} in it, got {args.embedding_template!r}"
@@ -108,20 +124,20 @@ def check_api_flags(args: argparse.Namespace) -> None:
 
 def describe_api(args: argparse.Namespace) -> Mapping[str, Any]:
     """Return what the manifest says of the API, and of the endpoint that reads; else nothing."""
-    if args.upstream is None:
+    if args.upstream is None and args.embeddings is None:
         return {}
     # Not at the top: httpx is needed for this alone.
     from qprobe_server.proxy.address import read_address
 
-    upstream = read_address("--upstream", args.upstream)
-    told: dict[str, Any] = {
-        # Not what stands behind the question mark: it may be secret.
-        "upstream": {
+    told: dict[str, Any] = {}
+    if args.upstream is not None:
+        upstream = read_address("--upstream", args.upstream)
+        told["upstream"] = {
+            # Not what stands behind the question mark: it may be secret.
             "url": str(upstream.url.copy_with(query=None)),
             "model": args.upstream_model,
             "logprobs": args.upstream_logprobs,
         }
-    }
     if args.embeddings is not None:
         endpoint = read_address("--embeddings", args.embeddings)
         told["model"] = args.embedding_model

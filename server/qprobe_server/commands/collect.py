@@ -19,6 +19,7 @@ from qprobe_server.commands.manifest import (
     describe,
     describe_flags,
 )
+from qprobe_server.commands.parser import refuse_flags
 from qprobe_server.commands.preflight import check_adapter, check_model, check_worker
 from qprobe_server.commands.prompt_source import read_rows
 from qprobe_server.commands.rewarding import HowToReward, Rewarding, find_reward, try_out
@@ -38,6 +39,7 @@ Json = dict[str, Any]
 # The scheduler runs in this process, so that the same prompts are sampled in the same batches: a
 # collection that goes on comes out as one that was never stopped.
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+_REWARD_FLAGS = ("reward_workers", "reward_batch", "reward_timeout", "keep_unsolved")
 
 
 def run(given: argparse.Namespace) -> None:
@@ -72,14 +74,23 @@ def run(given: argparse.Namespace) -> None:
 
     check_output(given.output)
     if given.embeddings is not None:
-        # Not at the top: an engine needs none of it.
-        from qprobe_server.commands.collect_api import collect_by_endpoint
-
-        assert reward is not None  # only --completions may go without
-        collect_by_endpoint(given, reward, rows)
+        _collect_by_endpoint(given, reward, rows)
     else:
         _collect_by_engine(given, reward, rows)
     print_summary(given.output)
+
+
+def _collect_by_endpoint(
+    args: argparse.Namespace, reward: Reward | None, rows: list[PromptRow]
+) -> None:
+    # Not at the top: an engine needs none of it.
+    from qprobe_server.commands.collect_api import collect_by_endpoint, embed_given
+
+    if args.completions:
+        embed_given(args, reward, rows)
+        return
+    assert reward is not None  # only --completions may go without
+    collect_by_endpoint(args, reward, rows)
 
 
 def _collect_by_engine(
@@ -126,12 +137,10 @@ def _check_flags(args: argparse.Namespace) -> None:
         if args.reward is None:
             raise StartupError("--reward is missing: tests, numeric, regex, python:... or a URL")
         return
-    for name in ("n", *SAMPLING_FLAGS):
-        if getattr(args, name) is not None:
-            flag = name.replace("_", "-")
-            raise StartupError(f"--{flag} goes with sampling, not with --completions")
-    if args.no_greedy:
-        raise StartupError("--no-greedy goes with sampling, not with --completions")
+    sampling = ("n", *SAMPLING_FLAGS, "no_greedy")
+    refuse_flags(args, sampling, "goes with sampling, not with --completions")
+    if args.reward is None:
+        refuse_flags(args, _REWARD_FLAGS, "goes with --reward")
 
 
 def _read_rows(args: argparse.Namespace, reward: Reward | None) -> list[PromptRow]:

@@ -1,7 +1,12 @@
-"""``qprobe collect --upstream``: an API samples, a model here or an embeddings endpoint reads."""
+"""``qprobe collect --upstream`` and ``--embeddings``: no model here samples.
+
+An API does, or the rows bring their answers; a model here or an embeddings endpoint reads.
+"""
 
 import argparse
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +15,12 @@ from tqdm import tqdm
 from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
 from qprobe.rewards import Reward
-from qprobe_server.commands.api_collection import Embedder, SamplingPlan, collect_from_api
+from qprobe_server.commands.answer_shards import Embedder
+from qprobe_server.commands.api_collection import SamplingPlan, collect_from_api
 from qprobe_server.commands.api_flags import DEFAULT_CONCURRENCY, DEFAULT_MAX_TOKENS
 from qprobe_server.commands.api_sampling import ApiSampler
-from qprobe_server.commands.embedders import EndpointEmbedder, EngineEmbedder
+from qprobe_server.commands.embedders import EndpointEmbedder, EngineEmbedder, Run
+from qprobe_server.commands.given_collection import collect_given_by_endpoint
 from qprobe_server.commands.manifest import (
     DEFAULT_N,
     SAMPLING_FLAGS,
@@ -31,7 +38,7 @@ from qprobe_server.proxy.upstream import explain
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from qprobe_server.vllm_backend.sampling import SamplingEngine
 
-__all__ = ["collect_by_endpoint", "collect_by_reader"]
+__all__ = ["collect_by_endpoint", "collect_by_reader", "embed_given"]
 
 Json = dict[str, Any]
 
@@ -66,28 +73,63 @@ def collect_by_endpoint(args: argparse.Namespace, reward: Reward, rows: list[Pro
 
     Args and errors are those of ``collect_by_reader``.
     """
+    with (
+        _open_sampler(args) as sampler,
+        _open_embedder(args, sampler.run, rows) as (embedder, manifest),
+    ):
+        _collect(args, sampler, embedder, manifest, reward, rows)
+
+
+def embed_given(args: argparse.Namespace, reward: Reward | None, rows: Sequence[PromptRow]) -> None:
+    """Collect the completions that the rows bring, with an embeddings endpoint that reads.
+
+    Args and errors are those of ``collect_by_endpoint``; without a reward all completions have one.
+    """
+    with (
+        asyncio.Runner() as runner,
+        _open_embedder(args, runner.run, rows) as (embedder, manifest),
+    ):
+        check_same(args.output, manifest)
+        with (
+            DatasetWriter(args.output, manifest, [row.fields for row in rows]) as writer,
+            Rewarding(reward, HowToReward.of(args, reward)) as rewarding,
+            _open_bar(writer, [len(row.completions) for row in rows]) as bar,
+        ):
+            collect_given_by_endpoint(embedder, writer, rows, rewarding, progress=bar.update)
+
+
+@contextmanager
+def _open_embedder(
+    args: argparse.Namespace, run: Run, rows: Sequence[PromptRow]
+) -> Iterator[tuple[EndpointEmbedder, Json]]:
+    """Open the embeddings endpoint; gives what reads by it, and the dataset's manifest.
+
+    Raises:
+        StartupError: The endpoint gives no embeddings, now or later.
+    """
     flags = describe_flags(args, rows)
-    with _open_sampler(args) as sampler:
-        endpoint = EmbeddingsEndpoint(
-            read_address("--embeddings", args.embeddings),
-            model=args.embedding_model,
-            api_key=find_embeddings_key(),
-        )
-        try:
-            dimensions = sampler.run(endpoint.probe())
-            embedder = EndpointEmbedder(endpoint, sampler, rows, flags["endpoint"]["template"])
-            manifest = {
+    endpoint = EmbeddingsEndpoint(
+        read_address("--embeddings", args.embeddings),
+        model=args.embedding_model,
+        api_key=find_embeddings_key(),
+    )
+    try:
+        dimensions = run(endpoint.probe())
+        embedder = EndpointEmbedder(endpoint, run, rows, flags["endpoint"]["template"])
+        yield (
+            embedder,
+            {
                 **flags,
                 "hidden_size": dimensions,
                 "num_layers": 1,
                 "readings": embedder.readings,
                 "versions": {name: version(name) for name in ("qprobe", "torch")},
-            }
-            _collect(args, sampler, embedder, manifest, reward, rows)
-        except ReadingError as error:
-            raise StartupError(f"--embeddings: {explain(error)}") from error
-        finally:
-            sampler.run(endpoint.close())
+            },
+        )
+    except ReadingError as error:
+        raise StartupError(f"--embeddings: {explain(error)}") from error
+    finally:
+        run(endpoint.close())
 
 
 def _open_sampler(args: argparse.Namespace) -> ApiSampler:
@@ -117,11 +159,20 @@ def _collect(
     with (
         DatasetWriter(args.output, manifest, [row.fields for row in rows]) as writer,
         Rewarding(reward, HowToReward.of(args, reward)) as rewarding,
+        _open_bar(writer, [plan.n + plan.greedy] * len(rows)) as bar,
     ):
-        missing = sum(len(writer.prompts_of(shard)) for shard in writer.missing())
-        a_prompt = plan.n + plan.greedy
-        done = (len(rows) - missing) * a_prompt
-        with tqdm(total=len(rows) * a_prompt, initial=done, unit="sample", mininterval=1) as bar:
-            collect_from_api(
-                sampler, embedder, writer, rows, rewarding, plan=plan, progress=bar.update
-            )
+        collect_from_api(sampler, embedder, writer, rows, rewarding, plan=plan, progress=bar.update)
+
+
+def _open_bar(writer: DatasetWriter, counts: Sequence[int]) -> tqdm:
+    """Return a bar of all samples, which begins behind those that are there.
+
+    Args:
+        writer: Of the dataset.
+        counts: Samples of each prompt.
+    """
+    missing = sum(
+        counts[prompt] for shard in writer.missing() for prompt in writer.prompts_of(shard)
+    )
+    total = sum(counts)
+    return tqdm(total=total, initial=total - missing, unit="sample", mininterval=1)

@@ -18,7 +18,7 @@ from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
 from qprobe.rewards.rating import Rated
 from qprobe_server.commands.manifest import SEED_STRIDE
-from qprobe_server.commands.rewarding import Rewarding
+from qprobe_server.commands.rewarding import Rewarding, already_rated
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from qprobe_server.vllm_backend.completion import Completion
@@ -163,9 +163,7 @@ class _Shards:
 
     def _reward(self, what: _Asked, text: str) -> Future[Rated]:
         if what.reward is not None:
-            known: Future[Rated] = Future()
-            known.set_result(Rated(what.reward))
-            return known
+            return already_rated(what.reward)
         row = self.rows[what.prompt]
         which = "the greedy answer" if what.index == GREEDY else f"sample {what.index}"
         return self.rewarding.add(row.fields, text, f"prompt of line {row.line}, {which}")

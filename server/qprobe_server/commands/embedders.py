@@ -1,8 +1,8 @@
-"""What reads the answers of an API for a dataset: a model on an engine here, or an endpoint."""
+"""What reads answers that nothing here has sampled: a model on an engine here, or an endpoint."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
@@ -10,8 +10,7 @@ from qprobe.data.prompts import PromptRow
 from qprobe.data.source import Source
 from qprobe.errors import PromptFileError, RowError
 from qprobe.probe.reading import EMBEDDING
-from qprobe_server.commands.api_collection import Embedded
-from qprobe_server.commands.api_sampling import ApiSampler
+from qprobe_server.commands.answer_shards import Embedded
 from qprobe_server.commands.collection import readings_of
 from qprobe_server.errors import ReadingError, StartupError
 from qprobe_server.proxy.embeddings import embed_answers, normalize
@@ -21,9 +20,17 @@ from qprobe_server.proxy.reader import Prompt, Written
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from qprobe_server.vllm_backend.sampling import SamplingEngine
 
-__all__ = ["EndpointEmbedder", "EngineEmbedder"]
+__all__ = ["EndpointEmbedder", "EngineEmbedder", "Run"]
 
 _AT_ONCE = 16  # calls of the endpoint
+_T = TypeVar("_T")
+
+
+class Run(Protocol):
+    """Runs something on the event loop of an endpoint, and returns what it returns."""
+
+    def __call__(self, coroutine: Coroutine[Any, Any, _T], /) -> _T:
+        """Wait for it."""
 
 
 class EngineEmbedder:
@@ -82,8 +89,8 @@ class EndpointEmbedder:
     """Reads by an embeddings endpoint; the vectors are brought to length 1.
 
     Args:
-        endpoint: On the sampler's event loop.
-        sampler: Open.
+        endpoint: Open.
+        run: Of its event loop.
         rows: All prompts.
         template: What is embedded.
     """
@@ -91,25 +98,38 @@ class EndpointEmbedder:
     def __init__(
         self,
         endpoint: EmbeddingsEndpoint,
-        sampler: ApiSampler,
+        run: Run,
         rows: Sequence[PromptRow],
         template: str,
     ) -> None:
         self._endpoint = endpoint
-        self._sampler = sampler
+        self._run = run
         self._rows = rows
         self._template = template
         self.readings = [str(EMBEDDING)]
 
-    def embed(self, answers: Sequence[tuple[int, Written]]) -> list[Embedded]:
+    def embed(
+        self,
+        answers: Sequence[tuple[int, Written]],
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Embedded]:
         """Embed answers, those of a prompt in one call; see ``Embedder``.
+
+        Args:
+            answers: In the order of their prompts.
+            progress: Called on the event loop with the number of answers that have been read.
 
         Raises:
             ReadingError: The endpoint gives no embeddings, or does not take an answer.
         """
-        return self._sampler.run(self._embed(answers))
+        return self._run(self._embed(answers, progress))
 
-    async def _embed(self, answers: Sequence[tuple[int, Written]]) -> list[Embedded]:
+    async def _embed(
+        self,
+        answers: Sequence[tuple[int, Written]],
+        progress: Callable[[int], object] | None,
+    ) -> list[Embedded]:
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def embed_prompt(place: int) -> list[Embedded]:
@@ -126,9 +146,10 @@ class EndpointEmbedder:
                     )
                 half = torch.from_numpy(normalize(vector)).to(torch.float16)
                 made.append(Embedded(half[None]))  # (1, hidden)
+            if progress is not None:
+                progress(len(made))
             return made
 
-        # The answers are in the order of their prompts.
         places = dict.fromkeys(place for place, _ in answers)
         found = await asyncio.gather(*(embed_prompt(place) for place in places))
         return [each for of_prompt in found for each in of_prompt]

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ _MENDED = (
 )
 
 
-def describe_flags(args: argparse.Namespace, rows: list[PromptRow]) -> Json:
+def describe_flags(args: argparse.Namespace, rows: Sequence[PromptRow]) -> Json:
     """Return what of the manifest the command line says, before there is an engine.
 
     Args:

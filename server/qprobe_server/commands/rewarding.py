@@ -17,7 +17,7 @@ from qprobe.rewards.rating import Asked, Rated, rate
 from qprobe_server.commands.printing import warn
 from qprobe_server.commands.reward_service import HttpReward, is_url
 
-__all__ = ["HowToReward", "Rewarding", "find_reward", "try_out"]
+__all__ = ["HowToReward", "Rewarding", "already_rated", "find_reward", "try_out"]
 
 Json = dict[str, Any]
 _HTTP_WORKERS = 8
@@ -95,6 +95,13 @@ def try_out(reward: Reward, how: HowToReward, fields: Json, completion: str | No
         rated = rewarding.add(fields, text, f"tried on the first row and {text!r:.60}")
         rewarding.flush()
         rated.result()
+
+
+def already_rated(reward: float) -> Future[Rated]:
+    """Return what ``Rewarding.add`` does, of a reward that is known."""
+    rated: Future[Rated] = Future()
+    rated.set_result(Rated(reward))
+    return rated
 
 
 class Rewarding:

@@ -1,0 +1,129 @@
+"""A shard of a dataset, of answers that nothing here has sampled: what read them embeds them."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qprobe.data.prompts import PromptRow
+from qprobe.data.sample import GREEDY, Sample
+from qprobe.data.writer import DatasetWriter
+from qprobe.rewards.rating import Rated
+from qprobe_server.commands.rewarding import Rewarding
+from qprobe_server.proxy.chat_text import write_answer
+from qprobe_server.proxy.reader import Written
+
+__all__ = ["Answer", "Embedded", "Embedder", "begin_reward", "list_readable", "write_shard"]
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """What came of reading an answer.
+
+    Attributes:
+        embeddings: Shape (readings, hidden), float16.
+        token_ids: The reader's tokens of it, as if it had sampled them; empty where nobody tells.
+        num_scored: How many of them, from the first, make the embedding.
+    """
+
+    embeddings: Tensor
+    token_ids: Sequence[int] = ()
+    num_scored: int = 0
+
+
+class Embedder(Protocol):
+    """Reads answers.
+
+    Attributes:
+        readings: What it gives, as datasets name it.
+    """
+
+    readings: list[str]
+
+    def embed(self, answers: Sequence[tuple[int, Written]]) -> Sequence[Embedded]:
+        """Embed answers, each with the index of its prompt.
+
+        Raises:
+            ServerError: One of them cannot be read, or none.
+        """
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a prompt; its reward may be on its way.
+
+    Attributes:
+        prompt: Index of the prompt.
+        index: Of the answer among the prompt's; GREEDY for the greedy one.
+        seed: That it was asked for with, or None.
+        written: The answer.
+        rated: Its reward.
+    """
+
+    prompt: int
+    index: int
+    seed: int | None
+    written: Written
+    rated: Future[Rated]
+
+
+def begin_reward(
+    rewarding: Rewarding, row: PromptRow, index: int, written: Written
+) -> Future[Rated]:
+    """Begin to reward an answer to a row's prompt; ``index`` is as in ``Answer``.
+
+    Raises:
+        RewardError: The reward has failed for an earlier one.
+    """
+    which = "the greedy answer" if index == GREEDY else f"sample {index}"
+    return rewarding.add(row.fields, write_answer(written), f"prompt of line {row.line}, {which}")
+
+
+def list_readable(answers: Sequence[Answer]) -> list[tuple[int, Written]]:
+    """Return what an ``Embedder`` is given of them: all but the greedy ones."""
+    return [(each.prompt, each.written) for each in answers if each.index != GREEDY]
+
+
+def write_shard(
+    writer: DatasetWriter,
+    shard: int,
+    readings: Sequence[str],
+    answers: Sequence[Answer],
+    embedded: Sequence[Embedded],
+) -> None:
+    """Wait for the rewards, and write a shard.
+
+    Args:
+        writer: Of the dataset.
+        shard: Its index.
+        readings: Of the embedder.
+        answers: In order of prompt and index.
+        embedded: What came of ``list_readable`` of them.
+
+    Raises:
+        RewardError: A reward has failed.
+    """
+    reads = iter(embedded)
+    samples = [_to_sample(each, None if each.index == GREEDY else next(reads)) for each in answers]
+    stacked = torch.stack([each.embeddings for each in embedded])  # (samples, readings, hidden)
+    writer.write(shard, samples, {name: stacked[:, i] for i, name in enumerate(readings)})
+
+
+def _to_sample(answer: Answer, read: Embedded | None) -> Sample:
+    written, rated = answer.written, answer.rated.result()
+    logprobs = written.logprobs
+    return Sample(
+        prompt=answer.prompt,
+        index=answer.index,
+        text=write_answer(written),
+        token_ids=list(read.token_ids) if read else [],
+        num_scored=read.num_scored if read else 0,
+        logprob=None if logprobs is None else sum(logprobs),
+        finish_reason=written.finish_reason or "unknown",
+        seed=answer.seed,
+        reward=rated.reward,
+        reason=rated.reason,
+    )

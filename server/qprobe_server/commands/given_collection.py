@@ -1,0 +1,50 @@
+"""Makes a dataset of completions that the rows bring, read by an embeddings endpoint."""
+
+from collections.abc import Callable, Sequence
+
+from qprobe.data.prompts import PromptRow
+from qprobe.data.writer import DatasetWriter
+from qprobe_server.commands.answer_shards import Answer, begin_reward, list_readable, write_shard
+from qprobe_server.commands.embedders import EndpointEmbedder
+from qprobe_server.commands.rewarding import Rewarding, already_rated
+from qprobe_server.proxy.reader import Written
+
+__all__ = ["collect_given_by_endpoint"]
+
+
+def collect_given_by_endpoint(
+    embedder: EndpointEmbedder,
+    writer: DatasetWriter,
+    rows: Sequence[PromptRow],
+    rewarding: Rewarding,
+    *,
+    progress: Callable[[int], object],
+) -> None:
+    """Write the shards that are missing.
+
+    Args:
+        embedder: Of the completions.
+        writer: Of the dataset.
+        rows: All prompts of the dataset.
+        rewarding: Open; for completions without a reward, goes on while they are read.
+        progress: Called with the number of completions that were read.
+
+    Raises:
+        RewardError: A reward failed; what was written before stays.
+        ReadingError: The endpoint gives no embeddings, or does not take a completion.
+    """
+    for shard in writer.missing():
+        answers = []
+        for prompt in writer.prompts_of(shard):
+            for index, given in enumerate(rows[prompt].completions):
+                # Not what an API says, but as the engine's datasets say it.
+                written = Written(text=given.text, finish_reason="given")
+                if given.reward is None:
+                    rated = begin_reward(rewarding, rows[prompt], index, written)
+                else:
+                    rated = already_rated(given.reward)
+                answers.append(Answer(prompt, index, None, written, rated))
+        rewarding.flush()
+        embedded = embedder.embed(list_readable(answers), progress=progress)
+        write_shard(writer, shard, embedder.readings, answers, embedded)
+    writer.finish()
