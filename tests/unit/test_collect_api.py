@@ -11,10 +11,11 @@ import pytest
 
 from qprobe import Reading, load_probe, save_probe
 from qprobe.data.dataset import GREEDY, Dataset
-from qprobe.data.merging import merge_datasets
+from qprobe.data.merging import drop_few, merge_datasets
 from qprobe.errors import DatasetError
 from qprobe.evaluation.metrics import choose_freely
 from qprobe.evaluation.scoring import score
+from qprobe.evaluation.summary import summarise
 from qprobe.probe.values import NUMBERS
 from qprobe.training.recipe import train
 from qprobe_server.commands import arguments, collect
@@ -213,6 +214,80 @@ def test_one_that_was_stopped_goes_on_and_asks_nothing_twice(
     assert set(again) == {f"Colour {i}?" for i in range(3, 8)}
 
 
+def refuse(*bad: int, status: int = 400, after: int = 0) -> Callable[[Json, int], Any]:
+    """Refuse prompts for good, from some request on."""
+
+    def answer(request: Json, number: int) -> Any:
+        asked = [each["content"] for each in request.get("messages", ())]
+        is_bad = any(f"Colour {i}?" in asked for i in bad) and number > after
+        return (status, {}, {"error": "my secret prompt"}) if is_bad else play(request, number)
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [400, 403, 422])
+def test_what_an_api_refuses_is_left_out_where_that_is_asked_for(
+    playing: Any, run: Callable[..., Path], capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    """Of the last shard all prompts; the collection was stopped by them before."""
+    played = playing(refuse(4, 6, 7, status=status))
+    with pytest.raises(StartupError, match=r"of line 5; .* --on-refusal skip leaves out what"):
+        run(played)
+    before = len(played.requests)
+    output = run(played, "--on-refusal", "skip")
+    said = capsys.readouterr()
+    assert "refused  3       prompts, by the API" in said.out
+    assert f"no samples: 3; the first: that of line 5, status {status}" in said.err
+    assert "secret" not in said.out + said.err
+    data = Dataset.load(output)
+    assert data.num_refused == 3
+    assert data.num_samples.tolist() == [N, N, N, N, 0, N, 0, 0]
+    assert np.isnan(data.greedy_rewards).tolist() == [i in (4, 6, 7) for i in range(8)]
+    assert len(data.features(Reading.parse("embedding"))) == 5 * N
+    kept = drop_few(data, 1)  # as the commands of training do
+    assert train(kept, Reading.parse("embedding"), test_fraction=0).info.k == N
+    # Of the first shard nothing is asked again: what is asked to see that it answers is newer.
+    again = {each["messages"][0]["content"] for each in played.requests[before:] if "seed" in each}
+    assert again == {f"Colour {i}?" for i in range(3, 8)}
+    assert summarise(data) == summarise(Dataset.load(run(played, "--on-refusal", "skip")))
+
+
+def test_a_prompt_of_which_one_sample_is_refused_has_none(
+    playing: Any, run: Callable[..., Path]
+) -> None:
+    def filter_one(request: Json, number: int) -> Any:
+        return (400, {}, {}) if request.get("seed") == 40_000 + 10_002 else play(request, number)
+
+    data = Dataset.load(run(playing(filter_one), "--on-refusal", "skip"))
+    assert data.num_samples.tolist() == [N, 0, *[N] * 6]
+    assert np.flatnonzero(np.isnan(data.greedy_rewards)).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("played", "says", "num_shards"),
+    [
+        (refuse(*range(8), status=401), "status 401 for the prompt of line 1; started again", 0),
+        (refuse(5, status=404), "status 404 for the prompt of line 6; started again", 1),
+        (refuse(*range(8)), "status 400 for the prompt of line 1, and no other was answered", 0),
+        (refuse(*range(8), status=403, after=1 + 4 * (N + 1)), "which it has answered before", 1),
+    ],
+    ids=["a wrong key", "no such model", "a wrong parameter", "a key that is withdrawn"],
+)
+def test_what_no_prompt_is_the_cause_of_stops_all_the_same(
+    playing: Any,
+    run: Callable[..., Path],
+    tmp_path: Path,
+    played: Any,
+    says: str,
+    num_shards: int,
+) -> None:
+    """The key of the last is withdrawn in the second shard, which is not written."""
+    with pytest.raises(StartupError, match=says) as caught:
+        run(playing(played), "--on-refusal", "skip", "--upstream-concurrency", "1")
+    assert "secret" not in str(caught.value)
+    assert len([*tmp_path.glob("data/samples/*")]) == num_shards
+
+
 @pytest.mark.parametrize("name", ["UPSTREAM", "EMBEDDINGS"])
 def test_a_key_that_no_header_can_have_is_refused_before_anything_is_asked(
     playing: Any, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
@@ -302,6 +377,7 @@ def test_a_flag_that_differs_from_those_it_was_begun_with_is_named(
         (("--embedding-model", "m"), "--embedding-model goes with --embeddings"),
         (("--embeddings", "e", "--embedding-model", "m"), "goes with --upstream or --completions"),
         (("--upstream-concurrency", "4"), "--upstream-concurrency goes with --upstream"),
+        (("--on-refusal", "stop"), "--on-refusal goes with --upstream"),
         (
             ("--upstream", "u", "--upstream-model", "m", "--reader", "r", "--model", "m"),
             "--model does not go with --upstream",

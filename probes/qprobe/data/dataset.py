@@ -37,10 +37,12 @@ class Dataset:
         greedy_rewards: Shape (prompts,): of the greedy answer, NaN where there is none.
         places: Where each prompt's row is, for an error: ``data/prompts.jsonl:3``.
         num_unrewarded: Samples that were left out, as they have no reward.
+        num_refused: Prompts that the API refused that was to sample them; they have no samples.
         digest: Names the whole dataset's content; "" for one that was not loaded.
     """
 
     num_unrewarded = 0
+    num_refused = 0
     # The rows of the stored embeddings that are these samples; None: all.
     _rows: NDArray[np.int64] | None = None
 
@@ -104,6 +106,7 @@ class Dataset:
         )
         made._rows = np.array(rows, dtype=np.int64)
         made.num_unrewarded = len(embedded) - len(rows)
+        made.num_refused = len(stored.prompts) - len({each.prompt for each in every})
         return made
 
     @property

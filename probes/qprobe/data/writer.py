@@ -103,6 +103,15 @@ class DatasetWriter:
         """Return the shards that are not there yet, in order."""
         return [i for i in range(self.num_shards) if not self._samples_path(i).exists()]
 
+    def find_sampled(self) -> int | None:
+        """Return the index of a prompt that has samples; None if none has."""
+        for path in sorted(self.folder.glob("samples/*.jsonl")):
+            with path.open(encoding="utf-8") as file:
+                if line := file.readline():
+                    prompt: int = json.loads(line)["prompt"]
+                    return prompt
+        return None
+
     def write(
         self, shard: int, samples: Sequence[Sample], embeddings: Mapping[str, Tensor]
     ) -> None:

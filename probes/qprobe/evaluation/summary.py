@@ -18,6 +18,7 @@ class Summary:
         num_prompts: Those with a rewarded sample, of which all means are.
         num_samples: With a reward, the greedy answers left out.
         num_unrewarded: Samples without.
+        num_refused: Prompts without any sample, as an API refused them.
         base: Mean reward of one sample.
         greedy: Mean reward of the greedy answers; None without any.
         ceiling: Mean reward of the best sample of each prompt.
@@ -30,6 +31,7 @@ class Summary:
     num_prompts: int
     num_samples: int
     num_unrewarded: int
+    num_refused: int
     base: float
     greedy: float | None
     ceiling: float
@@ -53,6 +55,7 @@ def summarise(dataset: Dataset) -> Summary | None:
         num_prompts=len(rewards),
         num_samples=len(dataset.samples),
         num_unrewarded=dataset.num_unrewarded,
+        num_refused=dataset.num_refused,
         base=float(np.mean([each.mean() for each in rewards])),
         greedy=float(greedy.mean()) if len(greedy) else None,
         ceiling=float(np.mean([each.max() for each in rewards])),

@@ -39,9 +39,11 @@ class Embedder(Protocol):
 
     Attributes:
         readings: What it gives, as datasets name it.
+        hidden_size: Numbers of each.
     """
 
     readings: list[str]
+    hidden_size: int
 
     def embed(self, answers: Sequence[tuple[int, Written]]) -> Sequence[Embedded]:
         """Embed answers, each with the index of its prompt.
@@ -90,7 +92,7 @@ def list_readable(answers: Sequence[Answer]) -> list[tuple[int, Written]]:
 def write_shard(
     writer: DatasetWriter,
     shard: int,
-    readings: Sequence[str],
+    embedder: Embedder,
     answers: Sequence[Answer],
     embedded: Sequence[Embedded],
 ) -> None:
@@ -99,8 +101,8 @@ def write_shard(
     Args:
         writer: Of the dataset.
         shard: Its index.
-        readings: Of the embedder.
-        answers: In order of prompt and index.
+        embedder: That has read them.
+        answers: In order of prompt and index; perhaps none.
         embedded: What came of ``list_readable`` of them.
 
     Raises:
@@ -108,8 +110,10 @@ def write_shard(
     """
     reads = iter(embedded)
     samples = [_to_sample(each, None if each.index == GREEDY else next(reads)) for each in answers]
-    stacked = torch.stack([each.embeddings for each in embedded])  # (samples, readings, hidden)
-    writer.write(shard, samples, {name: stacked[:, i] for i, name in enumerate(readings)})
+    stacked = torch.zeros(0, len(embedder.readings), embedder.hidden_size, dtype=torch.float16)
+    if embedded:
+        stacked = torch.stack([each.embeddings for each in embedded])  # (samples, readings, hidden)
+    writer.write(shard, samples, {name: stacked[:, i] for i, name in enumerate(embedder.readings)})
 
 
 def _to_sample(answer: Answer, read: Embedded | None) -> Sample:

@@ -20,10 +20,10 @@ from qprobe_server.commands.answer_shards import (
 )
 from qprobe_server.commands.api_sampling import ApiSampler
 from qprobe_server.commands.manifest import SEED_STRIDE
+from qprobe_server.commands.refusals import Refusals
 from qprobe_server.commands.rewarding import Rewarding
-from qprobe_server.errors import ServerError, StartupError
+from qprobe_server.errors import ServerError
 from qprobe_server.proxy.reader import Written
-from qprobe_server.proxy.upstream import explain
 
 __all__ = ["SamplingPlan", "collect_from_api"]
 
@@ -83,6 +83,7 @@ def collect_from_api(
     rewarding: Rewarding,
     *,
     plan: SamplingPlan,
+    skip_refused: bool,
     progress: Callable[[int], object],
 ) -> None:
     """Write the shards that are missing.
@@ -94,7 +95,8 @@ def collect_from_api(
         rows: All prompts of the dataset.
         rewarding: Open; goes on beside the rest.
         plan: How to sample.
-        progress: Called with the number of samples that have come.
+        skip_refused: Whether a prompt of which the API refuses a sample for good has none.
+        progress: Called with the number of samples that have come, or are refused.
 
     Raises:
         RewardError: A reward failed; what was written before stays, as with the others.
@@ -106,6 +108,12 @@ def collect_from_api(
         asked = _list(writer.prompts_of(shard), plan)
         return asked, sampler.begin([plan.ask(rows[each.prompt], each.seed) for each in asked])
 
+    def ask(prompt: int) -> Written | ServerError:
+        body = plan.ask(rows[prompt], plan.seed + prompt * SEED_STRIDE)
+        return next(came for _, came in sampler.begin([body]))
+
+    lines = [each.line for each in rows]
+    refusals = Refusals(ask, lines, answered=writer.find_sampled(), skip=skip_refused)
     missing = writer.missing()
     coming = begin(missing[0]) if missing else None
     for shard, following in pairwise([*missing, None]):
@@ -116,20 +124,21 @@ def collect_from_api(
         for place, written in arrivals:
             what = asked[place]
             if isinstance(written, ServerError):
-                line = rows[what.prompt].line
-                raise StartupError(
-                    f"--upstream: {explain(written)} for the prompt of line {line}; started again, "
-                    "the collection goes on"
-                ) from written
-            rated = begin_reward(rewarding, rows[what.prompt], what.index, written)
-            done[place] = Answer(what.prompt, what.index, what.seed, written, rated)
+                refusals.add(what.prompt, written, is_first=not done)
+            else:
+                rated = begin_reward(rewarding, rows[what.prompt], what.index, written)
+                done[place] = Answer(what.prompt, what.index, what.seed, written, rated)
             progress(1)
         rewarding.flush()
+        answers = [done[place] for place in sorted(done)]
+        answers = [each for each in answers if each.prompt not in refusals.prompts]
+        refused = [each for each in writer.prompts_of(shard) if each in refusals.prompts]
+        refusals.check([each.prompt for each in answers], refused)
         coming = None if following is None else begin(following)
-        answers = [done[place] for place in range(len(asked))]
-        embedded = embedder.embed(list_readable(answers))
-        write_shard(writer, shard, embedder.readings, answers, embedded)
+        embedded = embedder.embed(list_readable(answers)) if answers else ()
+        write_shard(writer, shard, embedder, answers, embedded)
     writer.finish()
+    refusals.tell()
 
 
 def _list(prompts: range, plan: SamplingPlan) -> list[_Asked]:

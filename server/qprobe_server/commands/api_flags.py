@@ -33,7 +33,9 @@ API_FLAGS = {
 # Names of flags that go with one way only.
 _ENGINE_ONLY = ("model", "adapter", "token_states")
 _READER_ONLY = ("layers", "windows")
-_UPSTREAM_ONLY = ("upstream_model", "upstream_logprobs", "upstream_concurrency", "reader")
+_UPSTREAM_ONLY = (
+    *("upstream_model", "upstream_logprobs", "upstream_concurrency", "on_refusal", "reader"),
+)
 _ENDPOINT_ONLY = ("embedding_model", "embedding_template")
 
 
@@ -58,6 +60,12 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
         type=values.count,
         metavar="NUMBER",
         help=f"Samples that it is asked for at a time. Default: {DEFAULT_CONCURRENCY}.",
+    )
+    group.add_argument(
+        "--on-refusal",
+        choices=["stop", "skip"],
+        help="What to do if it refuses a prompt for good, as a filter of contents does: stop, or "
+        "leave the prompt out. Default: stop.",
     )
     group.add_argument(
         "--reader", metavar="MODEL", help="Model here that reads the answers: as --model."

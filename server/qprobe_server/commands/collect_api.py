@@ -114,13 +114,14 @@ def _open_embedder(
         api_key=find_embeddings_key(),
     )
     try:
-        dimensions = run(endpoint.probe())
-        embedder = EndpointEmbedder(endpoint, run, rows, flags["endpoint"]["template"])
+        template = flags["endpoint"]["template"]
+        hidden_size = run(endpoint.probe())
+        embedder = EndpointEmbedder(endpoint, run, rows, template=template, hidden_size=hidden_size)
         yield (
             embedder,
             {
                 **flags,
-                "hidden_size": dimensions,
+                "hidden_size": hidden_size,
                 "num_layers": 1,
                 "readings": embedder.readings,
                 "versions": {name: version(name) for name in ("qprobe", "torch")},
@@ -161,7 +162,17 @@ def _collect(
         Rewarding(reward, HowToReward.of(args, reward)) as rewarding,
         _open_bar(writer, [plan.n + plan.greedy] * len(rows)) as bar,
     ):
-        collect_from_api(sampler, embedder, writer, rows, rewarding, plan=plan, progress=bar.update)
+        skip = args.on_refusal == "skip"
+        collect_from_api(
+            sampler,
+            embedder,
+            writer,
+            rows,
+            rewarding,
+            plan=plan,
+            skip_refused=skip,
+            progress=bar.update,
+        )
 
 
 def _open_bar(writer: DatasetWriter, counts: Sequence[int]) -> tqdm:

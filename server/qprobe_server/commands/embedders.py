@@ -56,6 +56,7 @@ class EngineEmbedder:
             except RowError as error:
                 raise PromptFileError(source, row.line, error.field, error.message) from error
         self.readings = [str(each) for each in readings_of(engine)]
+        self.hidden_size = engine.facts.hidden_size
 
     def embed(self, answers: Sequence[tuple[int, Written]]) -> list[Embedded]:
         """Embed answers, all in one go; see ``Embedder``.
@@ -93,6 +94,7 @@ class EndpointEmbedder:
         run: Of its event loop.
         rows: All prompts.
         template: What is embedded.
+        hidden_size: Dimensions of the endpoint's vectors.
     """
 
     def __init__(
@@ -100,13 +102,16 @@ class EndpointEmbedder:
         endpoint: EmbeddingsEndpoint,
         run: Run,
         rows: Sequence[PromptRow],
+        *,
         template: str,
+        hidden_size: int,
     ) -> None:
         self._endpoint = endpoint
         self._run = run
         self._rows = rows
         self._template = template
         self.readings = [str(EMBEDDING)]
+        self.hidden_size = hidden_size
 
     def embed(
         self,

@@ -46,5 +46,5 @@ def collect_given_by_endpoint(
                 answers.append(Answer(prompt, index, None, written, rated))
         rewarding.flush()
         embedded = embedder.embed(list_readable(answers), progress=progress)
-        write_shard(writer, shard, embedder.readings, answers, embedded)
+        write_shard(writer, shard, embedder, answers, embedded)
     writer.finish()
