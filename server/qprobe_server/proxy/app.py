@@ -26,13 +26,14 @@ from qprobe_server.library.store import ProbeStore
 from qprobe_server.proxy.directory import Directory
 from qprobe_server.proxy.endpoint import ROUTES, Endpoint, Limits
 from qprobe_server.proxy.keys import KeyMiddleware
+from qprobe_server.proxy.metrics import UpstreamMetrics
 from qprobe_server.proxy.own_routes import make_router
 from qprobe_server.proxy.reader import Reader
 from qprobe_server.proxy.settings import ProxySettings
 from qprobe_server.proxy.upstream import Upstream
 from qprobe_server.settings import Settings
 
-__all__ = ["OpenReader", "make_app", "serve"]
+__all__ = ["OpenReader", "make_app", "open_upstreams", "serve"]
 
 _ANY_HOST = "0.0.0.0"
 OpenReader = Callable[[Sequence[LoadedProbe]], Awaitable[Reader]]
@@ -60,17 +61,10 @@ async def serve(
     requests = OpenRequests()
     with ending_at_once():
         reader = await open_reader(probes)
-    upstreams = {
-        name: Upstream(
-            address,
-            own.bounds,
-            key=own.keys.get(name),
-            passes_credentials=own.passes_credentials,
-        )
-        for name, address in own.upstreams.items()
-    }
+    counted = CollectorRegistry()
+    upstreams = open_upstreams(own, counted)
     try:
-        app = await make_app(own, settings, probes, store, reader, upstreams)
+        app = await make_app(own, settings, probes, store, reader, upstreams, counted)
         probes.clear()  # the reader has the weights
         app.user_middleware.insert(-1, Middleware(StoppingMiddleware, requests=requests))
         await serve_until_signalled(
@@ -86,6 +80,26 @@ async def serve(
         await reader.close()
 
 
+def open_upstreams(own: ProxySettings, counted: CollectorRegistry) -> dict[str | None, Upstream]:
+    """Return the upstreams by name, each to be closed.
+
+    Args:
+        own: The proxy's settings.
+        counted: Gets their metrics.
+    """
+    metrics = UpstreamMetrics(counted)
+    return {
+        name: Upstream(
+            address,
+            own.bounds,
+            key=own.keys.get(name),
+            passes_credentials=own.passes_credentials,
+            meter=metrics.meter(name),
+        )
+        for name, address in own.upstreams.items()
+    }
+
+
 async def make_app(
     own: ProxySettings,
     settings: Settings,
@@ -93,6 +107,7 @@ async def make_app(
     store: ProbeStore | None,
     reader: Reader,
     upstreams: Mapping[str | None, Upstream],
+    counted: CollectorRegistry,
 ) -> FastAPI:
     """Return the app, with its probes loaded.
 
@@ -103,13 +118,13 @@ async def make_app(
         store: Likewise.
         reader: Of candidates.
         upstreams: By name.
+        counted: Has their metrics; gets all others, and is what ``/metrics`` shows.
 
     Raises:
         StartupError: The reader cannot score by a probe.
     """
     registry = ProbeRegistry()
     lifecycle = await _load(registry, settings, probes, store, reader)
-    counted = CollectorRegistry()
     metrics = RerankMetrics(counted)
     metrics.watch(registry)
     directory = Directory(upstreams, registry)

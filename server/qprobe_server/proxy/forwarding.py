@@ -12,6 +12,7 @@ from qprobe_server.edge import body as bodies
 from qprobe_server.errors import RequestError, UpstreamError
 from qprobe_server.proxy.directory import Directory
 from qprobe_server.proxy.headers import to_client
+from qprobe_server.proxy.metrics import SentRequest
 from qprobe_server.proxy.upstream import Upstream, check_redirect
 from qprobe_server.proxy.watching import Watched
 
@@ -68,9 +69,21 @@ async def _exchange(upstream: Upstream, scope: Scope, body: "_Body", send: Send)
         content=body.content,
     )
     try:
+        with upstream.meter.watch() as sent:
+            await _pass_on(upstream, request, sent, send)
+    except httpx.HTTPError:
+        # An end of the reply would look like its own; without one uvicorn closes the connection.
+        _logger.warning("an upstream's reply to %s broke off", scope["path"])
+
+
+async def _pass_on(
+    upstream: Upstream, request: httpx.Request, sent: SentRequest, send: Send
+) -> None:
+    try:
         response = await upstream.client.send(request, stream=True)
     except httpx.HTTPError as error:
         raise UpstreamError("it cannot be reached") from error
+    sent.status = response.status_code
     try:
         check_redirect(response)
         headers = to_client(response.headers.raw)
@@ -78,11 +91,9 @@ async def _exchange(upstream: Upstream, scope: Scope, body: "_Body", send: Send)
             {"type": "http.response.start", "status": response.status_code, "headers": headers}
         )
         async for chunk in response.aiter_raw():
+            sent.note_bytes()
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-    except httpx.HTTPError:
-        # An end of the reply would look like its own; without one uvicorn closes the connection.
-        _logger.warning("an upstream's reply to %s broke off", scope["path"])
     finally:
         await response.aclose()
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import httpx
+from prometheus_client import CollectorRegistry
 
 from qprobe_server.errors import UpstreamError
 from qprobe_server.proxy.address import Address
 from qprobe_server.proxy.headers import Header, to_upstream
+from qprobe_server.proxy.metrics import Meter, SentRequest, UpstreamMetrics
 from qprobe_server.retry_after import read_pause
 
 __all__ = ["Bounds", "Reply", "Upstream", "check_redirect", "explain"]
@@ -66,6 +68,7 @@ class Upstream:
         bounds: For what is sampled there.
         key: The header that carries its key, or None.
         passes_credentials: Whether it gets its clients' own.
+        meter: Counts what it is sent; None: nobody asks.
     """
 
     def __init__(
@@ -75,9 +78,11 @@ class Upstream:
         *,
         key: Header | None = None,
         passes_credentials: bool = False,
+        meter: Meter | None = None,
     ) -> None:
         self.address = address
         self.bounds = bounds
+        self.meter = meter or UpstreamMetrics(CollectorRegistry()).meter(None)
         self._key = key
         self._passes_credentials = passes_credentials
         self._slots = asyncio.Semaphore(bounds.concurrency)
@@ -112,7 +117,8 @@ class Upstream:
             tries += 1
             try:
                 async with asyncio.timeout_at(deadline_s), self._slots:
-                    return await self._ask_once(request)
+                    with self.meter.watch(deadline_s=deadline_s) as sent:
+                        return await self._ask_once(request, sent)
             except TimeoutError:
                 raise UpstreamError(
                     "no answer in time", status=HTTPStatus.GATEWAY_TIMEOUT
@@ -122,15 +128,17 @@ class Upstream:
                 if pause_s is None or loop.time() + pause_s >= deadline_s:
                     raise
             await asyncio.sleep(pause_s)
+            self.meter.count_retry()
 
-    async def _ask_once(self, request: httpx.Request) -> Reply:
+    async def _ask_once(self, request: httpx.Request, sent: SentRequest) -> Reply:
         try:
             response = await self.client.send(request, stream=True)
         except httpx.HTTPError as error:  # also of a connection that was closed while it idled
             raise UpstreamError("it cannot be reached", may_pass=True) from error
+        sent.status = response.status_code
         try:
             check_redirect(response)
-            body = await self._read(response)
+            body = await self._read(response, sent)
         except httpx.HTTPError as error:
             raise UpstreamError("the connection was lost") from error
         finally:
@@ -147,7 +155,7 @@ class Upstream:
             )
         return Reply(content_type.startswith("text/event-stream"), body)
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, response: httpx.Response, sent: SentRequest) -> bytes:
         """Read a reply as far as it is allowed to go.
 
         Raises:
@@ -157,6 +165,7 @@ class Upstream:
             raise UpstreamError("a compressed reply")
         chunks, size = [], 0
         async for chunk in response.aiter_raw():
+            sent.note_bytes()
             size += len(chunk)
             if size > self.bounds.max_reply_mib << 20:
                 raise UpstreamError(f"a reply of more than {self.bounds.max_reply_mib} MiB")

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,10 +20,9 @@ from qprobe import Probe, ProbeFileError
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import LoadedProbe, ServedProbe, read_probe
 from qprobe_server.proxy.address import read_upstreams
-from qprobe_server.proxy.app import make_app
+from qprobe_server.proxy.app import make_app, open_upstreams
 from qprobe_server.proxy.reader import Prompt, Read, Written
 from qprobe_server.proxy.settings import ProxySettings
-from qprobe_server.proxy.upstream import Upstream
 from qprobe_server.settings import Settings
 
 Json = dict[str, Any]
@@ -232,17 +232,10 @@ class Setting:
         """Start the proxy; gives a client of it. Keywords are fields of its settings."""
         given = upstreams or [f"{self.stub.url}/v1"]
         made = ProxySettings(upstreams=read_upstreams(given), **own)
-        behind = {
-            name: Upstream(
-                address,
-                made.bounds,
-                key=made.keys.get(name),
-                passes_credentials=made.passes_credentials,
-            )
-            for name, address in made.upstreams.items()
-        }
+        counted = CollectorRegistry()
+        behind = open_upstreams(made, counted)
         settings = replace(settings or Settings(), rejects_early=False)
-        app = await make_app(made, settings, self.probes, None, self.reader, behind)
+        app = await make_app(made, settings, self.probes, None, self.reader, behind, counted)
         async with (
             listen(app) as url,
             httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
