@@ -172,9 +172,10 @@ class Design:
 def settle_numbers(dataset: Dataset, numbers: Sequence[str] | None) -> tuple[str, ...]:
     """Return the numbers that were asked for, or, of None, all if the log-probabilities are known.
 
-    Without them the others say little. Of None it is none either where an API has sampled, as a
-    proxy takes no probe with numbers, or where a completion was given: it has no token that ends
-    it, which sampled ones have, so that its numbers are not those of what is served.
+    Without them the others say little. So of None it is none where an API has sampled: a model that
+    reads for a proxy takes no probe of the API's log-probabilities, though it takes one of length
+    and cut. It is none either where a completion was given: it has no token that ends it, which
+    sampled ones have, so that its numbers are not those of what is served.
     """
     if numbers is not None:
         return tuple(numbers)
