@@ -207,6 +207,28 @@ def test_what_cannot_be_run_names_its_field(fields: dict[str, Any], field: str) 
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"tests": ["assert f(1)" + "+1" * 400 + " == 3"]}, "tests"),
+        ({"tests": ["assert f(1)" + "+1" * 3_000 + " == 3"]}, "tests[0]"),
+        ({"tests": ["f" + ".a" * 900 + "()"]}, "tests"),
+        ({"inputs": ["f(" + "-" * 5_000 + "1)"]}, "inputs[0]"),
+        ({"inputs": ["f(1)"], "setup": "a = " + "-" * 5_000 + "1"}, "setup"),
+    ],
+)
+def test_what_is_nested_too_deeply_names_its_field(fields: dict[str, Any], field: str) -> None:
+    """Whether it is too deep for Python's parser, or only for what writes it anew."""
+    with pytest.raises(RowError, match="is nested too deeply") as refused:
+        read_behaviour(fields)
+    assert refused.value.field == field
+
+
+def test_inputs_may_be_as_deep_as_python_reads() -> None:
+    deep = "f(1)" + "+1" * 900
+    assert read_behaviour({"inputs": [deep]}).calls == [deep]
+
+
 def test_a_program_is_ended_when_it_is_to_stop() -> None:
     program = replace(
         read_behaviour({"inputs": ["f(1)"]}), answer="def f(x):\n import time\n time.sleep(60)"

@@ -89,6 +89,11 @@ def read(
         ({"by": "code", "inputs": ["f(1)", "len(())"]}, "q_probe.vote.inputs.1", "calls nothing"),
         ({"by": "code", "tests": ["assert f(1) =="]}, "q_probe.vote.tests.0", "is not Python"),
         ({"by": "code", "tests": ["a = 1"]}, "q_probe.vote.tests", "check nothing"),
+        (
+            {"by": "code", "tests": ["assert f(1)" + "+1" * 400 + " == 3"]},
+            "q_probe.vote.tests",
+            "is nested too deeply",
+        ),
         ({**CALL, "setup": 3}, "q_probe.vote.setup", "valid string"),
         ({**CALL, "setup": "import"}, "q_probe.vote.setup", "is not Python"),
         ({**CALL, "entry_point": 3}, "q_probe.vote.entry_point", "valid list"),

@@ -30,8 +30,16 @@ def read_behaviour(fields: Json) -> Program:
             whose expected value is not used, and what stands before them at the margin.
 
     Raises:
-        RowError: A field is not as said above.
+        RowError: A field is not as said above, or is nested too deeply to be read.
     """
+    try:
+        return _read(fields)
+    except RecursionError as error:  # of ast.unparse, which goes less deep than the parser
+        field = "tests" if fields.get("tests") else "inputs"
+        raise RowError(field, "is nested too deeply") from error
+
+
+def _read(fields: Json) -> Program:
     inputs, tests = fields.get("inputs") or [], fields.get("tests") or []
     for index, each in enumerate(inputs):
         _check_input(f"inputs[{index}]", each)
@@ -99,9 +107,15 @@ def _names(node: ast.AST, names: Collection[str]) -> bool:
 
 
 def _outermost_calls(node: ast.AST, names: Collection[str]) -> list[ast.expr]:
-    if isinstance(node, ast.Call) and _names(node.func, names):
-        return [node]
-    return [each for child in ast.iter_child_nodes(node) for each in _outermost_calls(child, names)]
+    found: list[ast.expr] = []
+    left = [node]
+    while left:
+        each = left.pop()
+        if isinstance(each, ast.Call) and _names(each.func, names):
+            found.append(each)
+        else:
+            left.extend(reversed([*ast.iter_child_nodes(each)]))
+    return found
 
 
 def group_outcomes(outcomes: Sequence[Outcome | None], program: Program) -> Classes:

@@ -145,12 +145,14 @@ def check_source(field: str, source: object) -> None:
     """Check that a field is Python.
 
     Raises:
-        RowError: It is not.
+        RowError: It is not, or it is nested too deeply for Python's parser.
     """
     if not isinstance(source, str):
         raise RowError(field, f"must be a string of Python, got {source!r:.80}")
     try:
         ast.parse(source)
         symtable.symtable(source, field, "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (RecursionError, MemoryError) as error:
+        raise RowError(field, f"is nested too deeply, got {source!r:.80}") from error
+    except (SyntaxError, ValueError) as error:
         raise RowError(field, f"is not Python: {error}, got {source!r:.80}") from error

@@ -104,7 +104,13 @@ def check_tests(tests: Sequence[str]) -> None:
 
 
 def _is_unittest_main(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == "unittest.main"
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "main"
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "unittest"
+    )
 
 
 def _may_fail(statement: ast.stmt) -> bool:
@@ -119,13 +125,20 @@ def _may_fail(statement: ast.stmt) -> bool:
 
 def _calls(value: ast.AST) -> bool:
     """Return whether an expression calls something, other than to compare what comes of it."""
-    if isinstance(value, ast.Compare):
-        return False
-    return isinstance(value, ast.Call) or any(map(_calls, ast.iter_child_nodes(value)))
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, ast.Call):
+            return True
+        if not isinstance(each, ast.Compare):
+            left.extend(ast.iter_child_nodes(each))
+    return False
 
 
 def _is_main_guard(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test)
+    return isinstance(statement, ast.If) and any(
+        isinstance(each, ast.Name) and each.id == "__name__" for each in ast.walk(statement.test)
+    )
 
 
 def read_entry_points(value: object) -> list[str]:
@@ -177,9 +190,11 @@ def _free_names(sources: Iterable[str]) -> set[str]:
 
 
 def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
-    yield table
-    for child in table.get_children():
-        yield from _tables(child)
+    left = [table]
+    while left:
+        each = left.pop()
+        yield each
+        left.extend(each.get_children())
 
 
 def need_numpy(sources: Iterable[str]) -> bool:

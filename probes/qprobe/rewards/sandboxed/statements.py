@@ -121,14 +121,25 @@ def _ends_open(text: str) -> bool:
 
 
 def bound_names(statement: ast.stmt) -> Iterator[str]:
-    """Yield the names that a statement binds where it stands."""
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        yield statement.name
-        return
-    if isinstance(statement, ast.Import | ast.ImportFrom):
-        for alias in statement.names:
-            yield alias.asname or alias.name.partition(".")[0]
-        return
+    """Yield the names that a statement binds where it stands, in no order."""
+    left = [statement]
+    while left:
+        each = left.pop()
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield each.name
+        elif isinstance(each, ast.Import | ast.ImportFrom):
+            for alias in each.names:
+                yield alias.asname or alias.name.partition(".")[0]
+        else:
+            yield from _stored_names(each)
+            for node in ast.iter_child_nodes(each):
+                if isinstance(node, ast.stmt):
+                    left.append(node)
+                elif isinstance(node, ast.ExceptHandler | ast.match_case):
+                    left.extend(node.body)
+
+
+def _stored_names(statement: ast.stmt) -> Iterator[str]:
     for node in ast.iter_child_nodes(statement):
         if isinstance(node, ast.expr | ast.withitem):
             yield from (
@@ -136,10 +147,6 @@ def bound_names(statement: ast.stmt) -> Iterator[str]:
                 for each in ast.walk(node)
                 if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
             )
-        elif isinstance(node, ast.stmt):
-            yield from bound_names(node)
-        elif isinstance(node, ast.ExceptHandler | ast.match_case):
-            yield from (name for inner in node.body for name in bound_names(inner))
 
 
 def define(tree: ast.Module, names: Iterable[str], *, by_def: bool) -> bool:
