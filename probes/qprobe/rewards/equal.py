@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from threading import Event
 from typing import Protocol, TypeVar
 
 from qprobe.probe.voting import NO_CLASS
@@ -71,15 +72,16 @@ def _show_quantity(quantity: Quantity) -> str:
     return f"{quantity.value:.12g}" + (f" * {quantity.scale:g}" if quantity.scale != 1 else "")
 
 
-def make_regex(pattern: str) -> Grouping:
+def make_regex(pattern: str, *, stop: Event | None = None) -> Grouping:
     """Return what groups by what a pattern finds (``find_last``), white space around it aside.
 
     Args:
         pattern: Passes ``check_pattern``.
+        stop: Ends a search, as in ``find_last``.
     """
 
     def group(completions: Sequence[str]) -> Classes:
-        values = [each.value for each in find_last(pattern, completions)]
+        values = [each.value for each in find_last(pattern, completions, stop=stop)]
         return number([(value or "").strip() or None for value in values], str, str)
 
     return group
