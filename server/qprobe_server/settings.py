@@ -39,7 +39,7 @@ class Settings:
         json_access_log: One JSON object a request, instead of uvicorn's lines.
         allow_code_execution: Whether requests may have candidates' code run, for votes by it.
         code_workers: Programs that run at a time then, >= 1.
-        code_queue: Requests that vote by code at a time, sampling included, >= 1.
+        code_queue: Prompts that vote by code at a time, sampling included, >= 1.
     """
 
     default_probe: str | None = None

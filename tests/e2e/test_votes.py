@@ -142,9 +142,22 @@ def test_what_cannot_be_voted_on_is_refused(server: Any) -> None:
     refused = ask(server, {"by": "text"}, choice=["a"], target_kl=1.0)
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == "q_probe.target_kl"
-    assert ask(server, {"by": "regex"}, choice=["a"]).json()["error"]["param"] == (
-        "q_probe.vote.pattern"
-    )
+    for vote in ({"by": "regex"}, {"by": "regex", "pattern": "("}):
+        unread = ask(server, vote, choice=["a"])
+        assert unread.status_code == 400
+        assert unread.json()["error"]["param"] == "q_probe.vote.pattern"
+    deep = {"by": "code", "tests": ["assert f(1)" + "+1" * 400 + " == 3"]}
+    assert ask(server, deep, choice=["a"]).json()["error"]["param"] == "q_probe.vote.tests"
+
+
+def test_more_prompts_than_the_queue_has_places_are_refused(server: Any) -> None:
+    vote = {"by": "code", "inputs": ["f(3)"]}
+    body = {"model": MODEL, "max_tokens": 2, "q_probe": {"k": 2, "vote": vote}}
+    refused = server.client().post("/v1/completions", json={**body, "prompt": ["a", "b", "c"]})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "prompt"
+    reply = server.client().post("/v1/completions", json={**body, "prompt": ["a", "b"]})
+    assert len(reply.json()["q_probe"]["results"]) == 2
 
 
 def slow(server: Any, leave: threading.Event) -> None:

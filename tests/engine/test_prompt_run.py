@@ -416,7 +416,7 @@ async def test_nobody_is_woken_by_the_tokens_of_candidates(
 
 
 def vote_by(**asked: Any) -> Vote:
-    return VoteReader(CodeRunner(num_workers=2, max_requests=1)).read(VoteRequest(**asked))
+    return VoteReader(CodeRunner(num_workers=2, max_prompts=1)).read(VoteRequest(**asked))
 
 
 async def vote_among(

@@ -5,6 +5,7 @@ import gc
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from qprobe.errors import SandboxError
 from qprobe.probe.schedule import Step
 from qprobe.probe.voting import NO_CLASS
 from qprobe.rewards.equal import Classes
-from qprobe_server.choice import code_vote
+from qprobe_server.choice import code_vote, search_vote
 from qprobe_server.choice.code_vote import CodeRunner
 from qprobe_server.choice.draw import choose
+from qprobe_server.choice.fair_pool import FairPool, Share
 from qprobe_server.choice.request import RerankRequest, resolve
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.result import make_result
@@ -30,7 +32,7 @@ from qprobe_server.library.registry import ProbeRegistry
 from qprobe_server.settings import Settings
 
 VOTES = VoteReader()
-WITH_CODE = VoteReader(CodeRunner(num_workers=2, max_requests=2))
+WITH_CODE = VoteReader(CodeRunner(num_workers=2, max_prompts=2))
 CALL = {"by": "code", "inputs": ["f(3)"]}
 
 
@@ -40,9 +42,11 @@ def read(
     *,
     settings: Settings | None = None,
     votes: VoteReader = VOTES,
+    prompts: dict[str, Any] | None = None,
     **fields: Any,
 ) -> RerankRequest:
-    body = {"model": "base", "q_probe": {"probe": "good", **fields, "vote": vote}}
+    q_probe = {"probe": "good", **fields, "vote": vote}
+    body = {"model": "base", **(prompts or {}), "q_probe": q_probe}
     request = resolve(
         body,
         settings=settings or Settings(),
@@ -71,7 +75,6 @@ def read(
         ({"by": "regex"}, "q_probe.vote.pattern", "is missing"),
         ({"by": "regex", "pattern": None}, "q_probe.vote.pattern", "is missing"),
         ({"by": "regex", "pattern": 1}, "q_probe.vote.pattern", "valid string"),
-        ({"by": "regex", "pattern": "("}, "q_probe.vote.pattern", "is no regular expression"),
         ({"by": "regex", "pattern": "a" * 1001}, "q_probe.vote.pattern", "1000 characters"),
         ({**CALL, "by": "text"}, "q_probe.vote.inputs", "belongs to a vote by 'code'"),
         ({"by": "json", "tests": ["f(1)"]}, "q_probe.vote.tests", "belongs to a vote by 'code'"),
@@ -358,19 +361,161 @@ def test_what_runs_is_ended_when_the_caller_leaves(
     assert "sleep" not in caplog.text
 
 
-def test_a_full_queue_is_told_before_anything_is_sampled(registry: ProbeRegistry) -> None:
+REGEX = {"by": "regex", "pattern": "a"}
+
+
+async def test_a_full_queue_is_told_before_anything_is_sampled(registry: ProbeRegistry) -> None:
     places = [Rerank(read(registry, CALL, votes=WITH_CODE)) for _ in range(3)]
     for each in places[:2]:
-        each.begin()
+        await each.begin()
     with pytest.raises(RequestError) as refused:
-        places[2].begin()
+        await places[2].begin()
     assert (refused.value.status, refused.value.param) == (503, "q_probe.vote")
     assert refused.value.headers == {"retry-after": "2"}
-    Rerank(read(registry, {"by": "text"}, votes=WITH_CODE)).begin()
+    for vote in ({"by": "text"}, REGEX):
+        other = Rerank(read(registry, vote, votes=WITH_CODE))
+        await other.begin()
+        other.end()
     places[0].end()
-    places[2].begin()
+    await places[2].begin()
     for each in places[1:]:
         each.end()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "num_places"),
+    [
+        ({"prompt": ["a", "b"]}, 2),
+        ({"prompt": [[1, 2, 3], [4]]}, 2),
+        ({"prompt": "a", "prompt_embeds": ["AAAA"]}, 2),
+        ({"messages": [[{"role": "user"}], [{"role": "user"}]]}, 2),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"messages": [{"role": "user"}] * 3}, 1),
+    ],
+)
+async def test_each_prompt_takes_a_place(
+    registry: ProbeRegistry, prompts: dict[str, Any], num_places: int
+) -> None:
+    votes = VoteReader(CodeRunner(num_workers=1, max_prompts=2))
+    rerank = Rerank(read(registry, CALL, votes=votes, prompts=prompts))
+    await rerank.begin()
+    others = [Rerank(read(registry, CALL, votes=votes)) for _ in range(2)]
+    for each in others[: 2 - num_places]:
+        await each.begin()
+    with pytest.raises(RequestError, match="and 2 do: try again later"):
+        await others[-1].begin()
+    rerank.end()
+    await others[-1].begin()
+
+
+@pytest.mark.parametrize(
+    ("vote", "most", "name"), [(CALL, 2, "prompt"), (CALL, 2, "messages"), (REGEX, 256, "prompt")]
+)
+def test_more_prompts_than_may_ever_vote_are_refused(
+    registry: ProbeRegistry, vote: dict[str, Any], most: int, name: str
+) -> None:
+    prompts = {name: [["a"]] * (most + 1)}
+    with pytest.raises(RequestError, match=f"has {most + 1} prompts, {most} prompts may") as error:
+        read(registry, vote, votes=WITH_CODE, prompts=prompts)
+    assert (error.value.param, error.value.status) == (name, 400)
+
+
+async def test_a_prompt_in_the_background_keeps_its_place(registry: ProbeRegistry) -> None:
+    """It outlives its HTTP request, or begins when that has ended."""
+    votes = VoteReader(CodeRunner(num_workers=1, max_prompts=1))
+    long, late, other = (Rerank(read(registry, CALL, votes=votes)) for _ in range(3))
+    for rerank in (long, late):
+        await rerank.begin()
+        if rerank is late:
+            rerank.end()
+        with rerank.hold():
+            if rerank is long:
+                rerank.end()
+            with pytest.raises(RequestError, match="try again later"):
+                await other.begin()
+    await other.begin()
+
+
+async def test_what_is_no_pattern_is_told_before_anything_is_sampled(
+    registry: ProbeRegistry,
+) -> None:
+    """Nor does it keep its places: after as many as there are, patterns are still taken."""
+    votes = VoteReader()
+    rerank = Rerank(read(registry, {"by": "regex", "pattern": "("}, votes=votes))
+    for _ in range(3):
+        with pytest.raises(RequestError, match=r"^q_probe\.vote\.pattern: is no regular") as error:
+            await rerank.begin()
+        assert (error.value.status, error.value.param) == (400, "q_probe.vote.pattern")
+        assert "got '('" in str(error.value)
+    whole = {"prompt": ["a"] * 256}
+    await Rerank(read(registry, REGEX, votes=votes, prompts=whole)).begin()
+
+
+async def test_a_pattern_that_takes_long_to_compile_holds_nobody_up(
+    registry: ProbeRegistry,
+) -> None:
+    """In this process it took .7 s of CPU time."""
+    vote = {"by": "regex", "pattern": "(?i)" + "[\x02-\uffff]" * 160}
+    begun_s = time.process_time()
+    rerank = Rerank(read(registry, vote))
+    await rerank.begin()
+    assert time.process_time() - begun_s < 0.35
+    rerank.end()
+
+
+SLOW = {"by": "regex", "pattern": "(a*)*b"}
+
+
+async def test_a_search_ends_when_its_time_is_over(
+    registry: ProbeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_vote, "PROMPT_S", 0.5)
+    rerank = Rerank(read(registry, SLOW))
+    begun_s = time.monotonic()
+    classes = await rerank.group(["a" * 40] * 16)
+    assert time.monotonic() - begun_s < 3, "it would take 4 s of CPU time"
+    assert classes is not None
+    assert classes.of == [NO_CLASS] * 16
+    assert "the 0.5 s of a vote were over before all" in (rerank.notice or "")
+
+
+async def test_a_search_ends_when_the_caller_leaves(registry: ProbeRegistry) -> None:
+    votes = VoteReader()
+    slow = [
+        asyncio.create_task(Rerank(read(registry, SLOW, votes=votes)).group(["a" * 40] * 16))
+        for _ in range(4)
+    ]
+    await asyncio.sleep(0.3)
+    for each in slow:
+        each.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    begun_s = time.monotonic()
+    classes = await Rerank(read(registry, REGEX, votes=votes)).group(["a", "b"])
+    assert classes is not None
+    assert classes.of == [0, NO_CLASS]
+    assert time.monotonic() - begun_s < 3
+
+
+def test_who_has_had_least_is_served_next() -> None:
+    """One request has twenty jobs of 50 ms; another, who comes later, waits for one of them."""
+    pool, done = FairPool(1, "test"), []
+    heavy, light = Share(), Share()
+
+    def work(name: str) -> None:
+        time.sleep(0.05)
+        done.append(name)
+
+    jobs = [pool.submit(heavy, partial(work, "heavy")) for _ in range(20)]
+    time.sleep(0.02)
+    jobs.append(pool.submit(light, partial(work, "light")))
+    for each in jobs[10:-1]:
+        assert each.cancel()
+    for each in (*jobs[:10], jobs[-1]):
+        each.result(timeout=30)
+    assert len(done) == 11
+    assert done.index("light") <= 1
+    with pytest.raises(ZeroDivisionError):
+        pool.submit(light, lambda: 1 // 0).result(timeout=30)
 
 
 class _Unsafe:

@@ -8,8 +8,8 @@ import ast
 import asyncio
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from threading import Event
 
@@ -18,6 +18,8 @@ from qprobe.rewards.behaviour import LIMITS, group_outcomes, read_behaviour
 from qprobe.rewards.equal import Classes
 from qprobe.rewards.sandbox import Outcome, Program, watch_program
 from qprobe.rewards.sandboxed.statements import parse
+from qprobe_server.choice.fair_pool import FairPool, Share
+from qprobe_server.choice.vote_queue import PROMPT_S, QueuedVote, VoteQueue
 from qprobe_server.choice.vote_schemas import VoteRequest
 from qprobe_server.errors import RequestError
 from qprobe_server.settings import Settings
@@ -27,14 +29,11 @@ __all__ = ["CodeRunner", "make_code_runner", "make_code_vote"]
 logger = logging.getLogger(__name__)
 
 _PARAM = "q_probe.vote"
-# Of a prompt, from when its programs are in the queue, whatever is before them.
-PROMPT_S = 30.0
 MAX_CHARACTERS = 65_536
 # Of Python's syntax trees: they are read on the event loop, 30 us each.
 _MAX_NODES = 4_096
 # Results of so many cross from the sandbox.
 _MAX_CALLS = 256
-_RETRY_AFTER_S = 2
 _FIELDS = ("inputs", "tests", "setup", "entry_point")
 
 
@@ -43,58 +42,36 @@ class CodeRunner:
 
     Args:
         num_workers: Programs at a time, >= 1.
-        max_requests: That may vote by code at a time, >= 1.
+        max_prompts: That may vote by code at a time, >= 1.
+
+    Attributes:
+        queue: Of these prompts.
+        programs: Threads that wait for programs.
     """
 
-    def __init__(self, *, num_workers: int, max_requests: int) -> None:
-        self.threads = ThreadPoolExecutor(num_workers, "vote-code")
-        self._max_requests = max_requests
-        self._num_requests = 0
-
-    def begin(self) -> None:
-        """Take a place for a request, before it is sampled.
-
-        Raises:
-            RequestError: 503; there is none left.
-        """
-        if self._num_requests >= self._max_requests:
-            raise RequestError(
-                f"{_PARAM}: {self._num_requests} requests vote by code already, as many as "
-                "--code-queue allows: try again later",
-                param=_PARAM,
-                status=503,
-                retry_after_s=_RETRY_AFTER_S,
-            )
-        self._num_requests += 1
-
-    def end(self) -> None:
-        """Give a place back."""
-        self._num_requests -= 1
+    def __init__(self, *, num_workers: int, max_prompts: int) -> None:
+        self.queue = VoteQueue(_CodeVote.by, max_prompts=max_prompts, flag="--code-queue")
+        self.programs = FairPool(num_workers, "vote-code")
 
 
-class _CodeVote:
+class _CodeVote(QueuedVote):
     """A vote by what candidates' code does."""
 
     by = "code"
 
-    def __init__(self, program: Program, runner: CodeRunner) -> None:
+    def __init__(self, program: Program, runner: CodeRunner, num_prompts: int) -> None:
+        super().__init__(runner.queue, num_prompts)
         self._program = program
         self._runner = runner
-
-    def begin(self) -> None:
-        """Take a place in the queue."""
-        self._runner.begin()
-
-    def end(self) -> None:
-        """Give it back."""
-        self._runner.end()
+        self._share = Share()
 
     async def group(self, completions: Sequence[str]) -> Classes:
         """Run a prompt's candidates and return their classes; a caller that leaves ends them."""
         run = _PromptRun(self._program)
-        begin = self._runner.threads.submit
+        begin = partial(self._runner.programs.submit, self._share)
         futures = {
-            each: asyncio.wrap_future(begin(run.watch, each)) for each in dict.fromkeys(completions)
+            each: asyncio.wrap_future(begin(partial(run.watch, each)))
+            for each in dict.fromkeys(completions)
         }
         try:
             # From now, not from the first program's start: others' may be before it.
@@ -142,15 +119,17 @@ def make_code_runner(settings: Settings) -> CodeRunner | None:
     """Return what the flags say, None if code is not to be run."""
     if not settings.allow_code_execution:
         return None
-    return CodeRunner(num_workers=settings.code_workers, max_requests=settings.code_queue)
+    return CodeRunner(num_workers=settings.code_workers, max_prompts=settings.code_queue)
 
 
-def make_code_vote(asked: VoteRequest, runner: CodeRunner | None) -> _CodeVote:
-    """Return the vote by code that is asked for.
+def make_code_vote(
+    asked: VoteRequest, runner: CodeRunner | None, *, num_prompts: int, field: str
+) -> _CodeVote:
+    """Return the vote by code that is asked for; ``field`` has the request's prompts.
 
     Raises:
         RequestError: 400; code is not run here, or a field is missing, too long, no Python or
-            too much of it.
+            too much of it; or there are too many prompts.
     """
     if runner is None:
         raise RequestError(
@@ -158,6 +137,7 @@ def make_code_vote(asked: VoteRequest, runner: CodeRunner | None) -> _CodeVote:
             "--allow-code-execution",
             param=f"{_PARAM}.by",
         )
+    runner.queue.check(num_prompts, field)
     fields = {name: getattr(asked, name) for name in _FIELDS}
     _check_size([*(asked.inputs or ()), *(asked.tests or ()), asked.setup or ""])
     try:
@@ -171,7 +151,7 @@ def make_code_vote(asked: VoteRequest, runner: CodeRunner | None) -> _CodeVote:
             f"{_PARAM}.tests: have {len(program.calls)} calls, more than {_MAX_CALLS}",
             param=f"{_PARAM}.tests",
         )
-    return _CodeVote(program, runner)
+    return _CodeVote(program, runner, num_prompts)
 
 
 def _check_size(sources: Sequence[str]) -> None:

@@ -10,9 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 from qprobe_server.choice.schemas import QProbeRequest, show
 from qprobe_server.errors import RequestError
 
-__all__ = ["check_names", "read_lax"]
+__all__ = ["check_names", "count_prompts", "read_lax"]
 
 _OURS = "q_probe"
+_PROMPTS = ("prompt", "prompt_embeds", "messages")
 # Its fields, none of which a request of OpenAI's, Anthropic's or vLLM's has beside it.
 _INSIDE = tuple(QProbeRequest.model_fields)
 _MAX_TYPING_ERRORS = 2
@@ -48,6 +49,24 @@ def read_lax(value: object, kind: type[_T]) -> _T | None:
         return None if value is None else _ADAPTERS[kind].validate_python(value)
     except ValidationError:
         return None
+
+
+def count_prompts(body: dict[str, Any]) -> tuple[str, int]:
+    """Return the field that has a request's prompts, and how many: at least 1.
+
+    Several are there in completions, as a list of texts, of lists of token ids or of embeddings,
+    and in batches of chats, as a list of lists of messages.
+    """
+    counts = {name: _count(name, body[name]) for name in _PROMPTS if body.get(name)}
+    # vLLM takes prompts and embeddings in one request.
+    return next(iter(counts), _PROMPTS[0]), max(1, sum(counts.values()))
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, list):
+        return 1
+    is_one = not isinstance(value[0], list) if name == "messages" else isinstance(value[0], int)
+    return 1 if is_one else len(value)
 
 
 def _is_near(one: str, other: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qprobe.probe.schedule import Schedule
-from qprobe_server.choice.fields import check_names, read_lax
+from qprobe_server.choice.fields import check_names, count_prompts, read_lax
 from qprobe_server.choice.schedule import choose_schedule
 from qprobe_server.choice.schemas import QProbeRequest, read_request, show
 from qprobe_server.choice.vote import Vote, VoteReader
@@ -136,7 +136,10 @@ def resolve(
     _check_adapter(body.get("model"), probes, settings, list_adapters)
     k = _choose_k(body, asked, probes, settings, reads_best_of=reads_best_of)
     schedule, notice = choose_schedule(asked, probes, settings)
-    vote = None if asked.vote is None else votes.read(asked.vote)
+    vote = None
+    if asked.vote is not None:
+        field, num_prompts = count_prompts(body)
+        vote = votes.read(asked.vote, num_prompts=num_prompts, field=field)
     for probe, _ in probes:
         registry.count_request(probe)
     return RerankRequest(

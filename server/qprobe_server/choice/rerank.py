@@ -1,6 +1,7 @@
 """A request while it is reranked, and what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any
@@ -53,19 +54,32 @@ class Rerank:
         """Something that the client should know of how the request was read, or None."""
         return "; ".join(self._notices) or None
 
-    def begin(self) -> None:
-        """Take the place that the request needs, if it needs one; ``end`` gives it back.
+    async def begin(self) -> None:
+        """Take the places that the prompts need, if they need some; ``end`` gives them back.
 
         Raises:
-            RequestError: 503; there is none left.
+            RequestError: 503, there is no room; 400, the vote is seen not to be valid.
         """
         if self.request.vote is not None:
-            self.request.vote.begin()
+            await self.request.vote.begin()
 
     def end(self) -> None:
         """Give back what ``begin`` has taken."""
         if self.request.vote is not None:
             self.request.vote.end()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the places while a prompt runs: in the background it does when all else ended."""
+        vote = self.request.vote
+        if vote is None:
+            yield
+            return
+        vote.hold()
+        try:
+            yield
+        finally:
+            vote.end()
 
     async def group(self, completions: Sequence[str]) -> Classes | None:
         """Return a prompt's candidates by their answers, None if the request has no vote."""

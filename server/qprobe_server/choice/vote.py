@@ -9,20 +9,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from qprobe.errors import RewardError
 from qprobe.rewards.equal import (
     Classes,
     Grouping,
     group_json,
     group_numbers,
     group_texts,
-    make_regex,
 )
-from qprobe.rewards.pattern import check_pattern
 from qprobe_server.choice.code_vote import CodeRunner, make_code_vote
-from qprobe_server.choice.schemas import show
+from qprobe_server.choice.search_vote import Searcher, SearchVote
 from qprobe_server.choice.vote_schemas import VoteRequest
-from qprobe_server.errors import RequestError, ScoringError
+from qprobe_server.errors import RequestError
 
 __all__ = ["Vote", "VoteReader"]
 
@@ -33,8 +30,6 @@ _READERS: dict[str, Grouping] = {
 }
 # A text of 100,000 characters takes some milliseconds.
 _NUM_READERS = 2
-# A pattern takes a process, and up to 4 s of a core.
-_NUM_SEARCHES = 2
 _PARAM = "q_probe.vote"
 # What the fields beside ``by`` belong to.
 _BELONGS = {
@@ -52,15 +47,18 @@ class Vote(Protocol):
 
     by: str
 
-    def begin(self) -> None:
-        """Take a place for the request, before it is sampled; ``end`` gives it back.
+    async def begin(self) -> None:
+        """Take places for the request's prompts, before they are sampled; ``end`` gives them back.
 
         Raises:
-            RequestError: 503; there is none left.
+            RequestError: 503, there is no room; 400, a field is seen not to be valid.
         """
 
+    def hold(self) -> None:
+        """Keep the places for a prompt that begins; ``end`` lets go of them."""
+
     def end(self) -> None:
-        """Give back the place."""
+        """Give back the places, unless somebody still holds them."""
 
     async def group(self, completions: Sequence[str]) -> Classes:
         """Return the classes of a prompt's candidates.
@@ -78,17 +76,16 @@ class _ReadingVote:
         self._group = group
         self._threads = threads
 
-    def begin(self) -> None: ...
+    async def begin(self) -> None: ...
+
+    def hold(self) -> None: ...
 
     def end(self) -> None: ...
 
     async def group(self, completions: Sequence[str]) -> Classes:
         """Return the classes of a prompt's candidates."""
         loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._threads, self._group, completions)
-        except RewardError as error:
-            raise ScoringError(f"a vote by {self.by} could not be held") from error
+        return await loop.run_in_executor(self._threads, self._group, completions)
 
 
 class VoteReader:
@@ -101,14 +98,19 @@ class VoteReader:
     def __init__(self, runner: CodeRunner | None = None) -> None:
         self._runner = runner
         self._readers = ThreadPoolExecutor(_NUM_READERS, "vote")
-        self._searches = ThreadPoolExecutor(_NUM_SEARCHES, "vote-regex")
+        self._searcher = Searcher()
 
-    def read(self, asked: VoteRequest) -> Vote:
+    def read(self, asked: VoteRequest, *, num_prompts: int = 1, field: str = "prompt") -> Vote:
         """Return the vote that is asked for.
 
+        Args:
+            asked: By the request.
+            num_prompts: Of the request, >= 1.
+            field: That has them.
+
         Raises:
-            RequestError: 400; a field is missing, belongs to another vote, or is not valid, or the
-                server runs no code.
+            RequestError: 400; a field is missing, belongs to another vote, or is not valid, there
+                are too many prompts, or the server runs no code.
         """
         for name, by in _BELONGS.items():
             if getattr(asked, name) is not None and asked.by != by:
@@ -117,18 +119,14 @@ class VoteReader:
                     param=f"{_PARAM}.{name}",
                 )
         if asked.by == "code":
-            return make_code_vote(asked, self._runner)
+            return make_code_vote(asked, self._runner, num_prompts=num_prompts, field=field)
         if asked.by == "regex":
-            return _ReadingVote(asked.by, _read_pattern(asked), self._searches)
+            return self._read_search(asked.pattern, num_prompts, field)
         return _ReadingVote(asked.by, _READERS[asked.by], self._readers)
 
-
-def _read_pattern(asked: VoteRequest) -> Grouping:
-    param = f"{_PARAM}.pattern"
-    if asked.pattern is None:
-        raise RequestError(f"{param}: is missing, a vote by 'regex' needs it", param=param)
-    try:
-        check_pattern(asked.pattern)
-    except ValueError as error:
-        raise RequestError(f"{param}: {error}, got {show(asked.pattern)}", param=param) from error
-    return make_regex(asked.pattern)
+    def _read_search(self, pattern: str | None, num_prompts: int, field: str) -> Vote:
+        if pattern is None:
+            param = f"{_PARAM}.pattern"
+            raise RequestError(f"{param}: is missing, a vote by 'regex' needs it", param=param)
+        self._searcher.queue.check(num_prompts, field)
+        return SearchVote(pattern, self._searcher, num_prompts)

@@ -150,7 +150,7 @@ def add_code_flags(parser: argparse.ArgumentParser) -> None:
         type=values.count,
         default=32,
         metavar="NUMBER",
-        help="Requests that vote by code at a time, sampling included; to more the server answers "
+        help="Prompts that vote by code at a time, sampling included; to more the server answers "
         "503. Default: 32.",
     )
 

@@ -144,7 +144,7 @@ class RerankMiddleware:
             return
         rerank = Rerank(request)
         try:
-            rerank.begin()
+            await rerank.begin()
         except RequestError as error:
             await _refuse(error)(scope, receive, send)
             return

@@ -189,8 +189,9 @@ class RerankingLLM(PreparingLLM):
             self._candidates_on_rank[rank] += k
         self._running_prompts.add(run)
         try:
-            prepared = await self.prepare(prompt, run.params, request_id, **kwargs)
-            winners = await run.run(FanOut(self, prepared))
+            with run.rerank.hold():
+                prepared = await self.prepare(prompt, run.params, request_id, **kwargs)
+                winners = await run.run(FanOut(self, prepared))
         finally:
             self._running_prompts.remove(run)
             if rank is not None:
