@@ -9,9 +9,17 @@ import pytest
 
 from qprobe.errors import RowError
 from qprobe.probe.voting import NO_CLASS
+from qprobe.rewards import sandbox
 from qprobe.rewards.behaviour import group_outcomes, read_behaviour
 from qprobe.rewards.equal import Classes
-from qprobe.rewards.sandbox import PASSED, TIMEOUT, Limits, watch_program
+from qprobe.rewards.sandbox import (
+    PASSED,
+    TIMEOUT,
+    UNSUPPORTED,
+    Limits,
+    Outcome,
+    watch_program,
+)
 
 LIMITS = Limits(cpu_s=1, wall_s=30, memory_bytes=256 << 20)
 
@@ -227,6 +235,20 @@ def test_what_is_nested_too_deeply_names_its_field(fields: dict[str, Any], field
 def test_inputs_may_be_as_deep_as_python_reads() -> None:
     deep = "f(1)" + "+1" * 900
     assert read_behaviour({"inputs": [deep]}).calls == [deep]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'R[["1", "' + b"x" * (1 << 20),
+        b"R" + b"[]\n" * (1 << 19),
+        b'R[["1", "kiP',  # ended while it was written, behind what looks like a verdict
+    ],
+)
+def test_results_that_are_cut_are_none(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_run", lambda *_: said)
+    program = replace(read_behaviour({"inputs": ["f(1)"]}), answer="def f(x): return x")
+    assert watch_program(program, LIMITS) == Outcome(UNSUPPORTED, None)
 
 
 def test_a_program_is_ended_when_it_is_to_stop() -> None:

@@ -67,7 +67,7 @@ NO_CODE, SYNTAX, UNSUPPORTED = "no code", "syntax", "unsupported by the sandbox"
 _READY, _REFUSED = b"R", b"E"
 # What ``sandboxed.main`` writes after R; that time was up it writes last.
 _VERDICTS = {b"P": PASSED, b"T": TIMEOUT, b"N": NO_CODE, b"S": SYNTAX, b"U": UNSUPPORTED}
-# A call's result takes up to 2.5 kB: 200 characters, each escaped as 12.
+# A call's result takes up to 2.5 kB: 200 characters, each escaped as 12. More is not carried.
 _MAX_VERDICT_BYTES = 1 << 20
 # Those of the libraries below numpy that would start threads, which must not be.
 _ENVIRONMENT = {
@@ -198,6 +198,8 @@ def watch_program(program: Program, limits: Limits, *, stop: Event | None = None
     if not said.startswith(_READY):
         raise SandboxError(f"the sandbox was not ready within {limits.wall_s} s, or died before")
     told, is_told, verdicts = said.removeprefix(_READY).rpartition(b"\n")
+    if len(said) >= _MAX_VERDICT_BYTES or verdicts.startswith(b"["):  # cut: they end in no verdict
+        return Outcome(UNSUPPORTED, None)
     first, last = _VERDICTS.get(verdicts[:1], FAILED), _VERDICTS.get(verdicts[-1:], FAILED)
     results = tuple(Result(*each) for each in json.loads(told)) if is_told else None
     return Outcome(PASSED if first == PASSED else last, results)
