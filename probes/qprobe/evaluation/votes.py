@@ -14,14 +14,7 @@ from qprobe.evaluation.executions import Execution, run_programs
 from qprobe.evaluation.expectation import expect, expected_rewards, expected_vote_rewards
 from qprobe.probe.voting import NO_CLASS
 from qprobe.rewards.behaviour import group_outcomes, read_behaviour
-from qprobe.rewards.equal import (
-    Classes,
-    Grouping,
-    group_json,
-    group_numbers,
-    group_texts,
-    make_regex,
-)
+from qprobe.rewards.equal import READERS, Classes, make_regex
 from qprobe.rewards.pattern import check_pattern
 from qprobe.rewards.sandbox import Program
 
@@ -33,11 +26,6 @@ Ints = NDArray[np.int64]
 
 # The field of a row whose tests its prompt shows.
 VISIBLE_TESTS = "visible_tests"
-_READERS: dict[str, Grouping] = {
-    "numeric": group_numbers,
-    "json": group_json,
-    "text": group_texts,
-}
 _RUN = ("code", "tests")
 _PLACE = re.compile(r"([^\[\]]+)(?:\[(\d+)\])?")
 
@@ -71,8 +59,8 @@ class Vote:
                 check_pattern(pattern)
             except ValueError as error:
                 raise EvaluationError("vote", f"{error}, got {pattern!r}") from error
-        elif text not in (*_READERS, *_RUN):
-            known = ", ".join((*_READERS, *_RUN))
+        elif text not in (*READERS, *_RUN):
+            known = ", ".join((*READERS, *_RUN))
             raise EvaluationError("vote", f"must be {known} or regex:PATTERN, got {text!r}")
         return cls(by, pattern, tests)
 
@@ -93,7 +81,7 @@ def find_classes(dataset: Dataset, vote: Vote, execution: Execution) -> Ints:
     if vote.by in _RUN:
         grouped = _run(dataset, vote, places, execution)
     else:
-        group = make_regex(vote.pattern) if vote.by == "regex" else _READERS[vote.by]
+        group = make_regex(vote.pattern) if vote.by == "regex" else READERS[vote.by]
         grouped = []
         for rows in places:
             grouped.append(group([dataset.samples[row].text for row in rows]))

@@ -1,7 +1,7 @@
 """Which completions give the same answer: by number, pattern, JSON or text."""
 
 import unicodedata
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
 from typing import Protocol, TypeVar
@@ -14,6 +14,7 @@ from qprobe.rewards.quantity import Quantity
 from qprobe.rewards.sandboxed.blocks import after_reasoning
 
 __all__ = [
+    "READERS",
     "Classes",
     "Grouping",
     "group_json",
@@ -99,6 +100,14 @@ def group_texts(completions: Sequence[str]) -> Classes:
 def group_json(completions: Sequence[str]) -> Classes:
     """Group by the JSON value that a completion gives, or by the tools that it calls."""
     return number([read_json(each) for each in completions], lambda each: each.key, str)
+
+
+# What needs nothing but the texts, by the name that requests and commands have for it.
+READERS: Mapping[str, Grouping] = {
+    "numeric": group_numbers,
+    "json": group_json,
+    "text": group_texts,
+}
 
 
 def number(

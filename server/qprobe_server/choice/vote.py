@@ -9,13 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from qprobe.rewards.equal import (
-    Classes,
-    Grouping,
-    group_json,
-    group_numbers,
-    group_texts,
-)
+from qprobe.rewards.equal import READERS, Classes, Grouping
 from qprobe_server.choice.code_vote import CodeRunner, make_code_vote
 from qprobe_server.choice.search_vote import Searcher, SearchVote
 from qprobe_server.choice.vote_schemas import VoteRequest
@@ -23,13 +17,8 @@ from qprobe_server.errors import RequestError
 
 __all__ = ["Vote", "VoteReader"]
 
-_READERS: dict[str, Grouping] = {
-    "numeric": group_numbers,
-    "json": group_json,
-    "text": group_texts,
-}
 # A text of 100,000 characters takes some milliseconds.
-_NUM_READERS = 2
+_NUMREADERS = 2
 _PARAM = "q_probe.vote"
 # What the fields beside ``by`` belong to.
 _BELONGS = {
@@ -97,7 +86,7 @@ class VoteReader:
 
     def __init__(self, runner: CodeRunner | None = None) -> None:
         self._runner = runner
-        self._readers = ThreadPoolExecutor(_NUM_READERS, "vote")
+        self._readers = ThreadPoolExecutor(_NUMREADERS, "vote")
         self._searcher = Searcher()
 
     def read(self, asked: VoteRequest, *, num_prompts: int = 1, field: str = "prompt") -> Vote:
@@ -122,7 +111,7 @@ class VoteReader:
             return make_code_vote(asked, self._runner, num_prompts=num_prompts, field=field)
         if asked.by == "regex":
             return self._read_search(asked.pattern, num_prompts, field)
-        return _ReadingVote(asked.by, _READERS[asked.by], self._readers)
+        return _ReadingVote(asked.by, READERS[asked.by], self._readers)
 
     def _read_search(self, pattern: str | None, num_prompts: int, field: str) -> Vote:
         if pattern is None:
