@@ -4,7 +4,7 @@ Every prompt is held out once: what chooses for it was trained on the other fold
 chosen within them. Ways are compared pairwise, prompt by prompt.
 
     python probes/recipes/choices.py build/mbpp --layers 20,final --gates 20/16,32,64 \
-        --vote code --vote tests
+        --vote code --vote tests --vote passing
 """
 
 import argparse
@@ -25,7 +25,7 @@ from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.executions import Execution
 from qprobe.evaluation.expectation import expected_rewards, expected_vote_rewards
 from qprobe.evaluation.scoring import score
-from qprobe.evaluation.votes import VISIBLE_TESTS, Vote, find_classes
+from qprobe.evaluation.votes import VISIBLE_TESTS, Vote, find_answers
 from qprobe.probe.reading import Reading
 from qprobe.probe.terms import Terms
 from qprobe.probe.values import NUMBERS
@@ -179,10 +179,12 @@ def _compare(dataset: Dataset, args: argparse.Namespace, votes: Sequence[Vote]) 
         with tqdm(total=len(groups), desc=f"vote by {vote.by}", leave=False) as bar:
             kept = args.data / "executions.jsonl"
             execution = Execution(kept=kept, num_workers=2, progress=bar.update)
-            classes = find_classes(dataset, vote, execution)
+            answers = find_answers(dataset, vote, execution)
         even = {"all alike": np.zeros(len(groups))}
         for name, each in (even | scores).items():
-            values = expected_vote_rewards(each, classes, rewards, groups, k=k, beta=0)
+            values = expected_vote_rewards(
+                each, answers.classes, rewards, groups, k=k, beta=0, ranks=answers.ranks
+            )
             show(f"vote by {vote.by}, {name}", values)
     show("ceiling: best by reward", ceiling)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from qprobe.errors import DatasetError, EvaluationError
 from qprobe.evaluation import executions
 from qprobe.evaluation.executions import Execution
 from qprobe.evaluation.expectation import expected_vote_rewards
-from qprobe.evaluation.votes import Vote, find_classes, measure_vote
+from qprobe.evaluation.votes import Answers, Vote, find_answers, measure_vote
 from qprobe.probe.voting import NO_CLASS, draw_vote
 from qprobe.rewards import sandbox
+from qprobe.rewards.behaviour import group_outcomes, read_behaviour
+from qprobe.rewards.sandbox import Limits, watch_program
 from qprobe_server import cli
 
 HIDDEN = 4
@@ -67,6 +70,11 @@ def write_codes(folder: Path, **fields: Any) -> Path:
     return write_dataset(folder, rows, CODES)
 
 
+def find_classes(dataset: Dataset, vote: Vote, execution: Execution) -> Any:
+    """Return the classes where all samples of a prompt vote."""
+    return find_answers(dataset, vote, execution).of_whole_prompts(dataset.groups)
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("k", [1, 2, 4, 6])
 def test_a_vote_is_worth_the_mean_of_all_draws(k: int, beta: float) -> None:
@@ -90,6 +98,7 @@ def test_a_vote_is_worth_the_mean_of_all_draws(k: int, beta: float) -> None:
     [
         ("code", [0, 0, 1, NO_CLASS, NO_CLASS]),
         ("tests", [0, 0, NO_CLASS, NO_CLASS, NO_CLASS]),
+        ("passing", [0, 0, NO_CLASS, NO_CLASS, NO_CLASS]),
         ("text", [0, 1, 2, 3, 4]),
         ("numeric", [NO_CLASS, 0, NO_CLASS, 1, NO_CLASS]),
         (r"regex:return x (\S+)", [0, 1, 2, 3, NO_CLASS]),
@@ -103,6 +112,55 @@ def test_classes_of_samples(tmp_path: Path, spec: str, classes: list[int]) -> No
     found = find_classes(dataset, Vote.parse(spec), execution)
     assert found.tolist() == classes * 3
     assert len(told) == 15
+
+
+@pytest.mark.parametrize("by", ["code", "tests"])
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_the_rule_is_that_of_requests(tmp_path: Path, by: str, k: int) -> None:
+    """Of every k that vote: also where none of them passes, or none returns anything."""
+    shown = ["assert f(3) in (6, 9)"]
+    dataset = Dataset.load(write_codes(tmp_path / "data", visible_tests=shown))
+    answers = find_answers(dataset, Vote(by), Execution(num_workers=2))
+    fields = {"inputs": ["f(3)"]} if by == "code" else {"tests": shown}
+    program = read_behaviour(fields)
+    limits = Limits(cpu_s=2, wall_s=30)
+    outcomes = [watch_program(replace(program, answer=each), limits) for each in CODES]
+    scores = np.array([0.1, 0.4, 0.3, 0.9, 1.2])
+    rewards = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    wanted = []
+    for subset in combinations(range(5), k):
+        chosen = list(subset)
+        classes = group_outcomes([outcomes[i] for i in chosen], program).of
+        draw = draw_vote(scores[chosen], classes, 0.5, 1, np.random.default_rng(0))
+        wanted.append(draw.weights @ rewards[chosen])
+    found = expected_vote_rewards(
+        np.tile(scores, 3),
+        answers.classes,
+        np.tile(rewards, 3),
+        dataset.groups,
+        k=k,
+        beta=0.5,
+        ranks=answers.ranks,
+    )
+    assert found == pytest.approx([np.mean(wanted)] * 3)
+
+
+def test_what_passes_may_be_one_answer(tmp_path: Path) -> None:
+    shown = ["assert f(3) in (6, 9)"]
+    dataset = Dataset.load(write_codes(tmp_path / "data", visible_tests=shown))
+    execution = Execution(num_workers=2, kept=tmp_path / "kept.jsonl")
+    by_results = find_classes(dataset, Vote("tests"), execution)
+    assert by_results[:5].tolist() == [0, 0, 1, NO_CLASS, NO_CLASS]
+    as_one = find_classes(dataset, Vote("passing"), execution)
+    assert as_one[:5].tolist() == [0, 0, 0, NO_CLASS, NO_CLASS]
+
+
+def test_where_nothing_passes_results_vote(tmp_path: Path) -> None:
+    dataset = Dataset.load(write_codes(tmp_path / "data", visible_tests=["assert f(3) == 7"]))
+    execution = Execution(num_workers=2, kept=tmp_path / "kept.jsonl")
+    by_results = find_classes(dataset, Vote("tests"), execution)
+    assert by_results[:5].tolist() == [0, 0, 1, NO_CLASS, NO_CLASS]
+    assert (find_classes(dataset, Vote("passing"), execution) == NO_CLASS).all()
 
 
 def test_what_has_run_is_kept_and_not_run_again(
@@ -182,7 +240,8 @@ def test_a_vote_is_measured_beside_the_probe(tmp_path: Path) -> None:
     dataset = Dataset.load(write_codes(tmp_path / "data"))
     classes = np.array([0, 0, 1, 2, NO_CLASS] * 3)
     scores = np.array([0.0, 0.0, 3.0, 0.0, 9.0] * 3)
-    found = measure_vote(scores, classes, dataset, Vote("code"), k=5, beta=0.0)
+    answers = Answers(classes, np.zeros_like(classes))
+    found = measure_vote(scores, answers, dataset, Vote("code"), k=5, beta=0.0)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["by"], found["without_answer"]) == ("code", 0.2)
     assert found["majority"]["reward"] == 1
@@ -200,12 +259,12 @@ def test_eval_prints_and_reports_votes(
     data = write_codes(tmp_path / "data")
     probe = make_probe("mine", k=5)
     report = tmp_path / "report"
-    flags = ["--vote", "code", "--vote", "tests", "--vote", "numeric"]
+    flags = ["--vote", "code", "--vote", "passing", "--vote", "numeric"]
     command = ["qprobe", "eval", str(probe), str(data), "-o", str(report), *flags]
     monkeypatch.setattr(sys, "argv", command)
     cli.main()
     votes = json.loads((report / "metrics.json").read_text())["votes"]
-    assert [each["by"] for each in votes] == ["code", "tests", "numeric"]
+    assert [each["by"] for each in votes] == ["code", "passing", "numeric"]
     assert votes[0]["majority"]["reward"] == 1
     assert "majority vote by code: 1.0000" in capsys.readouterr().out
     page = (report / "report.html").read_text()
@@ -214,7 +273,9 @@ def test_eval_prints_and_reports_votes(
     assert "the probe&#39;s scores, by numeric" in page or "the probe's scores, by numeric" in page
     assert len((data / "executions.jsonl").read_text().split()) > 5
     monkeypatch.setattr(sys, "argv", [*command[:6], "--vote", "often"])
-    with pytest.raises(SystemExit, match="must be numeric, json, text, code, tests or regex:"):
+    with pytest.raises(
+        SystemExit, match="must be numeric, json, text, code, tests, passing or regex:"
+    ):
         cli.main()
 
 

@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 
 from qprobe.errors import EvaluationError
 from qprobe.probe.resampling import divergence, softmax
-from qprobe.probe.voting import vote_weights
+from qprobe.probe.voting import NO_CLASS, vote_weights
 
 __all__ = [
     "NUM_SUBSETS",
@@ -99,7 +99,14 @@ def expect(
 
 
 def expected_vote_rewards(
-    scores: ArrayLike, classes: Ints, rewards: ArrayLike, groups: Ints, *, k: int, beta: float
+    scores: ArrayLike,
+    classes: Ints,
+    rewards: ArrayLike,
+    groups: Ints,
+    *,
+    k: int,
+    beta: float,
+    ranks: Ints | None = None,
 ) -> Floats:
     """Expected reward of a vote among k samples, by the rule of ``qprobe.probe.voting``.
 
@@ -114,6 +121,8 @@ def expected_vote_rewards(
         groups: Shape (samples,).
         k: How many samples vote.
         beta: In units of score.
+        ranks: Shape (samples,), if they have any: of the k only those of the highest rank among
+            them are of a class.
 
     Returns:
         Shape (prompts,), float64.
@@ -122,7 +131,11 @@ def expected_vote_rewards(
     found = np.empty(int(groups[-1]) + 1)
     for prompts, picks, _ in list_subsets(groups, k):
         for prompt, pick in zip(prompts, picks, strict=True):  # one by one: k times the memory
-            weights = vote_weights(score[pick], classes[pick], beta)  # (subsets, k)
+            of = classes[pick]  # (subsets, k)
+            if ranks is not None:
+                rank = ranks[pick]
+                of = np.where(rank == rank.max(axis=-1, keepdims=True), of, NO_CLASS)
+            weights = vote_weights(score[pick], of, beta)  # (subsets, k)
             found[prompt] = (weights * reward[pick]).sum(axis=-1).mean()
     return found
 

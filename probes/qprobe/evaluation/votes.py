@@ -13,12 +13,12 @@ from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.executions import Execution, run_programs
 from qprobe.evaluation.expectation import expect, expected_rewards, expected_vote_rewards
 from qprobe.probe.voting import NO_CLASS
-from qprobe.rewards.behaviour import group_outcomes, read_behaviour
-from qprobe.rewards.equal import READERS, Classes, make_regex
+from qprobe.rewards.behaviour import group_results, rank_outcomes, read_behaviour
+from qprobe.rewards.equal import READERS, make_regex
 from qprobe.rewards.pattern import check_pattern
 from qprobe.rewards.sandbox import Program
 
-__all__ = ["VISIBLE_TESTS", "Vote", "find_classes", "measure_vote"]
+__all__ = ["VISIBLE_TESTS", "Answers", "Vote", "find_answers", "measure_vote"]
 
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -26,7 +26,7 @@ Ints = NDArray[np.int64]
 
 # The field of a row whose tests its prompt shows.
 VISIBLE_TESTS = "visible_tests"
-_RUN = ("code", "tests")
+_RUN = ("code", "tests", "passing")
 _PLACE = re.compile(r"([^\[\]]+)(?:\[(\d+)\])?")
 
 
@@ -36,10 +36,11 @@ class Vote:
 
     Attributes:
         by: ``numeric``, ``regex``, ``json``, ``text``; ``code``, what the calls in the visible
-            tests return; or ``tests``: all that pass these tests are one class.
+            tests return; ``tests``, the same of those that pass these tests, if any do; or
+            ``passing``: all that pass them are one class.
         pattern: Of ``regex``.
-        tests: With ``code`` and ``tests``: the field of a row with its visible tests, a list of
-            Python statements or one; ``NAME[0]`` is the first of a list.
+        tests: Where code is run: the field of a row with its visible tests, a list of Python
+            statements or one; ``NAME[0]`` is the first of a list.
     """
 
     by: str
@@ -65,8 +66,27 @@ class Vote:
         return cls(by, pattern, tests)
 
 
-def find_classes(dataset: Dataset, vote: Vote, execution: Execution) -> Ints:
-    """Return the class of each sample among those of its prompt: (samples,), or NO_CLASS.
+@dataclass(frozen=True)
+class Answers:
+    """What the samples of a dataset say.
+
+    Attributes:
+        classes: Shape (samples,): equal numbers for equal answers to one prompt, or NO_CLASS.
+        ranks: Shape (samples,): of those that vote only those of the highest rank are of a class.
+    """
+
+    classes: Ints
+    ranks: Ints
+
+    def of_whole_prompts(self, groups: Ints) -> Ints:
+        """Return the classes where all samples of a prompt vote: (samples,)."""
+        best = np.zeros(int(groups.max()) + 1, dtype=np.int64)
+        np.maximum.at(best, groups, self.ranks)
+        return np.where(self.ranks == best[groups], self.classes, NO_CLASS)
+
+
+def find_answers(dataset: Dataset, vote: Vote, execution: Execution) -> Answers:
+    """Return what each sample answers, compared with those of its prompt.
 
     Args:
         dataset: Of samples in order of their prompts.
@@ -78,35 +98,38 @@ def find_classes(dataset: Dataset, vote: Vote, execution: Execution) -> Ints:
         SandboxError: This machine cannot run code safely.
     """
     places = [np.flatnonzero(dataset.groups == each) for each in range(len(dataset.prompts))]
+    answers = Answers(
+        classes=np.full(len(dataset.samples), NO_CLASS, dtype=np.int64),
+        ranks=np.zeros(len(dataset.samples), dtype=np.int64),
+    )
     if vote.by in _RUN:
-        grouped = _run(dataset, vote, places, execution)
-    else:
-        group = make_regex(vote.pattern) if vote.by == "regex" else READERS[vote.by]
-        grouped = []
-        for rows in places:
-            grouped.append(group([dataset.samples[row].text for row in rows]))
-            for _ in rows:
-                execution.progress()
-    classes = np.full(len(dataset.samples), NO_CLASS, dtype=np.int64)
-    for rows, each in zip(places, grouped, strict=True):
-        classes[rows] = each.of
-    return classes
+        _run(dataset, vote, places, execution, answers)
+        return answers
+    group = make_regex(vote.pattern) if vote.by == "regex" else READERS[vote.by]
+    for rows in places:
+        answers.classes[rows] = group([dataset.samples[row].text for row in rows]).of
+        for _ in rows:
+            execution.progress()
+    return answers
 
 
-def _run(dataset: Dataset, vote: Vote, places: list[Ints], execution: Execution) -> list[Classes]:
+def _run(
+    dataset: Dataset, vote: Vote, places: list[Ints], execution: Execution, answers: Answers
+) -> None:
     asked = [_read_row(dataset, prompt, vote.tests) for prompt in range(len(places))]
     programs = [
         replace(asked[prompt], answer=dataset.samples[row].text)
         for prompt, rows in enumerate(places)
         for row in rows
     ]
-    outcomes = iter(run_programs(programs, execution))
+    came = iter(run_programs(programs, execution))
     # One run tells both: what the calls return, and whether the tests pass.
-    left_out: Json = {"tests": ()} if vote.by == "code" else {"calls": ()}
-    return [
-        group_outcomes([next(outcomes) for _ in rows], replace(program, **left_out))
-        for program, rows in zip(asked, places, strict=True)
-    ]
+    left_out: Json = {"code": {"tests": ()}, "tests": {}, "passing": {"calls": ()}}[vote.by]
+    for program, rows in zip(asked, places, strict=True):
+        outcomes = [next(came) for _ in rows]
+        program = replace(program, **left_out)
+        answers.classes[rows] = group_results(outcomes, program).of
+        answers.ranks[rows] = rank_outcomes(outcomes, program)
 
 
 def _read_row(dataset: Dataset, prompt: int, field: str) -> Program:
@@ -129,13 +152,13 @@ def _read_row(dataset: Dataset, prompt: int, field: str) -> Program:
 
 
 def measure_vote(
-    scores: Floats, classes: Ints, dataset: Dataset, vote: Vote, *, k: int, beta: float
+    scores: Floats, answers: Answers, dataset: Dataset, vote: Vote, *, k: int, beta: float
 ) -> Json:
     """Measure what a vote among k samples is worth, by the mean over subsets of them.
 
     Args:
         scores: Shape (samples,), of the dataset's samples, finite; on the scale of ``beta``.
-        classes: Shape (samples,), as ``find_classes`` gives them for all samples of a prompt.
+        answers: As ``find_answers`` gives them.
         dataset: At least 2 prompts with at least k samples each.
         vote: What is compared.
         k: How many samples vote.
@@ -153,10 +176,12 @@ def measure_vote(
     gaps = expected_rewards(rewards, rewards, groups, k=k, beta=0) - base
     found: Json = {
         "by": f"{vote.by} {vote.pattern}".strip(),
-        "without_answer": float((classes == NO_CLASS).mean()),
+        "without_answer": float((answers.of_whole_prompts(groups) == NO_CLASS).mean()),
     }
     for name, values, at in (("majority", np.zeros_like(scores), 0.0), ("weighted", scores, beta)):
-        votes = expected_vote_rewards(values, classes, rewards, groups, k=k, beta=at)
+        votes = expected_vote_rewards(
+            values, answers.classes, rewards, groups, k=k, beta=at, ranks=answers.ranks
+        )
         found[name] = {
             **bootstrap.mean(votes).to_json("reward"),
             "policy_minus_vote": bootstrap.mean(policy - votes).to_json("difference"),

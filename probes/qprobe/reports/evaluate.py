@@ -10,7 +10,7 @@ from qprobe.errors import DatasetError
 from qprobe.evaluation.executions import Execution
 from qprobe.evaluation.held_out import check_same_model, list_notes, list_unseen
 from qprobe.evaluation.scoring import score
-from qprobe.evaluation.votes import Vote, find_classes, measure_vote
+from qprobe.evaluation.votes import Vote, find_answers, measure_vote
 from qprobe.probe.probe import Probe
 from qprobe.rejection.measures import judge_schedule
 from qprobe.rejection.scores import score_samples
@@ -111,8 +111,8 @@ def _measure_votes(
     scores = score(probe.terms, dataset)
     found = []
     for each in votes:
-        classes = find_classes(dataset, each, execution)
-        found.append(measure_vote(scores, classes, dataset, each, k=k, beta=beta))
+        answers = find_answers(dataset, each, execution)
+        found.append(measure_vote(scores, answers, dataset, each, k=k, beta=beta))
     return found
 
 

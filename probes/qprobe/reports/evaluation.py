@@ -227,7 +227,7 @@ def _compare_ways(metrics: Json) -> list[list[str]]:
 
 
 def _name_vote(by: str, way: str) -> str:
-    if by == "tests":
+    if by == "passing":
         return {
             "majority": "any that passes the visible tests",
             "weighted": "passes the visible tests, best by the probe",

@@ -11,12 +11,13 @@ from qprobe.rewards.equal import Classes, number
 from qprobe.rewards.sandbox import PASSED, Limits, Outcome, Program, Result
 from qprobe.rewards.tested import check_tests
 
-__all__ = ["LIMITS", "group_outcomes", "read_behaviour"]
+__all__ = ["LIMITS", "group_outcomes", "group_results", "rank_outcomes", "read_behaviour"]
 
 Json = dict[str, Any]
 _Results = tuple[Result, ...] | None
 # Of each of a completion's two processes.
 LIMITS = Limits(cpu_s=2, wall_s=10.0, memory_bytes=512 << 20)
+_PASSES = 2  # more in rank than to return something
 _EQUALITY = (ast.Eq, ast.Is, ast.In)
 
 
@@ -121,35 +122,45 @@ def _outermost_calls(node: ast.AST, names: Collection[str]) -> list[ast.expr]:
 def group_outcomes(outcomes: Sequence[Outcome | None], program: Program) -> Classes:
     """Group completions by what a program showed of them: by all results of its calls.
 
-    Those that fail its tests are of no class, unless all do. Nor are those whose every call raises,
-    unless there are no others: of MBPP's they are a tenth, and rarely right, but often alike. Nor
-    are those whose calls did not come to an end: no code, a limit of time or memory, something that
-    the sandbox lacks, or a result that cannot be compared.
+    Only those of the best rank (``rank_outcomes``) are of a class.
 
     Args:
         outcomes: Of each completion; None where it was not run.
         program: As ``read_behaviour`` gives it.
     """
-    results = [_results(each, program) for each in outcomes]
+    ranks = rank_outcomes(outcomes, program)
+    best = max(ranks, default=0)
+    kept = [each if rank == best else None for each, rank in zip(outcomes, ranks, strict=True)]
     notice = None
-    if program.tests:
-        passed = [each is not None and each.verdict == PASSED for each in outcomes]
-        if any(passed):
-            results = _keep(results, passed)
-        else:
-            notice = "no candidate passes the tests: none is dropped for that"
-    return_something = [
-        found is not None and (not found or not all(one.was_raised for one in found))
-        for found in results
-    ]
-    if any(return_something):
-        results = _keep(results, return_something)
-    classes = number(results, lambda each: tuple(one.key for one in each), _write)
-    return replace(classes, notice=notice)
+    if program.tests and best < _PASSES:
+        notice = "no candidate passes the tests: none is dropped for that"
+    return replace(group_results(kept, program), notice=notice)
 
 
-def _keep(results: Sequence[_Results], which: Sequence[bool]) -> list[_Results]:
-    return [each if is_kept else None for each, is_kept in zip(results, which, strict=True)]
+def rank_outcomes(outcomes: Sequence[Outcome | None], program: Program) -> list[int]:
+    """Return the rank of each completion; of those that vote only the highest rank counts.
+
+    Those that pass the program's tests are before those that do not; then those that return
+    something are before those whose every call raises: of MBPP's they are a tenth, and rarely
+    right, but often alike.
+    """
+    ranks = []
+    for each in outcomes:
+        passes = bool(program.tests) and each is not None and each.verdict == PASSED
+        found = _results(each, program)
+        returns = found is not None and (not found or not all(one.was_raised for one in found))
+        ranks.append(_PASSES * passes + returns)
+    return ranks
+
+
+def group_results(outcomes: Sequence[Outcome | None], program: Program) -> Classes:
+    """Group completions by all results of a program's calls, whatever their rank.
+
+    Of no class are those whose calls did not come to an end: no code, a limit of time or memory,
+    something that the sandbox lacks, or a result that cannot be compared.
+    """
+    results = [_results(each, program) for each in outcomes]
+    return number(results, lambda each: tuple(one.key for one in each), _write)
 
 
 def _results(outcome: Outcome | None, program: Program) -> _Results:

@@ -192,10 +192,11 @@ def _add_eval(commands: "_SubParsersAction[Parser]") -> None:
         "--vote",
         action="append",
         default=[],
-        metavar="numeric|regex:PATTERN|json|text|code|tests",
+        metavar="numeric|regex:PATTERN|json|text|code|tests|passing",
         help="measure votes among samples with equal answers too, as q_probe.vote holds them; code "
-        "compares what the calls in the visible tests return, tests takes what passes these; both "
-        "run the samples' code in a sandbox. May be given several times",
+        "compares what the calls in the visible tests return, tests the same of what passes these, "
+        "passing counts all that pass as one answer; they run the samples' code in a sandbox. May "
+        "be given several times",
     )
     parser.add_argument(
         "--vote-tests",
