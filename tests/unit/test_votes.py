@@ -157,6 +157,19 @@ def test_a_vote_spends_no_target_kl(registry: ProbeRegistry) -> None:
         read(registry, {"by": "text"}, target_kl=1.0)
 
 
+@pytest.mark.parametrize("scale", [1.0, 5.0, 1e-200, 1e8])
+def test_a_mix_votes_in_units_of_one_probe(
+    registry: ProbeRegistry, make_probe: Callable[..., Path], serve: Callable[..., Any], scale: Any
+) -> None:
+    """Else a mix of large weights would overwhelm the sizes of classes."""
+    serve(registry, "other", make_probe("other"))
+    mix = {"good": 3 * scale, "other": -4 * scale}
+    weights = [weight for _, weight in read(registry, {"by": "text"}, probe=mix).probes]
+    assert weights == pytest.approx([0.6, -0.8])
+    assert [weight for _, weight in read(registry, None, probe=mix).probes] == [*mix.values()]
+    assert read(registry, {"by": "text"}).probes[0][1] == 1
+
+
 def test_null_is_no_vote(registry: ProbeRegistry) -> None:
     assert read(registry, None).vote is None
 

@@ -1,5 +1,6 @@
 """From a request's body to what is to be reranked, and how. Knows JSON bodies, no HTTP, no vLLM."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ class RerankRequest:
 
     Attributes:
         probes: Each with its weight in the candidates' scores; at least one. Held until the request
-            is forgotten, so that the versions it began with stay in the workers.
+            is forgotten, so that the versions it began with stay in the workers. With a vote the
+            weights' squares add up to 1.
         is_mix: Whether the request named weights.
         k: Candidates per prompt.
         beta: Temperature of the choice, in units of score; None with ``target_kl``.
@@ -138,6 +140,7 @@ def resolve(
     schedule, notice = choose_schedule(asked, probes, settings)
     vote = None
     if asked.vote is not None:
+        probes = _in_units(probes)
         field, num_prompts = count_prompts(body)
         vote = votes.read(asked.vote, num_prompts=num_prompts, field=field)
     for probe, _ in probes:
@@ -242,6 +245,16 @@ def _choose_mix(
             param="q_probe.probe",
         )
     return probes
+
+
+def _in_units(probes: WeightedProbes) -> WeightedProbes:
+    """Weigh probes so that their sum varies about as one of them does, as a vote needs it.
+
+    Its classes weigh exp(score), and each probe's scores have a standard deviation of 1. That of a
+    sum is the root of the squared weights' sum, of probes that have nothing to do with each other.
+    """
+    unit = math.hypot(*(weight for _, weight in probes))
+    return tuple((probe, weight / unit) for probe, weight in probes)
 
 
 def _contradict(asked: object, aliased: ServedProbe) -> RequestError:
