@@ -1,18 +1,18 @@
 """From a request's body to what is to be reranked, and how. Knows JSON bodies, no HTTP, no vLLM."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qprobe.probe.schedule import Schedule
 from qprobe_server.choice.fields import check_names, count_prompts, read_lax
+from qprobe_server.choice.probes import choose_probes, find_probe, in_units
 from qprobe_server.choice.schedule import choose_schedule
 from qprobe_server.choice.schemas import QProbeRequest, read_request, show
 from qprobe_server.choice.vote import Vote, VoteReader
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import ProbeRegistry, ServedProbe, WeightedProbes
-from qprobe_server.library.sums import MAX_ROWS, ServedConfidence
+from qprobe_server.library.sums import ServedConfidence
 from qprobe_server.settings import Settings
 
 __all__ = ["RerankRequest", "resolve", "resolve_alias", "split_alias"]
@@ -84,7 +84,7 @@ def resolve_alias(
     if alias is None:
         return None
     base, name = alias
-    probe = _find(registry, name, param="model")
+    probe = find_probe(registry, name, param="model")
     body["model"] = base
     return probe
 
@@ -125,7 +125,7 @@ def resolve(
     given = body.pop("q_probe", None)
     asked = read_request({} if given is None else given)
     aliased = resolve_alias(body, registry, is_model)
-    probes = _choose_probes(asked, aliased, settings, registry)
+    probes = choose_probes(asked, aliased, settings, registry)
     if not probes:
         if given is not None:
             raise RequestError(
@@ -140,7 +140,7 @@ def resolve(
     schedule, notice = choose_schedule(asked, probes, settings)
     vote = None
     if asked.vote is not None:
-        probes = _in_units(probes)
+        probes = in_units(probes)
         field, num_prompts = count_prompts(body)
         vote = votes.read(asked.vote, num_prompts=num_prompts, field=field)
     for probe, _ in probes:
@@ -202,77 +202,6 @@ def _check_adapter(
             f"{show(wanted)}, {where}; --allow-model-mismatch lets it score others",
             param="model",
         )
-
-
-def _choose_probes(
-    asked: QProbeRequest,
-    aliased: ServedProbe | None,
-    settings: Settings,
-    registry: ProbeRegistry,
-) -> WeightedProbes:
-    """Return the probes with their weights; none if the request is not to be reranked."""
-    if isinstance(asked.probe, dict):
-        return _choose_mix(asked.probe, aliased, registry)
-    if asked.probe is not None:
-        probe = _find(registry, asked.probe, param="q_probe.probe")
-        if aliased is not None and aliased is not probe:
-            raise _contradict(asked.probe, aliased)
-        return ((probe, 1.0),)
-    if aliased is not None:
-        return ((aliased, 1.0),)
-    if settings.default_probe is not None:
-        return ((_find(registry, settings.default_probe, param="q_probe.probe"), 1.0),)
-    return ()
-
-
-def _choose_mix(
-    mix: dict[str, float], aliased: ServedProbe | None, registry: ProbeRegistry
-) -> WeightedProbes:
-    if aliased is not None:
-        raise _contradict(mix, aliased)
-    if not any(mix.values()):
-        raise RequestError(
-            f"q_probe.probe: a weight must be other than 0, got {show(mix)}", param="q_probe.probe"
-        )
-    probes = tuple(
-        (_find(registry, name, param="q_probe.probe"), weight) for name, weight in mix.items()
-    )
-    num_rows = sum(len(probe.score.rows) for probe, _ in probes)
-    if num_rows > MAX_ROWS:
-        raise RequestError(
-            f"q_probe.probe: {len(probes)} probes score each token {num_rows} times, more than "
-            f"{MAX_ROWS}",
-            param="q_probe.probe",
-        )
-    return probes
-
-
-def _in_units(probes: WeightedProbes) -> WeightedProbes:
-    """Weigh probes so that their sum varies about as one of them does, as a vote needs it.
-
-    Its classes weigh exp(score), and each probe's scores have a standard deviation of 1. That of a
-    sum is the root of the squared weights' sum, of probes that have nothing to do with each other.
-    """
-    unit = math.hypot(*(weight for _, weight in probes))
-    return tuple((probe, weight / unit) for probe, weight in probes)
-
-
-def _contradict(asked: object, aliased: ServedProbe) -> RequestError:
-    return RequestError(
-        f"q_probe.probe: is {show(asked)}, but the model's alias names {aliased.name!r}",
-        param="q_probe.probe",
-    )
-
-
-def _find(registry: ProbeRegistry, name: str, *, param: str) -> ServedProbe:
-    probe = registry.get(name)
-    if probe is None:
-        raise RequestError(
-            f"{param}: the probe {show(name)} does not exist; loaded: {registry.describe_names()}",
-            param=param,
-            status=404,
-        )
-    return probe
 
 
 def _choose_k(
