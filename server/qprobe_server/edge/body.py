@@ -14,13 +14,26 @@ from starlette.types import Message, Receive, Scope
 
 from qprobe_server.errors import RequestError
 
-__all__ = ["is_json", "parse", "read", "replay", "write"]
+__all__ = ["is_json", "may_be_json", "parse", "read", "replay", "write"]
+
+_JSON = "application/json"
+# What curl, fetch and others send where nobody has told them a type.
+_UNTOLD = ("", "application/x-www-form-urlencoded", "text/plain")
 
 
 def is_json(scope: Scope) -> bool:
-    """Return whether vLLM reads the request as JSON; what is not, it refuses."""
+    """Return whether a body says that it is JSON."""
+    return _read_type(scope) == _JSON
+
+
+def may_be_json(scope: Scope) -> bool:
+    """Return whether a body is JSON as far as its type tells, which may be none of the client's."""
+    return _read_type(scope) in (_JSON, *_UNTOLD)
+
+
+def _read_type(scope: Scope) -> str:
     content_type = Headers(scope=scope).get("content-type", "")
-    return content_type.split(";", maxsplit=1)[0].strip().lower() == "application/json"
+    return content_type.split(";", maxsplit=1)[0].strip().lower()
 
 
 async def read(scope: Scope, receive: Receive, *, max_mib: int) -> bytes | None:

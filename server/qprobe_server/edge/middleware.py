@@ -45,11 +45,14 @@ class Routes:
         reranked: Their answers are reranked.
         aliased: They take a model's alias, and sample nothing.
         not_reranked: They sample or score in ways that are not reranked.
+        refuses_other_types: Whether the app refuses what does not say that it is JSON. Else it is
+            read here all the same: whoever is behind the app may take it for JSON.
     """
 
     reranked: Sequence[str]
     aliased: Sequence[str]
     not_reranked: Sequence[str]
+    refuses_other_types: bool
 
 
 # vLLM's.
@@ -78,6 +81,7 @@ ROUTES = Routes(
         "/generative_scoring",
         "/v1/systemone",
     ),
+    refuses_other_types=True,
 )
 
 
@@ -125,7 +129,8 @@ class RerankMiddleware:
             raw = await bodies.read(scope, receive, max_mib=state.settings.max_body_mib)
             if raw is None:
                 return  # the client left before it had sent its request
-            if not bodies.is_json(scope):  # FastAPI reads it all before vLLM refuses it
+            # FastAPI reads it all before vLLM refuses it.
+            if state.routes.refuses_other_types and not bodies.is_json(scope):
                 await self._app(scope, bodies.replay(raw, receive), send)
                 return
             body = bodies.parse(raw)

@@ -46,6 +46,7 @@ ROUTES = Routes(
     reranked=tuple(_FORMATS),
     aliased=("/v1/messages/count_tokens", "/tokenize", "/detokenize"),
     not_reranked=("/v1/responses", "/v1/chat/completions/batch", "/invocations"),
+    refuses_other_types=False,
 )
 
 _START = {

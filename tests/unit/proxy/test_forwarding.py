@@ -215,6 +215,20 @@ async def test_each_model_has_its_upstream(setting: Any, make: Any) -> None:
             assert setting.stub.paths == ["/v1/files"]
 
 
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+async def test_a_model_is_found_where_the_client_tells_no_type(
+    setting: Any, make: Any, kind: str | None
+) -> None:
+    other = type(setting.stub)()
+    headers = {} if kind is None else {"content-type": kind}
+    async with (
+        make.listen(other) as url,
+        setting.open(upstreams=[f"one={setting.stub.url}/v1", f"two={url}/v1"]) as proxy,
+    ):
+        await proxy.post("/v1/embeddings", content=b'{"model": "two"}', headers=headers)
+    assert (setting.stub.paths, other.raw) == ([], [b'{"model": "two"}'])
+
+
 async def test_one_without_a_name_takes_what_no_other_does(setting: Any, make: Any) -> None:
     named = type(setting.stub)()
     rest = f"{setting.stub.url}/v1"

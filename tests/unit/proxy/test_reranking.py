@@ -403,6 +403,33 @@ async def test_routes_that_are_not_reranked_refuse_probes(setting: Any, path: st
     assert setting.stub.bodies == [{"model": "m"}]
 
 
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain", "a/b"])
+async def test_a_probe_is_found_whatever_the_body_says_that_it_is(
+    setting: Any, kind: str | None
+) -> None:
+    """As curl sends JSON that nobody has told it of; an upstream may read it all the same."""
+    headers = {} if kind is None else {"content-type": kind}
+    async with setting.open(budget_tokens=100) as proxy:
+
+        async def post(path: str, **fields: Any) -> Any:
+            raw = json.dumps({**ASK, **fields}).encode()
+            return await proxy.post(path, content=raw, headers=headers)
+
+        assert (await post(CHAT, max_tokens=26)).json()["error"]["param"] == "max_tokens"
+        assert (await post(CHAT, max_tokens=25)).json()["q_probe"]["k"] == 4
+        assert (await post("/v1/responses")).json()["error"]["param"] == "model"
+        await post("/tokenize")
+    assert [each["model"] for each in setting.stub.bodies] == ["m"] * 5
+
+
+async def test_what_is_no_json_is_refused_where_a_probe_could_be_asked_for(setting: Any) -> None:
+    async with setting.open() as proxy:
+        for path in (CHAT, "/v1/responses", "/tokenize"):
+            reply = await proxy.post(path, data={"model": "m:good"})
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, "body")
+    assert setting.stub.bodies == []
+
+
 WITHIN_BUDGET: list[Json] = [
     {"max_tokens": 25},
     {"max_completion_tokens": 1},
