@@ -41,6 +41,10 @@ class Turns:
         self._round = _rounds.setdefault(asyncio.get_running_loop(), _Round())
 
     async def give_way(self) -> None:
-        """Let the others run if this turn has lasted for a hundredth of a second."""
-        if self._round.is_over():
+        """Let the others run if this turn has lasted for a hundredth of a second.
+
+        Returns in a turn that is not over: of many that wait for the next one, those that find it
+        spent wait on.
+        """
+        while self._round.is_over():  # noqa: ASYNC110  the loop's next round is what is waited for
             await asyncio.sleep(0)

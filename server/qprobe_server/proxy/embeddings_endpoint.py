@@ -8,6 +8,7 @@ import base64
 import binascii
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import httpx
 import numpy as np
@@ -133,7 +134,8 @@ class EmbeddingsEndpoint:
         # Floats: what every server knows. Those that send base64 all the same are understood.
         body = {"model": self.model, "input": list(texts), "encoding_format": "float"}
         headers = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
-        request = httpx.Request(
+        make = partial(
+            httpx.Request,
             "POST",
             self.address.locate(b"/v1/embeddings", b""),
             headers=self._upstream.headers(headers),
@@ -141,7 +143,7 @@ class EmbeddingsEndpoint:
         )
         deadline_s = asyncio.get_running_loop().time() + self._total_s
         try:
-            reply = await self._upstream.ask(request, deadline_s=deadline_s)
+            reply = await self._upstream.ask(make, deadline_s=deadline_s)
         except UpstreamError as error:
             if error.own is not None and error.status in _REFUSED:
                 raise _RefusedError(error.status) from error

@@ -8,6 +8,7 @@ from qprobe_server.choice.fields import read_lax
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.schemas import show
 from qprobe_server.edge.metrics import RerankMetrics
+from qprobe_server.edge.turns import Turns
 from qprobe_server.errors import RequestError
 from qprobe_server.proxy.answers import Body, Candidate, Format
 from qprobe_server.proxy.prompt_run import PromptRun
@@ -15,6 +16,9 @@ from qprobe_server.proxy.reader import Reader
 from qprobe_server.proxy.sampling import Asked
 
 __all__ = ["RequestRun"]
+
+# Of all its prompts together: about what 64 at a time can do within the default --timeout.
+_MAX_CANDIDATES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,7 @@ class RequestRun:
                 f"n: {n} answers cannot be drawn from k={self.rerank.k} candidates", param="n"
             )
         prompts = self.format.read_prompts(self.body)
+        self._check_number(len(prompts))
         self._check_budget(len(prompts))
         for prompt in prompts:
             await self.reader.check_prompt(prompt)
@@ -63,6 +68,16 @@ class RequestRun:
         ]
         deadline_s = asyncio.get_running_loop().time() + asked.upstream.bounds.deadline_s
         return await _run_all(runs, asked, deadline_s)
+
+    def _check_number(self, num_prompts: int) -> None:
+        num = num_prompts * self.rerank.k
+        if num > _MAX_CANDIDATES:
+            param = "q_probe.k" if num_prompts == 1 else "prompt"
+            raise RequestError(
+                f"{param}: {num_prompts} prompts with k={self.rerank.k} are {num} candidates, a "
+                f"request may have {_MAX_CANDIDATES}",
+                param=param,
+            )
 
     def _check_budget(self, num_prompts: int) -> None:
         if self.budget_tokens is None:
@@ -85,8 +100,12 @@ class RequestRun:
 
 async def _run_all(runs: Sequence[PromptRun], asked: Asked, deadline_s: float) -> list[Candidate]:
     """Run prompts side by side; what fails first ends the others."""
-    tasks = [asyncio.create_task(each.run(asked, deadline_s=deadline_s)) for each in runs]
+    tasks = []
+    turns = Turns()
     try:
+        for each in runs:
+            tasks.append(asyncio.create_task(each.run(asked, deadline_s=deadline_s)))
+            await turns.give_way()
         chosen = await asyncio.gather(*tasks)
     finally:
         for task in tasks:

@@ -9,6 +9,7 @@ from functools import partial
 import httpx
 
 from qprobe_server.edge import body as bodies
+from qprobe_server.edge.turns import Turns
 from qprobe_server.errors import UpstreamError
 from qprobe_server.proxy.answers import Answer, Body, Candidate, Format
 from qprobe_server.proxy.headers import Header
@@ -81,9 +82,11 @@ async def sample(asked: Asked, prompt_index: int, *, k: int, deadline_s: float) 
     Raises:
         UpstreamError: None came; the upstream's own error, where it gave one.
     """
-    ask = partial(_ask, asked, prompt_index, deadline_s=deadline_s)
+    turns = Turns()  # a request may have thousands of candidates
+    ask = partial(_ask, asked, prompt_index, deadline_s=deadline_s, turns=turns)
     answers: list[Answer] = []
     errors: list[UpstreamError] = []
+    await turns.give_way()
     async with asyncio.TaskGroup() as group:
         if asked.has_n:
             tasks = [group.create_task(ask(0, k))]
@@ -110,8 +113,15 @@ async def sample(asked: Asked, prompt_index: int, *, k: int, deadline_s: float) 
 
 
 async def _ask(
-    asked: Asked, prompt_index: int, candidate_index: int, num: int, *, deadline_s: float
+    asked: Asked,
+    prompt_index: int,
+    candidate_index: int,
+    num: int,
+    *,
+    deadline_s: float,
+    turns: Turns,
 ) -> Answer | UpstreamError:
+    await turns.give_way()
     body = asked.format.ask(asked.body, prompt_index, candidate_index, num)
     suffix = f"{prompt_index}-{candidate_index}"
     try:
@@ -133,9 +143,12 @@ async def _ask(
 
 async def _post(asked: Asked, suffix: str, body: Body, deadline_s: float) -> Reply:
     """Ask with this body, under ids with this suffix: each body needs ids of its own."""
-    headers = _make_headers(asked.headers, suffix)
-    request = httpx.Request("POST", asked.url, headers=headers, content=bodies.write(body))
-    return await asked.upstream.ask(request, deadline_s=deadline_s)
+
+    def make() -> httpx.Request:
+        headers = _make_headers(asked.headers, suffix)
+        return httpx.Request("POST", asked.url, headers=headers, content=bodies.write(body))
+
+    return await asked.upstream.ask(make, deadline_s=deadline_s)
 
 
 def _make_headers(headers: Sequence[Header], suffix: str) -> list[Header]:

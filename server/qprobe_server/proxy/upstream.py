@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -101,11 +101,12 @@ class Upstream:
         passed = to_upstream(headers, passes_credentials=self._passes_credentials)
         return passed if self._key is None else [*passed, self._key]
 
-    async def ask(self, request: httpx.Request, *, deadline_s: float) -> Reply:
+    async def ask(self, make: Callable[[], httpx.Request], *, deadline_s: float) -> Reply:
         """Ask for a candidate; again, where that may help and there is time.
 
         Args:
-            request: With a body that can be sent again.
+            make: Makes the request, for each try anew: thousands may wait for their turn, and what
+                waits should have no body.
             deadline_s: On the event loop's clock.
 
         Raises:
@@ -118,7 +119,7 @@ class Upstream:
             try:
                 async with asyncio.timeout_at(deadline_s), self._slots:
                     with self.meter.watch(deadline_s=deadline_s) as sent:
-                        return await self._ask_once(request, sent)
+                        return await self._ask_once(make(), sent)
             except TimeoutError:
                 raise UpstreamError(
                     "no answer in time", status=HTTPStatus.GATEWAY_TIMEOUT

@@ -9,7 +9,8 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from qprobe_server.proxy.upstream import Bounds
+from qprobe_server.proxy.address import read_address
+from qprobe_server.proxy.upstream import Bounds, Upstream
 from qprobe_server.settings import Settings
 
 Json = dict[str, Any]
@@ -304,6 +305,32 @@ async def test_clients_that_leave_take_their_candidates_along(setting: Any, body
         await until_idle(setting)
     assert setting.stub.bodies
     assert setting.reader.completions == []
+
+
+async def test_requests_are_made_when_their_turn_comes(setting: Any) -> None:
+    """Those that wait hold no body."""
+    upstream = Upstream(read_address("--upstream", f"{setting.stub.url}/v1"), Bounds(concurrency=3))
+    num_made = 0
+
+    def make() -> httpx.Request:
+        nonlocal num_made
+        num_made += 1
+        return httpx.Request("POST", f"{setting.stub.url}/v1/x", content=b"{}")
+
+    async def answer(request: Any, body: Json, number: int) -> Response:
+        return await sleep_long()
+
+    setting.stub.answer = answer
+    deadline_s = asyncio.get_running_loop().time() + 20
+    asking = [asyncio.create_task(upstream.ask(make, deadline_s=deadline_s)) for _ in range(9)]
+    async with asyncio.timeout(10):
+        while setting.stub.num_open < 3:  # noqa: ASYNC110  uvicorn tells nobody
+            await asyncio.sleep(0.01)
+    assert num_made == 3
+    for each in asking:
+        each.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    await upstream.close()
 
 
 async def test_an_upstream_is_asked_for_so_many_at_a_time(setting: Any, make: Any) -> None:

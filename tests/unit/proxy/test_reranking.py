@@ -481,6 +481,25 @@ async def test_a_text_to_complete_has_to_say_its_bound_too(setting: Any) -> None
     assert setting.stub.bodies == []
 
 
+@pytest.mark.parametrize(("prompts", "k", "is_fine"), [(65, 64, False), (2, 1, True)])
+async def test_a_request_has_so_many_candidates_in_all(
+    setting: Any, make: Any, prompts: int, k: int, *, is_fine: bool
+) -> None:
+    choice = {"index": 0, "text": "x", "finish_reason": "stop"}
+    setting.stub.answer = make.answer_with({"id": "t", "choices": [choice]})
+    body = {"model": "m", "prompt": ["x"] * prompts, "q_probe": {"probe": "good", "k": k}}
+    async with setting.open() as proxy:
+        reply = await proxy.post("/v1/completions", json=body)
+    if is_fine:
+        assert reply.status_code == 200
+        assert len(setting.stub.bodies) == prompts * k
+    else:
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"]) == (400, "prompt")
+        assert "65 prompts with k=64 are 4160 candidates, a request may have 4096" in str(error)
+        assert setting.stub.bodies == []
+
+
 async def test_a_colon_may_belong_to_the_model(setting: Any) -> None:
     """As in Ollama's names: what stands behind it is no probe."""
     settings = Settings(default_probe="good")
