@@ -93,7 +93,8 @@ class ReplyWriter:
             return
         assert self._held is not None
         body = b"".join(self._parts)
-        if body.startswith(b"{"):  # a client that left gets `null` from vLLM
+        # A client that left gets `null` from vLLM; DeepSeek begins with empty lines.
+        if body.lstrip().startswith(b"{"):
             if self._model is not None:
                 body = replace_value(body, (b"model",), self._model)
             # A Responses request in the background is answered before it is sampled: no results.
@@ -127,7 +128,7 @@ class ReplyWriter:
             return body[: -len(_DONE)] + own + _DONE
         if self._model is not None:
             body = replace_value(body, (b"model",), self._model)
-        if self._first_chunk is None and body.startswith(b"data: {"):
+        if self._first_chunk is None and body.removeprefix(_DATA).lstrip().startswith(b"{"):
             self._first_chunk = body
         if self._is_to_tell and _NO_CHOICES.search(body) and find_value(body, (b"usage",)):
             self._has_told = True
@@ -151,7 +152,8 @@ class ReplyWriter:
         return body
 
     def _make_last_chunk(self, first: bytes) -> bytes:
-        like = json.loads(first.partition(b"\n")[0].removeprefix(_DATA))
+        lines = first.partition(b"\n\n")[0].splitlines()  # several, where a server indents it
+        like = json.loads(b"".join(each.removeprefix(_DATA) for each in lines))
         same = ("id", "object", "created", "model")
         chunk = {name: like[name] for name in same if name in like}
         made = json.dumps({**chunk, "choices": []}, separators=(",", ":")).encode()

@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+from starlette.responses import Response
 
 from qprobe import Probe, save_probe
 from qprobe.probe.confidence import Confidence, Platt
@@ -64,6 +65,27 @@ async def test_candidates_are_asked_for_as_the_client_asks(setting: Any, make: A
     for each in setting.stub.headers:
         assert (each["x-api-key"], each["x-other"]) == ("theirs", "passed")
         assert "authorization" not in each
+
+
+async def test_a_reply_may_be_laid_out_as_the_upstream_likes(setting: Any, make: Any) -> None:
+    """DeepSeek sends empty lines until it has an answer; others indent what they send."""
+    laid_out = f"\n\n \r\n{json.dumps(make.complete('x'), indent=1)}\n"
+    setting.stub.answer = make.answer_with(
+        lambda: Response(laid_out, media_type="application/json")
+    )
+    body = {**ASK, "q_probe": {}}
+    async with setting.open() as proxy:
+        reply = (await proxy.post(CHAT, json=body)).json()
+        assert (reply["model"], reply["q_probe"]["k"]) == ("m:good", 4)
+        for first in ("data:  ", "data: "):
+            chunk, *others = make.chunks("x")
+            lines = json.dumps(chunk, indent=1).replace("\n", "\ndata: ")
+            parts = [f"{first}{lines}\n\n", *others]
+            setting.stub.answer = make.answer_with(lambda parts=parts: make.stream(parts))
+            text = (await proxy.post(CHAT, json={**body, "stream": True})).text
+            *events, told = read_data(text.replace("\ndata: ", "\n"))
+            assert {each["model"] for each in events} == {"m:good"}
+            assert (told["model"], told["q_probe"]["k"]) == ("m:good", 4)
 
 
 async def test_a_stream_replays_the_winners_own_chunks(setting: Any, make: Any) -> None:
