@@ -8,6 +8,7 @@ from functools import partial
 
 import httpx
 
+from qprobe_server.choice.fields import read_lax
 from qprobe_server.edge import body as bodies
 from qprobe_server.edge.turns import Turns
 from qprobe_server.errors import UpstreamError
@@ -136,6 +137,8 @@ async def _ask(
             # It may know no such field, which is ours: the client has not asked for it.
             body = {name: value for name, value in body.items() if name != _USAGE_OPTION}
             reply = await _post(asked, f"{suffix}-again", body, deadline_s)
+        if reply.is_stream and not read_lax(body.get("stream"), bool):
+            raise UpstreamError("a stream that was not asked for")
         return asked.format.read(reply, body)
     except UpstreamError as error:
         return error

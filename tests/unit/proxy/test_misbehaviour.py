@@ -101,6 +101,17 @@ async def test_broken_streams_are_left_out(setting: Any, make: Any, parts: Any, 
     assert text.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/messages"])
+async def test_a_stream_that_was_not_asked_for_is_no_answer(
+    setting: Any, make: Any, path: str
+) -> None:
+    setting.stub.answer = make.answer_with(lambda: make.stream(make.chunks("good")))
+    async with setting.open() as proxy:
+        reply = await proxy.post(path, json={**ASK, "prompt": "hi", "max_tokens": 9})
+    assert reply.status_code == 502
+    assert reply.json()["error"]["message"] == "upstream: a stream that was not asked for"
+
+
 async def test_a_connection_lost_in_mid_stream_is_left_out(setting: Any, make: Any) -> None:
     """By a server that closes it after half of what it has announced."""
 
