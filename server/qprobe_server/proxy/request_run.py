@@ -51,11 +51,7 @@ class RequestRun:
         """
         if self.rerank.request.temperature == 0:
             self.rerank.keep_greedy()
-        n = read_lax(self.body.get("n"), int) or 1
-        if n > self.rerank.k:
-            raise RequestError(
-                f"n: {n} answers cannot be drawn from k={self.rerank.k} candidates", param="n"
-            )
+        n = self._read_n()
         prompts = self.format.read_prompts(self.body)
         self._check_number(len(prompts))
         self._check_budget(len(prompts))
@@ -68,6 +64,20 @@ class RequestRun:
         ]
         deadline_s = asyncio.get_running_loop().time() + asked.upstream.bounds.deadline_s
         return await _run_all(runs, asked, deadline_s)
+
+    def _read_n(self) -> int:
+        """Return how many answers are wanted."""
+        given = self.body.get("n")
+        n = 1 if given is None else read_lax(given, int)
+        if n is None or n < 1:
+            raise RequestError(f"n: must be an integer >= 1, got {show(given)}", param="n")
+        if n > 1 and not self.format.has_n:
+            raise RequestError(f"n: a request of this API has one answer, got {n}", param="n")
+        if n > self.rerank.k:
+            raise RequestError(
+                f"n: {n} answers cannot be drawn from k={self.rerank.k} candidates", param="n"
+            )
+        return n
 
     def _check_number(self, num_prompts: int) -> None:
         num = num_prompts * self.rerank.k

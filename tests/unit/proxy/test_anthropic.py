@@ -233,5 +233,14 @@ async def test_what_cannot_be_read_is_refused(setting: Any, content: object, par
     assert setting.stub.bodies == []
 
 
+async def test_several_answers_are_refused(setting: Any) -> None:
+    """The API has no such field, so that nobody would get them."""
+    body = {"model": "m:good", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
+    async with setting.open() as proxy:
+        reply = await proxy.post("/v1/messages", json={**body, "n": 2})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "n")
+    assert setting.stub.bodies == []
+
+
 def test_what_is_no_list_of_tools_is_none() -> None:
     assert convert_tools(None) == convert_tools("x") == convert_tools([1]) == []
