@@ -14,7 +14,10 @@ from starlette.types import Message, Receive, Scope
 
 from qprobe_server.errors import RequestError
 
-__all__ = ["is_json", "may_be_json", "parse", "read", "replay", "write"]
+__all__ = ["PARSED", "is_json", "may_be_json", "parse", "read", "replay", "write"]
+
+# Where a request's scope has the fields of its body, for what would have to parse it again.
+PARSED = "qprobe_body"
 
 _JSON = "application/json"
 # What curl, fetch and others send where nobody has told them a type.

@@ -180,14 +180,14 @@ def _settle_model(scope: Scope, path: str, body: Body) -> Any:  # noqa: ANN401 J
 
 
 def _with_headers(scope: Scope, path: str, body: Body, num_bytes: int) -> Scope:
-    """Return a request's scope with the headers that go with its body as it is now."""
+    """Return a request's scope with its body as it is now, and the headers that go with it."""
     headers = MutableHeaders(raw=list(scope["headers"]))
     headers["content-length"] = str(num_bytes)
     del headers["transfer-encoding"]
     settle_request_id(scope, headers, body.get("request_id"))
     if path == _INVOCATIONS and headers.get(_SAGEMAKER_MODEL):
         headers[_SAGEMAKER_MODEL] = body["model"]
-    return {**scope, "headers": headers.raw}
+    return {**scope, "headers": headers.raw, bodies.PARSED: body}
 
 
 def _refuse(error: RequestError) -> JSONResponse:

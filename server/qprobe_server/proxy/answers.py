@@ -1,6 +1,6 @@
 """What an upstream gave to one request, and what it counts for it. Of any API."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,8 +82,8 @@ class Format(Protocol):
     def max_tokens(self, body: Body) -> Mapping[str, object]:
         """Return what a request says of the most tokens of an answer, by field; None: nothing."""
 
-    def read(self, reply: Reply, body: Body) -> Answer:
-        """Read a reply to a request with this body.
+    async def read(self, reply: Reply, body: Body) -> Answer:
+        """Read a reply to a request with this body; a long stream in turns with others.
 
         Raises:
             UpstreamError: It is not what the API promises, or was cut off.
@@ -96,14 +96,14 @@ class Format(Protocol):
         """Give the events of the stream that answers with these candidates, one at a time."""
 
 
-def reading(read: Callable[[], Answer]) -> Answer:
-    """Read a reply, which may hold anything.
+async def reading(answer: Awaitable[Answer]) -> Answer:
+    """Return what comes of reading a reply, which may hold anything.
 
     Raises:
         UpstreamError: Reading it fails.
     """
     try:
-        return read()
+        return await answer
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         # Without its text, which may quote the reply.
         raise UpstreamError(f"a broken reply ({type(error).__name__})") from None

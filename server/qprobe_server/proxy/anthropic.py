@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qprobe_server.choice.fields import read_lax
+from qprobe_server.edge.turns import Turns
 from qprobe_server.errors import UpstreamError
 from qprobe_server.proxy.answers import Answer, Body, Candidate, check_list, reading
 from qprobe_server.proxy.anthropic_chat import convert_answer, convert_chat, convert_tools
@@ -48,9 +49,9 @@ class Messages:
         """See ``Format``."""
         return {"max_tokens": body.get("max_tokens")}
 
-    def read(self, reply: Reply, body: Body) -> Answer:
+    async def read(self, reply: Reply, body: Body) -> Answer:
         """See ``Format``."""
-        return reading(lambda: _read_stream(reply) if reply.is_stream else _read_json(reply, body))
+        return await reading(_read(reply, body))
 
     def join(self, winners: Sequence[Candidate], body: Body) -> bytes:
         """See ``Format``."""
@@ -62,6 +63,10 @@ class Messages:
         (winner,) = winners
         for event in winner.answer.events:
             yield event.dump()
+
+
+async def _read(reply: Reply, body: Body) -> Answer:
+    return await _read_stream(reply) if reply.is_stream else _read_json(reply, body)
 
 
 def _read_json(reply: Reply, body: Body) -> Answer:
@@ -77,12 +82,16 @@ def _read_json(reply: Reply, body: Body) -> Answer:
     )
 
 
-def _read_stream(reply: Reply) -> Answer:
-    events = list(read_events(reply.body))
-    parts = [json.loads(each.data) for each in events]
+async def _read_stream(reply: Reply) -> Answer:
+    events, parts = [], []
     growing = _Growing()
-    for part in parts:
+    turns = Turns()
+    for event in read_events(reply.body):
+        await turns.give_way()
+        part = json.loads(event.data)
         growing.add(part)
+        events.append(event)
+        parts.append(part)
     if not growing.is_done:
         raise UpstreamError("a stream that was cut off")
     return Answer(

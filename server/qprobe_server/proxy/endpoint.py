@@ -114,8 +114,8 @@ class Endpoint:
 
     async def _answer(self, rerank: Rerank, scope: Scope, receive: Receive, send: Send) -> None:
         path = _read_path(scope).rstrip("/")
-        # The edge has read it whole, and has left what is not ours.
-        body = bodies.parse((await receive())["body"])
+        await receive()  # the body, which the edge has read, and has left what is not ours
+        body = scope[bodies.PARSED]
         run = RequestRun(
             rerank=rerank,
             format=_FORMATS[path],

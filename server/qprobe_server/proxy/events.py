@@ -30,14 +30,18 @@ class Event:
 
 
 def read_events(raw: bytes) -> Iterator[Event]:
-    """Give the events of a stream that has data; one that was cut off is none.
+    """Give the events of a stream that has data, one at a time; one that was cut off is none.
 
     Raises:
         UnicodeDecodeError: It is not UTF-8.
     """
     name = ""
     data: list[str] = []
-    for line in _LINE_END.split(raw.decode("utf-8-sig")):
+    text = raw.decode("utf-8-sig")
+    begin = 0
+    for end in _LINE_END.finditer(text):
+        line = text[begin : end.start()]
+        begin = end.end()
         if not line:
             if any(data):  # else the standard has it that nothing happens
                 yield Event(name, "\n".join(data))

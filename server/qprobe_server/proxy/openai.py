@@ -6,15 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qprobe_server.choice.fields import read_lax
+from qprobe_server.edge.turns import Turns
 from qprobe_server.errors import RequestError, UpstreamError
-from qprobe_server.proxy.answers import (
-    Answer,
-    Body,
-    Candidate,
-    add_usages,
-    check_list,
-    reading,
-)
+from qprobe_server.proxy.answers import Answer, Body, Candidate, add_usages, check_list, reading
 from qprobe_server.proxy.events import Event, read_events
 from qprobe_server.proxy.growing import GrowingChoice
 from qprobe_server.proxy.reader import Prompt, Written
@@ -47,13 +41,16 @@ class _OpenAI(ABC):
             asked["stream_options"] = {**given, "include_usage": True}
         return asked
 
-    def read(self, reply: Reply, body: Body) -> Answer:
+    async def read(self, reply: Reply, body: Body) -> Answer:
         """See ``Format``."""
+        return await reading(self._read(reply, body))
+
+    async def _read(self, reply: Reply, body: Body) -> Answer:
         if reply.is_stream:
-            return reading(lambda: self._read_stream(reply.body, body))
+            return await self._read_stream(reply.body, body)
         if read_lax(body.get("stream"), bool):
-            return reading(lambda: self._read_stream(_to_stream(reply.body), body))
-        return reading(lambda: self._read_json(reply.body, body))
+            return await self._read_stream(_to_stream(reply.body), body)
+        return self._read_json(reply.body, body)
 
     def _read_json(self, raw: bytes, body: Body) -> Answer:
         fields = json.loads(raw)
@@ -68,11 +65,13 @@ class _OpenAI(ABC):
             usage=usage,
         )
 
-    def _read_stream(self, raw: bytes, body: Body) -> Answer:
+    async def _read_stream(self, raw: bytes, body: Body) -> Answer:
         events, parts = [], []
         growing: dict[int, GrowingChoice] = {}
         is_done = False
+        turns = Turns()
         for event in read_events(raw):
+            await turns.give_way()
             if event.data == _DONE:
                 is_done = True
                 break

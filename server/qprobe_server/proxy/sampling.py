@@ -139,7 +139,8 @@ async def _ask(
             reply = await _post(asked, f"{suffix}-again", body, deadline_s)
         if reply.is_stream and not read_lax(body.get("stream"), bool):
             raise UpstreamError("a stream that was not asked for")
-        return asked.format.read(reply, body)
+        await turns.give_way()  # the replies of k candidates often come together
+        return await asked.format.read(reply, body)
     except UpstreamError as error:
         return error
 
