@@ -1,5 +1,6 @@
 """Which bodies the edge reads, how much of them, and what it says of those that it cannot read."""
 
+import gzip
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -160,6 +161,24 @@ async def test_what_is_no_json_passes_byte_for_byte(
     headers = {} if content_type is None else {"content-type": content_type}
     assert (await client.post(CHAT, content=raw, headers=headers)).status_code == 200
     assert sink.bodies == [raw]
+
+
+async def test_a_compressed_body_passes_where_no_probe_could_be_asked_for(
+    client: httpx.AsyncClient, sink: Sink
+) -> None:
+    raw = gzip.compress(b'{"model": "base"}')
+    packed = {**JSON, "content-encoding": "gzip"}
+    for path in ("/inference/v1/generate", "/cohere/v2/chat"):
+        assert (await client.post(path, content=raw, headers=packed)).status_code == 200
+    assert sink.bodies == [raw] * 2
+    for path in (CHAT, "/v1/messages", "/tokenize"):
+        reply = await client.post(path, content=raw, headers=packed)
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"]) == (415, "content-encoding")
+        assert error["message"].endswith(f"is not read on {path}, got 'gzip'")
+    assert len(sink.bodies) == 2
+    plain = {**JSON, "content-encoding": "identity"}
+    assert (await client.post(CHAT, json={"model": "base"}, headers=plain)).status_code == 200
 
 
 async def test_a_chunked_body_passes_byte_for_byte(client: httpx.AsyncClient, sink: Sink) -> None:

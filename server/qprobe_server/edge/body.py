@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope
 
 from qprobe_server.errors import RequestError
 
-__all__ = ["PARSED", "is_json", "may_be_json", "parse", "read", "replay", "write"]
+__all__ = ["PARSED", "is_json", "may_be_json", "parse", "read", "read_coding", "replay", "write"]
 
 # Where a request's scope has the fields of its body, for what would have to parse it again.
 PARSED = "qprobe_body"
@@ -32,6 +32,12 @@ def is_json(scope: Scope) -> bool:
 def may_be_json(scope: Scope) -> bool:
     """Return whether a body is JSON as far as its type tells, which may be none of the client's."""
     return _read_type(scope) in (_JSON, *_UNTOLD)
+
+
+def read_coding(scope: Scope) -> str | None:
+    """Return how a body is compressed, None if it is not; nobody here unpacks it."""
+    coding = Headers(scope=scope).get("content-encoding", "").strip().lower()
+    return None if coding in ("", "identity") else coding
 
 
 def _read_type(scope: Scope) -> str:

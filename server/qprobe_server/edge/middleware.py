@@ -126,11 +126,11 @@ class RerankMiddleware:
             await self._app(scope, receive, send)
             return
         try:
+            is_looked_into = _is_looked_into(scope, path, state.routes)
             raw = await bodies.read(scope, receive, max_mib=state.settings.max_body_mib)
             if raw is None:
                 return  # the client left before it had sent its request
-            # FastAPI reads it all before vLLM refuses it.
-            if state.routes.refuses_other_types and not bodies.is_json(scope):
+            if not is_looked_into:  # FastAPI reads all of what vLLM then refuses
                 await self._app(scope, bodies.replay(raw, receive), send)
                 return
             body = bodies.parse(raw)
@@ -209,6 +209,24 @@ def _read_path(scope: Scope, routes: Routes) -> str | None:
     """Return the path of a request whose body is to be read, as the routes have it."""
     path: str = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
     return path if path in (*routes.reranked, *routes.aliased, *routes.not_reranked) else None
+
+
+def _is_looked_into(scope: Scope, path: str, routes: Routes) -> bool:
+    """Return whether a body is; else it passes as it is.
+
+    Raises:
+        RequestError: 415, it is compressed where it would have to be.
+    """
+    coding = bodies.read_coding(scope)
+    if coding is None:
+        return bodies.is_json(scope) or not routes.refuses_other_types
+    if path in routes.not_reranked:
+        return False
+    raise RequestError(
+        f"content-encoding: a compressed body is not read on {path}, got {show(coding)}",
+        param="content-encoding",
+        status=415,
+    )
 
 
 def _prepare(path: str, body: Body, state: AppState) -> tuple[RerankRequest | None, bool]:
