@@ -222,3 +222,33 @@ def test_an_answer_is_read_as_the_template_writes_it(
         assert cut.token_ids == answer.token_ids[:-1]
         assert cut.num_scored == answer.num_scored - 1
     assert json.dumps(MESSAGES) == before
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_an_answer_that_goes_on_with_a_message_is_read_within_it(
+    engine: RerankingLLM, template: str | None
+) -> None:
+    """The prompt ends where the message does, without the turn's end or another turn's begin."""
+    begun = {"role": "assistant", "content": "It may"}
+    user = {"role": "user", "content": "Weather?"}
+    prompt = Prompt(messages=[user, begun], tools=[TOOL], continues=True)
+    opened = Prompt(messages=[user], tools=[TOOL])
+    tokenizer = engine.get_tokenizer()
+    rendering = Rendering(engine.renderer, template)
+    before = tokenizer.decode(rendering.prompt(prompt))
+    assert before == tokenizer.decode(rendering.prompt(opened)) + "It may"
+    answer = rendering.answer(prompt, written_with(content=" rain"))
+    assert tokenizer.decode(answer.token_ids[: answer.num_scored]) == " rain"
+    if template is not None:
+        calls = [call("weather", '{"city": "Rome"}')]
+        answer = rendering.answer(prompt, written_with(content=" rain", tool_calls=calls))
+        text = tokenizer.decode(answer.token_ids[: answer.num_scored])
+        assert text == ' rain<call>weather {"city": "Rome"}</call>'
+
+
+def test_arguments_of_a_request_reach_the_template(engine: RerankingLLM) -> None:
+    rendering = Rendering(engine.renderer, "{{ 'on' if enable_thinking else 'off' }}")
+    messages = CHAT.messages
+    for value, expected in ((True, "on"), (False, "off")):
+        prompt = Prompt(messages=messages, template_arguments={"enable_thinking": value})
+        assert engine.get_tokenizer().decode(rendering.prompt(prompt)) == expected

@@ -9,6 +9,7 @@ from qprobe_server.edge.turns import Turns
 from qprobe_server.errors import UpstreamError
 from qprobe_server.proxy.answers import Answer, Body, Candidate, check_list, reading
 from qprobe_server.proxy.anthropic_chat import convert_answer, convert_chat, convert_tools
+from qprobe_server.proxy.chat_prompt import make_chat_prompt
 from qprobe_server.proxy.events import read_events
 from qprobe_server.proxy.reader import Prompt, Written
 from qprobe_server.proxy.upstream import Reply
@@ -39,7 +40,8 @@ class Messages:
     def read_prompts(self, body: Body) -> list[Prompt]:
         """See ``Format``."""
         messages = convert_chat(body.get("system"), check_list(body, "messages"))
-        return [Prompt(messages=messages, tools=convert_tools(body.get("tools")))]
+        tools = convert_tools(body.get("tools"))
+        return [make_chat_prompt(body, messages, tools, is_begun=True)]
 
     def ask(self, body: Body, prompt_index: int, candidate_index: int, num: int) -> Body:
         """See ``Format``; this API gives one answer a request, and takes no seed."""

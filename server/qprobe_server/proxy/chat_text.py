@@ -9,7 +9,7 @@ from typing import Any
 from qprobe_server.errors import RequestError
 from qprobe_server.proxy.reader import Prompt, Written
 
-__all__ = ["check_text_only", "fill", "write_answer", "write_prompt"]
+__all__ = ["check_text_only", "fill", "write_answer", "write_content", "write_prompt"]
 
 Message = Mapping[str, Any]
 
@@ -53,7 +53,7 @@ def write_prompt(prompt: Prompt) -> str:
     parts = [
         *(["tools: " + _dump(list(prompt.tools))] if prompt.tools else []),
         *(f"{each['role']}: {_write_message(each)}" for each in prompt.messages),
-        "assistant: ",
+        *([] if prompt.continues else ["assistant: "]),
     ]
     return "\n\n".join(parts)
 
@@ -69,10 +69,14 @@ def write_answer(written: Written) -> str:
     return _write_message({**message, "content": content})
 
 
-def _write_message(message: Message) -> str:
+def write_content(message: Message) -> str:
+    """Return the content of a message, which may be parts of text."""
     content = message.get("content") or ""
-    if not isinstance(content, str):
-        content = "\n".join(part["text"] for part in content)
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def _write_message(message: Message) -> str:
+    content = write_content(message)
     calls = message.get("tool_calls") or ()
     calls = calls if isinstance(calls, list | tuple) else [calls]
     return "\n".join([*([content] if content else []), *(_write_call(each) for each in calls)])

@@ -9,6 +9,7 @@ from qprobe_server.choice.fields import read_lax
 from qprobe_server.edge.turns import Turns
 from qprobe_server.errors import RequestError, UpstreamError
 from qprobe_server.proxy.answers import Answer, Body, Candidate, add_usages, check_list, reading
+from qprobe_server.proxy.chat_prompt import make_chat_prompt, strip_begun
 from qprobe_server.proxy.events import Event, read_events
 from qprobe_server.proxy.growing import GrowingChoice
 from qprobe_server.proxy.reader import Prompt, Written
@@ -150,17 +151,21 @@ class ChatCompletions(_OpenAI):
                 place = f"messages.{index}"
                 raise RequestError(f"{place}: must be an object with a role", param=place)
         tools = body.get("tools")
-        return [Prompt(messages=messages, tools=tools if isinstance(tools, list) else ())]
+        tools = tools if isinstance(tools, list) else ()
+        return [make_chat_prompt(body, messages, tools, is_begun=False)]
 
     def max_tokens(self, body: Body) -> Mapping[str, object]:
         """See ``Format``."""
         return {name: body.get(name) for name in ("max_tokens", "max_completion_tokens")}
 
     def _finish_one(self, choice: GrowingChoice, body: Body, num_tokens: int | None) -> Written:
-        content = choice.message.get("content")
+        message = choice.finish_message()
+        content = message["content"]
+        if isinstance(content, str):
+            content = message["content"] = strip_begun(body, content)
         return Written(
             text=content if isinstance(content, str) else "",
-            message=choice.finish_message(),
+            message=message,
             finish_reason=choice.finish_reason,
             num_tokens=num_tokens,
             logprobs=choice.logprobs,

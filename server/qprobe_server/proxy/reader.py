@@ -1,7 +1,7 @@
 """What reads completions that an upstream wrote. Knows no HTTP and no engine."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qprobe import Probe
@@ -19,11 +19,15 @@ class Prompt:
             client spoke Anthropic's; None for plain text.
         tools: That the model may call, in OpenAI's form; only with messages.
         text: To go on with; None for a chat.
+        continues: Whether the answer goes on with the last message, which is the assistant's.
+        template_arguments: Of the chat's template, beside messages and tools.
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
     tools: Sequence[Mapping[str, Any]] = ()
     text: str | None = None
+    continues: bool = False
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

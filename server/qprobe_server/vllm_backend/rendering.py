@@ -16,7 +16,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionTools
 from vllm.renderers import BaseRenderer, ChatParams, TokenizeParams
 from vllm.utils.mistral import is_mistral_tokenizer
 
-from qprobe_server.proxy.chat_text import write_answer
+from qprobe_server.proxy.chat_text import write_answer, write_content
 from qprobe_server.proxy.reader import Prompt, Written
 
 __all__ = ["RenderedAnswer", "Rendering"]
@@ -67,7 +67,7 @@ class Rendering:
         if prompt.messages is None:
             rendered: Any = {"prompt": prompt.text}
         else:
-            rendered = self._render(prompt.messages, prompt.tools, opens_answer=True)
+            rendered = self._render(prompt, prompt.messages, opens_answer=True)
         # Of a chat the template writes them.
         params = TokenizeParams(None, add_special_tokens=prompt.messages is None)
         return list(self._renderer.tokenize_prompt(rendered, params)["prompt_token_ids"])
@@ -111,7 +111,7 @@ class Rendering:
             given |= {"reasoning_content": reasoning, "reasoning": reasoning}
         try:
             before, end = self._find_frame(prompt, prompt.messages)
-            whole = self._render_text([*prompt.messages, given], prompt.tools, opens_answer=False)
+            whole = self._render_text(prompt, _add_answer(prompt, given), opens_answer=False)
         except Exception:  # noqa: BLE001 a model may write calls that no template takes
             return None
         if not whole.startswith(before):
@@ -125,34 +125,43 @@ class Rendering:
         """
         # Not an equal one of another request: templates may write the time.
         if self._framed is None or self._framed[0] is not prompt:
-            before = self._render_text(messages, prompt.tools, opens_answer=True)
+            before = self._render_text(prompt, messages, opens_answer=True)
             plain = {"role": "assistant", "content": _ANSWER}
-            around = self._render_text([*messages, plain], prompt.tools, opens_answer=False)
+            around = self._render_text(prompt, _add_answer(prompt, plain), opens_answer=False)
             self._framed = prompt, (before, around.rpartition(_ANSWER)[2])
         return self._framed[1]
 
     def _render_text(
-        self, messages: Sequence[Message], tools: Sequence[Message], *, opens_answer: bool
+        self, prompt: Prompt, messages: Sequence[Message], *, opens_answer: bool
     ) -> str:
-        text: str = self._render(messages, tools, opens_answer=opens_answer)["prompt"]
+        text: str = self._render(prompt, messages, opens_answer=opens_answer)["prompt"]
         return text
 
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[Message], *, opens_answer: bool
-    ) -> Any:
+    def _render(self, prompt: Prompt, messages: Sequence[Message], *, opens_answer: bool) -> Any:
         kwargs: dict[str, Any] = {
-            "add_generation_prompt": opens_answer,
-            "continue_final_message": False,
+            **prompt.template_arguments,
+            "add_generation_prompt": opens_answer and not prompt.continues,
+            "continue_final_message": opens_answer and prompt.continues,
             "tokenize": self._writes_tokens,
         }
-        if tools:
+        if prompt.tools:
             kwargs["tools"] = [
-                ChatCompletionToolsParam.model_validate(each).model_dump() for each in tools
+                ChatCompletionToolsParam.model_validate(each).model_dump() for each in prompt.tools
             ]
         params = ChatParams(chat_template=self._template, chat_template_kwargs=kwargs)
         # A copy: vLLM reads the arguments of tool calls in place.
         _, rendered = self._renderer.render_messages(deepcopy(list(messages)), params)
         return rendered
+
+
+def _add_answer(prompt: Prompt, answer: Message) -> list[Message]:
+    """Return the chat with an answer, in the message that it goes on with if there is one."""
+    messages = list(prompt.messages or ())
+    if not prompt.continues:
+        return [*messages, answer]
+    begun = messages.pop()
+    content = write_content(begun) + (answer.get("content") or "")
+    return [*messages, {**begun, **answer, "content": content}]
 
 
 def _has_arguments(call: Message) -> bool:
