@@ -1,0 +1,171 @@
+"""Tables of what choosing among the model's own samples earns, by every way and every k."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from figures import Line, draw_lines
+from markdown import Table, tell_difference, tell_mean
+from numpy.typing import NDArray
+from study import Judged, Study
+from tqdm import tqdm
+from ways import BETA, BOTH, CE, NUMBERS_ALONE, PG, STATES, WAYS, Scorer, Way
+
+from qprobe.data.dataset import Dataset
+from qprobe.evaluation.executions import Execution
+from qprobe.evaluation.expectation import expected_vote_rewards
+from qprobe.evaluation.votes import Vote, find_classes
+
+__all__ = ["Votes", "tell_humaneval", "tell_mbpp"]
+
+Floats = NDArray[np.float64]
+_CURVE = (STATES["mse"], CE, PG, NUMBERS_ALONE, BOTH)
+_KS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Votes that tables have rows of; ``folder`` keeps what samples did when they were run."""
+
+    given: Sequence[Vote]
+    folder: Path
+
+    def find(self, dataset: Dataset) -> dict[str, NDArray[np.int64]]:
+        """Return the classes of a dataset's samples by each vote; runs them the first time."""
+        found = {}
+        for vote in self.given:
+            with tqdm(total=len(dataset.samples), desc=f"vote by {vote.by}", leave=False) as bar:
+                execution = Execution(
+                    kept=self.folder / "executions.jsonl",
+                    num_workers=os.cpu_count() or 1,
+                    progress=bar.update,
+                )
+                found[vote.by] = find_classes(dataset, vote, execution)
+        return found
+
+
+def tell_mbpp(study: Study, votes: Votes, figures: Path) -> str:
+    """MBPP on the problems set aside, and all of it by folds; and both by k."""
+    test = Judged(study.mbpp.subset(study.test), study.k)
+    whole = Judged(study.mbpp, study.k)
+    of_test = _score(study.scorers("mbpp"), test.dataset)
+    classes = votes.find(study.mbpp)
+    in_test = np.isin(study.mbpp.groups, study.test)
+    parts = [
+        f"{len(study.train)} problems to train on, {len(study.test)} for the test. "
+        f"{_tell_setting(study.scorers('mbpp'), test)}\n",
+        str(_compare(test, of_test, {by: each[in_test] for by, each in classes.items()})),
+        f"\nAll {len(whole.dataset.prompts)} problems, each held out in one of eight folds.\n",
+        str(_compare(whole, study.held_out, classes)),
+        "\nReward by k, test problems.\n",
+        str(_vary_k(test, of_test)),
+        "\nReward by k, all problems in eight folds.\n",
+        str(_vary_k(whole, study.held_out)),
+    ]
+    title = f"Reward by number of samples, {len(whole.dataset.prompts)} problems"
+    _draw_k(whole, study.held_out, figures / "k.png", title)
+    return "\n".join(parts)
+
+
+def tell_humaneval(study: Study) -> str | None:
+    """HumanEval by probes that were trained on all of MBPP."""
+    judged = study.judge("humaneval")
+    if judged is None:
+        return None
+    scorers = study.scorers("humaneval")
+    scores = _score(scorers, judged.dataset)
+    parts = [
+        f"{len(judged.dataset.prompts)} problems; probes trained on the {len(study.mbpp.prompts)} "
+        f"of MBPP. {_tell_setting(scorers, judged)}\n",
+        str(_compare(judged, scores, {})),
+        "\nReward by k.\n",
+        str(_vary_k(judged, scores)),
+    ]
+    return "\n".join(parts)
+
+
+def _score(scorers: Mapping[Way, Scorer], dataset: Dataset) -> dict[Way, Floats]:
+    return {way: scorer.score(dataset) for way, scorer in scorers.items()}
+
+
+def _tell_setting(scorers: Mapping[Way, Scorer], judged: Judged) -> str:
+    read = next((str(scorers[way].design) for way in scorers if not way.has_numbers), "none")
+    return f"States: {read}. k = {judged.k}, beta = {BETA:g} for what is trained, else 0."
+
+
+def _compare(
+    judged: Judged, scores: Mapping[Way, Floats], classes: Mapping[str, NDArray[np.int64]]
+) -> Table:
+    base, ceiling = judged.base, judged.ceiling()
+    best = judged.best_logprob()
+    rivals = {"base": base, "greedy": judged.greedy, "best by log-probability": best}
+    table = Table("choice", "reward", "of the gap", *(f"minus {name}" for name in rivals))
+
+    def add(name: str, values: Floats) -> None:
+        gap = f"{np.nansum(values - base) / (ceiling - base).sum():.0%}"
+        differences = [
+            "" if values is each else tell_difference(judged.bootstrap, values, each)
+            for each in rivals.values()
+        ]
+        table.add(name, tell_mean(judged.bootstrap, values), gap, *differences)
+
+    add("base: one sample", base)
+    add("greedy answer", judged.greedy)
+    add("best by mean log-probability", best)
+    for way in WAYS:
+        if way in scores:
+            add(str(way), judged.choose(scores[way]))
+    for by, each in classes.items():
+        voters = {"all alike": np.zeros(len(each)), "by log-probability": judged.logprobs}
+        if BOTH in scores:
+            voters |= {f"by {BOTH}": scores[BOTH]}
+        for name, weights in voters.items():
+            add(f"vote by {by}, {name}", _vote(judged, weights, each))
+    add("ceiling: best by reward", ceiling)
+    return table
+
+
+def _vote(judged: Judged, scores: Floats, classes: NDArray[np.int64]) -> Floats:
+    rewards, groups = judged.dataset.rewards, judged.dataset.groups
+    # The weights of a vote are of scores that vary by 1 within prompts, as a probe's do.
+    spread = np.sqrt(np.mean([np.var(scores[groups == each]) for each in np.unique(groups)]))
+    return expected_vote_rewards(
+        scores / (spread or 1.0), classes, rewards, groups, k=judged.k, beta=BETA
+    )
+
+
+def _list_choices(judged: Judged, scores: Mapping[Way, Floats], k: int) -> dict[str, Floats]:
+    return {
+        "best by log-probability": judged.best_logprob(k),
+        **{str(way): judged.choose(scores[way], k=k) for way in _CURVE if way in scores},
+        "ceiling": judged.ceiling(k),
+    }
+
+
+def _list_ks(judged: Judged) -> list[int]:
+    return sorted({*(k for k in _KS if k < judged.k), judged.k})
+
+
+def _vary_k(judged: Judged, scores: Mapping[Way, Floats]) -> Table:
+    ks = _list_ks(judged)
+    columns = {k: _list_choices(judged, scores, k) for k in ks}
+    last, middle = ks[-1], ks[len(ks) // 2]
+    table = Table("k", *map(str, ks), f"{last} minus {middle}")
+    for name in columns[last]:
+        table.add(
+            name,
+            *(f"{columns[k][name].mean():.3f}" for k in ks),
+            tell_difference(judged.bootstrap, columns[last][name], columns[middle][name]),
+        )
+    return table
+
+
+def _draw_k(judged: Judged, scores: Mapping[Way, Floats], path: Path, title: str) -> None:
+    ks = _list_ks(judged)
+    columns = [_list_choices(judged, scores, k) for k in ks]
+    lines: dict[str, Line] = {
+        name: (ks, [float(each[name].mean()) for each in columns]) for name in columns[-1]
+    }
+    draw_lines(path, title, "samples to choose among, k", lines, is_log=True)

@@ -1,0 +1,163 @@
+"""The ways of choosing that are trained: what they read, how they are fitted and held out."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qprobe.data.dataset import Dataset, Reading
+from qprobe.errors import TrainingError
+from qprobe.probe.values import NUMBERS
+from qprobe.training.cross_validation import Problem, cross_validate
+from qprobe.training.design import Design
+from qprobe.training.fit import FittedProbe, fit_inputs
+from qprobe.training.folds import count_folds
+from qprobe.training.inputs import Inputs, prepare
+from qprobe.training.settings import TrainingSettings
+
+__all__ = [
+    "BETA",
+    "BOTH",
+    "BOTH_BT",
+    "CE",
+    "NUMBERS_ALONE",
+    "NUM_FOLDS",
+    "PG",
+    "WAYS",
+    "Scorer",
+    "Way",
+    "choose_reading",
+    "fit_ways",
+    "score_held_out",
+]
+
+Floats = NDArray[np.float64]
+# The paper's.
+BETA = 0.1
+NUM_FOLDS = 8
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a probe reads, and its objective."""
+
+    has_states: bool
+    has_numbers: bool
+    objective: str
+
+    def __str__(self) -> str:
+        read = ["states"] * self.has_states + ["five numbers"] * self.has_numbers
+        return f"{' and '.join(read)}, {self.objective}"
+
+    def design(self, reading: Reading | None) -> Design:
+        """Return its terms."""
+        readings = (reading,) if self.has_states and reading is not None else ()
+        return Design(readings, NUMBERS if self.has_numbers else ())
+
+
+STATES = {
+    each: Way(has_states=True, has_numbers=False, objective=each)
+    for each in ("mse", "ce", "bt", "ppo", "pg")
+}
+CE, PG = STATES["ce"], STATES["pg"]
+NUMBERS_ALONE = Way(has_states=False, has_numbers=True, objective="ce")
+BOTH = Way(has_states=True, has_numbers=True, objective="ce")
+BOTH_BT = Way(has_states=True, has_numbers=True, objective="bt")
+WAYS = (*STATES.values(), NUMBERS_ALONE, BOTH, BOTH_BT)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A probe that was trained."""
+
+    design: Design
+    fitted: FittedProbe
+
+    def score(self, dataset: Dataset) -> Floats:
+        """Score all samples: (samples,)."""
+        columns = self.design.read(dataset)
+        return self.fitted.score(columns.blocks, columns.numbers).double().numpy()
+
+
+def make_problem(dataset: Dataset, objective: str) -> Problem:
+    """Return what a probe is fitted to; in fewer folds where little differs."""
+    rewards, groups = dataset.rewards, dataset.groups
+    questions = dataset.questions[groups]
+    settings = TrainingSettings(objective=objective, beta=BETA)
+    num_folds = count_folds(rewards, groups, questions, most=settings.num_folds)
+    return Problem(rewards, groups, replace(settings, num_folds=num_folds), questions)
+
+
+def choose_reading(dataset: Dataset, candidates: Sequence[Reading]) -> Reading:
+    """Return the reading whose probe earns most in cross-validation, by ``ce``.
+
+    Raises:
+        TrainingError: The dataset teaches nothing.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    problem = make_problem(dataset, "ce")
+
+    def earn(reading: Reading) -> float:
+        tried = cross_validate(problem, prepare([dataset.features(reading)]))
+        return float(tried.rewards[tried.best].mean())
+
+    return max(candidates, key=earn)
+
+
+def fit_ways(
+    dataset: Dataset, ways: Sequence[Way], candidates: Sequence[Reading]
+) -> dict[Way, Scorer]:
+    """Train probes on all of a dataset; those that it is too little for are left out.
+
+    All that read states read the same, chosen by ``choose_reading``.
+    """
+    found: dict[Way, Scorer] = {}
+    prepared: dict[Design, Inputs] = {}
+    reading = None
+    if any(way.has_states for way in ways):
+        with suppress(TrainingError):
+            reading = choose_reading(dataset, candidates)
+    for way in ways:
+        if way.has_states and reading is None:
+            continue
+        design = way.design(reading)
+        with suppress(TrainingError):
+            if design not in prepared:
+                columns = design.read(dataset)
+                prepared[design] = prepare(columns.blocks, columns.numbers)
+            fitted = fit_inputs(make_problem(dataset, way.objective), prepared[design])
+            found[way] = Scorer(design, fitted)
+    return found
+
+
+def score_held_out(
+    dataset: Dataset,
+    ways: Sequence[Way],
+    candidates: Sequence[Reading],
+    *,
+    progress: Callable[[], object] = lambda: None,
+) -> dict[Way, Floats]:
+    """Score every prompt by probes of the folds that it is not in: (samples,) for each way.
+
+    The reading is chosen, as are weight decays, on those folds alone. A way that cannot be trained
+    without one of the folds is left out.
+
+    Args:
+        dataset: With more prompts than there are folds.
+        ways: What is trained.
+        candidates: Readings to choose from.
+        progress: Called after each of eight folds.
+    """
+    questions = dataset.questions
+    folds = np.random.default_rng(0).permutation(int(questions.max()) + 1)[questions] % NUM_FOLDS
+    scores = {way: np.full(len(dataset.samples), np.nan) for way in ways}
+    for fold in range(NUM_FOLDS):
+        known, rest = (np.flatnonzero(each).tolist() for each in (folds != fold, folds == fold))
+        held_out = dataset.subset(rest)
+        for way, scorer in fit_ways(dataset.subset(known), ways, candidates).items():
+            scores[way][np.isin(dataset.groups, rest)] = scorer.score(held_out)
+        progress()
+    return {way: each for way, each in scores.items() if np.isfinite(each).all()}

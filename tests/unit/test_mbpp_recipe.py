@@ -1,0 +1,243 @@
+"""The recipe on a code model: what is trained on, how an adapter is trained, what a table says."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from qprobe.data.dataset import Dataset, Reading, Sample
+from qprobe.data.prompts import read_prompts
+from qprobe.errors import DatasetError, EvaluationError, TrainingError
+
+Json = dict[str, Any]
+RECIPE = Path(__file__).parents[2] / "probes" / "recipes" / "mbpp"
+WORDS = ["<end>", "<user>", "<answer>", *"abcdefghij"]
+TEMPLATE = (
+    "{% for m in messages %}<user> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<answer>{% endif %}"
+)
+N = 4
+
+
+@pytest.fixture(autouse=True)
+def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts import each other, as Python has it of a script's own folder."""
+    monkeypatch.syspath_prepend(str(RECIPE))
+
+
+def load(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def make_dataset(num_prompts: int = 6, **manifest: Any) -> Dataset:
+    """Of every prompt: two right samples of the same text, another right one, a wrong one."""
+    rows: list[Json] = [
+        {"messages": [{"role": "user", "content": "abcdef"[at % 6]}]} for at in range(num_prompts)
+    ]
+    texts = ["a b", "a b", "a c", "d"]
+    samples = [
+        Sample(
+            prompt=prompt,
+            index=index,
+            text=text,
+            token_ids=[*(WORDS.index(word) for word in text.split()), 0],
+            num_scored=len(text.split()),
+            logprob=-1.0,
+            finish_reason="stop",
+            seed=0,
+            reward=float(text != "d"),
+        )
+        for prompt in range(num_prompts)
+        for index, text in enumerate(texts)
+    ]
+    reading = Reading(1, "mean")
+    states = torch.randn(len(samples), 3, generator=torch.Generator().manual_seed(0)).half()
+    greedy = np.ones(num_prompts)
+    return Dataset(
+        {"readings": [str(reading)], **manifest}, rows, samples, {reading: states}, greedy
+    )
+
+
+def test_problems_are_shuffled_and_the_last_are_for_the_test() -> None:
+    prompts = load("prompts")
+    given = [{"task_id": task, "split": "prompt"} for task in range(20)]
+    made = prompts.order_problems(given, num_test=5, seed=0)
+    assert sorted(row["task_id"] for row in made) == list(range(20))
+    assert [row["task_id"] for row in made] != list(range(20))
+    assert [row["split"] for row in made] == ["train"] * 15 + ["test"] * 5
+    assert made == prompts.order_problems(given, num_test=5, seed=0)
+    assert "split" not in prompts.order_problems(given, num_test=0, seed=0)[0]
+    with pytest.raises(ValueError, match="from 0 to 19, got 20"):
+        prompts.order_problems(given, num_test=20, seed=0)
+
+
+def test_the_last_problems_are_the_test_unless_the_rows_say_otherwise() -> None:
+    split = load("splitting").split_problems
+    dataset = make_dataset()
+    assert split(dataset, 2) == ([0, 1, 2, 3], [4, 5])
+    for at, row in enumerate(dataset.prompts):
+        row["split"] = "test" if at in (0, 3) else "train"
+    assert split(dataset, 2) == ([1, 2, 4, 5], [0, 3])
+    with pytest.raises(EvaluationError, match="from 1 to 5, got 6"):
+        split(make_dataset(), 6)
+
+
+def test_samples_are_chosen_of_training_problems_and_of_different_texts() -> None:
+    choose = load("pairs").choose
+    made = choose(make_dataset(), [1, 2], per_prompt=2, seed=0)
+    assert [row["place"] for row in made.solutions] == [0, 0, 1, 1]
+    assert {row["completion"] for row in made.solutions} == {"a b", "a c"}
+    assert {row["messages"][0]["content"] for row in made.solutions} == {"b", "c"}
+    assert [row["rejected"]["completion"] for row in made.pairs] == ["d"] * 4
+    assert [row["reward"] for row in made.rewarded] == [1, 0, 1, 0]
+    assert made.solutions[0]["token_ids"][-1] == 0
+    with pytest.raises(DatasetError, match="adapter"):
+        choose(make_dataset(adapter={"name": "sft"}), [0], per_prompt=1, seed=0)
+
+
+def test_solutions_serve_as_shots(tmp_path: Path) -> None:
+    made = load("pairs").choose(make_dataset(), [0, 1], per_prompt=2, seed=0)
+    path = tmp_path / "solutions.jsonl"
+    path.write_text("\n".join(map(json.dumps, made.solutions)))
+    rows = read_prompts(path, needs_completions=True)
+    assert [len(row.completions) for row in rows] == [2, 2]
+    assert {each.reward for row in rows for each in row.completions} == {1.0}
+    assert isinstance(rows[0].prompt, list)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Return the folder of a random Llama with a chat template; its states differ widely."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=len(WORDS),
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    folder = tmp_path / "model"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words = Tokenizer(WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token="<end>"))
+    words.pre_tokenizer = Whitespace()
+    words.add_special_tokens(WORDS[:3])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def settle(model: Path, **changes: Any) -> argparse.Namespace:
+    given: Json = {"model": str(model), "batch": 3, "seed": 0, "beta": 0.1}
+    return argparse.Namespace(**(given | changes))
+
+
+def find_logprob(model: Path, prompt: list[int], completion: list[int]) -> float:
+    """Return what the whole model says, in the plainest way."""
+    plain = LlamaForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    with torch.no_grad():
+        logits = plain(torch.tensor([prompt + completion])).logits[0].float().log_softmax(-1)
+    places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+    return float(sum(logits[at, token] for at, token in zip(places, completion, strict=True)))
+
+
+def with_true_logprobs(model: Path, rows: list[Json]) -> list[Json]:
+    """Return rows with what the model says of their completions."""
+    lora = load("lora")
+    tokenizer = lora.open_tokenizer(str(model))
+    for row in rows:
+        asked = lora.tokenize(tokenizer, row)
+        for each in (row, row.get("chosen"), row.get("rejected")):
+            if each and "token_ids" in each:
+                each["logprob"] = find_logprob(model, asked, each["token_ids"])
+    return rows
+
+
+def test_a_chat_is_rendered_up_to_where_the_answer_begins(model: Path) -> None:
+    lora = load("lora")
+    tokenizer = lora.open_tokenizer(str(model))
+    tokens = lora.tokenize(tokenizer, {"messages": [{"role": "user", "content": "b c"}]})
+    assert [WORDS[each] for each in tokens] == ["<user>", "b", "c", "<answer>"]
+    assert lora.tokenize(tokenizer, {"prompt": "b c"}) == [WORDS.index("b"), WORDS.index("c")]
+
+
+def test_batches_hold_every_text_once_and_like_lengths_together() -> None:
+    lora = load("lora")
+    texts = [lora.Text([1] * length, [1]) for length in (5, 1, 9, 2, 8, 4, 7)]
+    batches = lora.make_batches(texts, 3)
+    assert batches == [[2, 4, 6], [0, 5, 3], [1]]
+
+
+def test_logprobs_are_those_of_the_whole_model_whatever_stands_beside(model: Path) -> None:
+    """Sums of up to 4 tokens, each good to 2^-8 (bfloat16) of its logits, which are below 4."""
+    lora = load("lora")
+    texts = [lora.Text([1, 3, 2], [4, 0]), lora.Text([1, 5, 6, 7, 2], [8, 9, 3, 0])]
+    tuned = lora.add_adapter(lora.load_model(str(model), has_head=True), seed=0)
+    with torch.no_grad():
+        found = lora.measure_logprobs(tuned, texts).tolist()
+    wanted = [find_logprob(model, each.prompt, each.completion) for each in texts]
+    assert found == pytest.approx(wanted, abs=4 * 4 * 2**-8)
+    assert lora.check_logprobs(tuned, texts, wanted) < 0.05
+    with pytest.raises(TrainingError, match="same chat template"):
+        lora.check_logprobs(tuned, texts, [each - 1 for each in wanted])
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "reward"])
+def test_an_adapter_learns_and_can_be_read_again(model: Path, method: str, tmp_path: Path) -> None:
+    """What was raised is higher afterwards; the frozen weights are as they were."""
+    tune = load("tune")
+    chosen = load("pairs").choose(make_dataset(), [0, 1, 2, 3], per_prompt=2, seed=0)
+    rows = with_true_logprobs(
+        model, {"sft": chosen.solutions, "dpo": chosen.pairs}.get(method, chosen.rewarded)
+    )
+    task = getattr(tune, f"make_{method}")(rows, settle(model))
+    assert {each.dtype for each in task.parameters} == {torch.float32}
+    frozen = {n: p.clone() for n, p in task.model.named_parameters() if not p.requires_grad}
+    everything = list(range(len(rows)))
+    with torch.no_grad():
+        before = task.loss(everything).item()
+    losses = tune.train(task, epochs=12, lr=2e-2, seed=0)
+    assert len(losses) == 12 * len(task.batches)
+    with torch.no_grad():
+        after = task.loss(everything).item()
+    assert after < 0.7 * before
+    assert all(torch.equal(p, frozen[n]) for n, p in task.model.named_parameters() if n in frozen)
+    task.save(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (16, 32)
+    assert not any("lm_head" in each for each in config["target_modules"])
+
+
+def test_a_reward_model_scores_a_dataset(model: Path, tmp_path: Path) -> None:
+    """By the head that was trained: right answers above wrong ones, equal texts alike."""
+    tune, score = load("tune"), load("score")
+    dataset = make_dataset()
+    rows = load("pairs").choose(dataset, [0, 1, 2, 3], per_prompt=3, seed=0).rewarded
+    task = tune.make_reward(rows, settle(model))
+    tune.train(task, epochs=30, lr=2e-2, seed=0)
+    task.save(tmp_path / "reward")
+    scores = score.score_samples(
+        dataset, [4, 5], model=str(model), reward=tmp_path / "reward", batch=2
+    )
+    assert np.isnan(scores[: 4 * N]).all()
+    first, same, other, wrong = scores[4 * N : 5 * N]
+    assert first == same
+    assert min(first, other) > wrong
+    with torch.no_grad():
+        states = load("lora").read_last_states(
+            task.model,
+            [load("lora").Text([1, 3 + 4, 2], dataset.samples[4 * N + 3].token_ids)],
+        )
+        assert wrong == pytest.approx(task.head(states).item(), abs=0.1)
