@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qprobe.data.dataset import Dataset, Reading, Sample
 from qprobe.data.prompts import read_prompts
+from qprobe.data.writer import DatasetWriter
 from qprobe.errors import DatasetError, EvaluationError, TrainingError
 
 Json = dict[str, Any]
@@ -241,3 +243,127 @@ def test_a_reward_model_scores_a_dataset(model: Path, tmp_path: Path) -> None:
             [load("lora").Text([1, 3 + 4, 2], dataset.samples[4 * N + 3].token_ids)],
         )
         assert wrong == pytest.approx(task.head(states).item(), abs=0.1)
+
+
+def write_study(folder: Path) -> None:
+    """Write 60 problems of 4 samples; the first feature says which are right, save for noise."""
+    rng = np.random.default_rng(0)
+    prompts = [{"prompt": f"p{at}"} for at in range(60)]
+    states = rng.normal(size=(60, N, 4))
+    rewards = (states[..., 0] + 0.3 * rng.normal(size=(60, N)) > 0).astype(float)
+    test = list(range(36, 60))
+
+    def write(name: str, order: list[int]) -> None:
+        manifest = {
+            "readings": ["1/mean"],
+            "num_prompts": len(order),
+            "prompts_per_shard": len(order),
+            "model": "tiny",
+            "hidden_size": 4,
+            "num_layers": 2,
+            "sampling": {"n": N},
+        }
+        samples = [
+            Sample(
+                prompt=place,
+                index=index,
+                text=f"{old} {index}",
+                token_ids=[1] * (2 + index),
+                num_scored=1,
+                logprob=float(-(states[old, index, 1] ** 2)),
+                finish_reason="stop",
+                seed=0,
+                reward=rewards[old, max(index, 0)],
+            )
+            for place, old in enumerate(order)
+            for index in range(-1, N)
+        ]
+        kept = torch.tensor(states[order].reshape(-1, 4)).half()
+        rows = [prompts[old] for old in order]
+        with DatasetWriter(folder / name, manifest, rows) as writer:
+            writer.write(0, samples, {"1/mean": kept})
+            writer.finish()
+
+    for name in ("mbpp", "humaneval", "mbpp-read"):
+        write(name, list(range(60)))
+    for name in ("mbpp-shots", "mbpp-sft", "mbpp-sft-10", "mbpp-dpo"):
+        write(name, test[::-1])
+    (folder / "reward").mkdir()
+    whole = Dataset.load(folder / "mbpp")
+    scores = [
+        reward if group in test else None
+        for reward, group in zip(whole.rewards, whole.groups.tolist(), strict=True)
+    ]
+    stored = json.dumps({"dataset": whole.digest, "scores": scores})
+    (folder / "reward" / "mbpp.json").write_text(stored)
+    (folder / "sft").mkdir()
+    (folder / "sft" / "adapter_model.safetensors").write_bytes(b"x" * 3000)
+    told = {"num_prompts": 32, "num_rows": 64, "epochs": 2, "seconds": 12.0, "cpu_seconds": 24.0}
+    (folder / "sft" / "training.json").write_text(json.dumps({**told, "machine": "a desk"}))
+
+
+def read_rows(text: str, heading: str) -> dict[str, list[str]]:
+    """Return the rows of a heading's tables by their first cells that name them."""
+    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = {}
+    for line in section.splitlines():
+        if line.startswith("| "):
+            cells = [each.strip() for each in line.strip("|").split("|")]
+            name = f"{cells[0]}: {cells[1]}" if heading.startswith("Other") else cells[0]
+            rows.setdefault(name, cells)
+    return rows
+
+
+def test_tables_of_a_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sets that are copies of the zero-shot samples earn the same; a perfect score, the ceiling."""
+    write_study(tmp_path)
+    monkeypatch.setattr(load("ways"), "NUM_FOLDS", 2)  # eight take four times as long
+    load("tables").main([str(tmp_path), "--k", "4", "--num-test", "24"])
+    text = capsys.readouterr().out
+    mbpp = read_rows(text, "MBPP")
+    assert mbpp["base: one sample"][2] == "0%"
+    assert mbpp["ceiling: best by reward"][2] == "100%"
+    assert float(mbpp["states, ce"][2].rstrip("%")) > 60
+    assert {"states, pg", "five numbers, ce", "states and five numbers, bt"} <= mbpp.keys()
+    assert "states, ce" in read_rows(text, "HumanEval")
+    others = read_rows(text, "Other ways: MBPP")
+    same = [cells for name, cells in others.items() if name.startswith("5-shot: ")]
+    assert len(same) == 9
+    assert all(cells[3].startswith("+0.000") for cells in same if "its own" not in cells[1])
+    perfect = others["zero-shot: best by LoRA reward model"]
+    assert perfect[2] == others["zero-shot: ceiling"][2]
+    limited = read_rows(text, "Few training problems")
+    assert limited["training problems"][1:] == ["10", "20", "36"]
+    assert all(limited["LoRA SFT: one sample"][at] for at in (1, 3))
+    assert not limited["LoRA SFT: one sample"][2]
+    preferences = read_rows(text, "Preferences")
+    assert preferences["zero-shot, one sample"][1].startswith("0.500")
+    assert preferences["LoRA DPO, states, bt"] != preferences["LoRA DPO, one sample"]
+    assert "states of another model that reads, ce" in read_rows(text, "Read by another: MBPP")
+    cost = read_rows(text, "Cost")
+    assert cost["LoRA sft"][1:] == ["32 problems, 64 rows x 2", "12", "24", "3", "a desk"]
+    for name in ("k", "kl", "limited"):
+        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    left_out = [line for line in text.splitlines() if line.startswith("Left out: ")]
+    assert any(line.startswith("Left out: mbpp-sft-20: ") for line in left_out)
+    assert not any(line.startswith("Left out: mbpp-shots: ") for line in left_out)
+
+
+def test_wins_are_over_each_rival_with_ties_half() -> None:
+    find = load("on_the_rest").find_wins
+    rivals = [np.array([0.0, 0.0, 1.0, 1.0]), np.array([1.0])]
+    found = find(np.array([1.0, 0.0, 1.0]), np.array([0, 0, 1]), rivals)
+    assert found.tolist() == [0.75, 0.25, 0.5]
+
+
+def test_what_is_optimised_is_reached_by_the_weights_and_does_not_fall_with_k() -> None:
+    """Of all samples it is sum w score - beta (log n - H(w)), by definition."""
+    find = load("on_kl").find_objective
+    scores, groups = np.random.default_rng(0).normal(size=12), np.repeat([0, 1], 6)
+    by_k = [find(scores, groups, k=k, beta=0.5) for k in (1, 2, 3, 6)]
+    assert all((low <= high).all() for low, high in pairwise(by_k))
+    weights = np.exp(scores[:6] / 0.5) / np.exp(scores[:6] / 0.5).sum()
+    kl = np.log(6) + (weights * np.log(weights)).sum()
+    assert by_k[-1][0] == pytest.approx((weights * scores[:6]).sum() - 0.5 * kl)

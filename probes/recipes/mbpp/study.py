@@ -18,7 +18,7 @@ from qprobe.errors import DatasetError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expected_rewards
 
-__all__ = ["Judged", "Study", "align"]
+__all__ = ["Judged", "Study", "pair_up"]
 
 Floats = NDArray[np.float64]
 
@@ -150,12 +150,15 @@ class Study:
         return scores[of_test.astype(bool)]
 
 
-def align(one: Dataset, other: Dataset) -> tuple[list[int], list[int]]:
-    """Return the prompts that two datasets have in common, in the order of the first."""
+def pair_up(one: Dataset, other: Dataset, k: int) -> tuple[Judged, Judged]:
+    """Return both on the prompts that they have in common, in the same order and with the same k.
+
+    Raises:
+        EvaluationError: There are fewer than two.
+    """
     places = {asked: place for place, asked in enumerate(identify_prompts(other.prompts))}
-    pairs = [
-        (place, places[asked])
-        for place, asked in enumerate(identify_prompts(one.prompts))
-        if asked in places
-    ]
-    return [first for first, _ in pairs], [second for _, second in pairs]
+    asked = identify_prompts(one.prompts)
+    here = [place for place, each in enumerate(asked) if each in places]
+    parts = one.subset(here), other.subset([places[asked[place]] for place in here])
+    k = min(k, *(int(each.num_samples.min(initial=k)) for each in parts))
+    return Judged(parts[0], k), Judged(parts[1], k)

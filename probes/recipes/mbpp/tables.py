@@ -13,6 +13,8 @@ from pathlib import Path
 
 from on_choices import Votes, tell_humaneval, tell_mbpp
 from on_kl import tell_kl
+from on_the_rest import tell_api, tell_cost, tell_preferences
+from on_tuning import tell_limited, tell_others
 from prompts import NUM_TEST
 from study import Study
 
@@ -59,7 +61,14 @@ def _tell(study: Study, votes: Votes, figures: Path) -> None:
     tables: dict[str, Callable[[], str | None]] = {
         "MBPP": lambda: tell_mbpp(study, votes, figures),
         "HumanEval": lambda: tell_humaneval(study),
+        "Other ways: MBPP": lambda: tell_others(study, "mbpp"),
+        "Other ways: HumanEval": lambda: tell_others(study, "humaneval"),
+        "Few training problems": lambda: tell_limited(study, figures),
         "Distance from the model": lambda: tell_kl(study, figures),
+        "Preferences": lambda: tell_preferences(study),
+        "Read by another: MBPP": lambda: tell_api(study, "mbpp"),
+        "Read by another: HumanEval": lambda: tell_api(study, "humaneval"),
+        "Cost": lambda: tell_cost(study),
     }
     for title, tell in tables.items():
         told = tell()
