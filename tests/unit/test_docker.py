@@ -70,7 +70,8 @@ def test_hadolint(path: Path) -> None:
 
 def test_shellcheck() -> None:
     steps = sorted((DOCKER / "steps").iterdir())
-    scripts = [*steps, DOCKER / "entrypoint", ROOT / "requirements" / "install"]
+    recipe = ROOT / "probes" / "recipes" / "mbpp" / "run.sh"
+    scripts = [*steps, DOCKER / "entrypoint", ROOT / "requirements" / "install", recipe]
     done = run_tool("shellcheck", *scripts)
     assert done.returncode == 0, done.stdout
     assert all(os.access(script, os.X_OK) for script in scripts)

@@ -210,7 +210,7 @@ def test_an_adapter_learns_and_can_be_read_again(model: Path, method: str, tmp_p
     everything = list(range(len(rows)))
     with torch.no_grad():
         before = task.loss(everything).item()
-    losses = tune.train(task, epochs=12, lr=2e-2, seed=0)
+    losses = tune.train(task, epochs=12, lr=2e-2, num_tokens=20, seed=0)
     assert len(losses) == 12 * len(task.batches)
     with torch.no_grad():
         after = task.loss(everything).item()
@@ -222,13 +222,43 @@ def test_an_adapter_learns_and_can_be_read_again(model: Path, method: str, tmp_p
     assert not any("lm_head" in each for each in config["target_modules"])
 
 
+def test_parts_of_a_batch_add_up_to_it(model: Path) -> None:
+    """So that ``--tokens`` bounds the memory and nothing else; in bfloat16."""
+    tune = load("tune")
+    chosen = load("pairs").choose(make_dataset(), [0, 1, 2], per_prompt=2, seed=0).pairs
+    task = tune.make_dpo(with_true_logprobs(model, chosen), settle(model))
+    places = task.batches[0]
+    parts = task.divide(places, max(task.lengths))
+    assert [len(each) for each in parts] == [1] * len(places)
+    assert [len(each) for each in task.divide(places, 2 * max(task.lengths))] == [2, 1]
+    with torch.no_grad():
+        assert sum(task.loss(each).item() for each in parts) == pytest.approx(
+            task.loss(places).item(), rel=1e-2
+        )
+
+
+def test_the_command_writes_an_adapter_and_tells_what_it_took(model: Path, tmp_path: Path) -> None:
+    """Of the first training problems only, if so asked."""
+    chosen = load("pairs").choose(make_dataset(), [0, 1, 2], per_prompt=1, seed=0).solutions
+    rows = with_true_logprobs(model, chosen)
+    path = tmp_path / "solutions.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    given = ["sft", str(path), "--model", str(model), "-o", str(tmp_path / "sft")]
+    load("tune").main([*given, "--prompts", "2", "--epochs", "3", "--batch", "1"])
+    told = json.loads((tmp_path / "sft" / "training.json").read_text())
+    assert (told["method"], told["num_prompts"], told["num_rows"]) == ("sft", 2, 2)
+    assert len(told["losses"]) == 6
+    assert told["cpu_seconds"] > 0
+    assert (tmp_path / "sft" / "adapter_model.safetensors").stat().st_size > 0
+
+
 def test_a_reward_model_scores_a_dataset(model: Path, tmp_path: Path) -> None:
     """By the head that was trained: right answers above wrong ones, equal texts alike."""
     tune, score = load("tune"), load("score")
     dataset = make_dataset()
     rows = load("pairs").choose(dataset, [0, 1, 2, 3], per_prompt=3, seed=0).rewarded
     task = tune.make_reward(rows, settle(model))
-    tune.train(task, epochs=30, lr=2e-2, seed=0)
+    tune.train(task, epochs=30, lr=2e-2, num_tokens=99, seed=0)
     task.save(tmp_path / "reward")
     scores = score.score_samples(
         dataset, [4, 5], model=str(model), reward=tmp_path / "reward", batch=2
@@ -305,7 +335,7 @@ def write_study(folder: Path) -> None:
 def read_rows(text: str, heading: str) -> dict[str, list[str]]:
     """Return the rows of a heading's tables by their first cells that name them."""
     section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
-    rows = {}
+    rows: dict[str, list[str]] = {}
     for line in section.splitlines():
         if line.startswith("| "):
             cells = [each.strip() for each in line.strip("|").split("|")]

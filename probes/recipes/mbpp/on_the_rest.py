@@ -102,7 +102,7 @@ def tell_api(study: Study, benchmark: str) -> str | None:
             continue
         beside, judged = pair_up(own, dataset, study.k)
         table = Table("read by", "reward", "minus one sample", "minus the model's own states, ce")
-        found: dict[str, Floats] = {"one sample": judged.base, "greedy": judged.greedy}
+        found: dict[str, Floats] = {"one sample": beside.base, "greedy": beside.greedy}
         for name, each in (("its own states", beside), (reader, judged)):
             candidates = study.candidates(each.dataset)
             with tqdm(desc=f"folds of {name}", leave=False) as bar:
@@ -113,7 +113,7 @@ def tell_api(study: Study, benchmark: str) -> str | None:
             over = (
                 ""
                 if name == "one sample"
-                else tell_difference(judged.bootstrap, values, judged.base)
+                else tell_difference(judged.bootstrap, values, beside.base)
             )
             own_over = (
                 "" if values is reference else tell_difference(judged.bootstrap, values, reference)

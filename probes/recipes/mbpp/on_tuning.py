@@ -24,6 +24,7 @@ _OTHERS = {
     "sft-shots": "LoRA SFT, 5-shot",
     "dpo": "LoRA DPO",
 }
+_BOTH_WAYS = "LoRA SFT and probe"
 _SIZES = (10, 20, 50, 100, 200)
 _LIMITED = (CE, PG, NUMBERS_ALONE, BOTH)
 # Of fewer problems no probe of their own is trained.
@@ -50,7 +51,7 @@ def tell_others(study: Study, benchmark: str) -> str | None:
     if zero is None:
         return None
     scorers = study.scorers(benchmark)
-    plain = {each.name: each.values for each in _choose(zero, scorers)}
+    plain = {each.name: each.values for each in (*_choose(zero, scorers), _find_ceiling(zero))}
     table = Table(
         "way", "choice", "reward", "minus zero-shot, same choice", "minus the way's one sample"
     )
@@ -82,13 +83,14 @@ def _add_way(
 ) -> str:
     """Add a way's choices, on the problems that both have; returns what to know of it."""
     beside, judged = pair_up(zero.dataset, dataset, study.k)
-    likes = {each.name: each.values for each in _choose(beside, scorers)}
-    for each in (*_choose(judged, scorers), *_choose_by_own(judged, study, way)):
+    likes = {each.name: each.values for each in (*_choose(beside, scorers), _find_ceiling(beside))}
+    own = _choose_by_own(judged, study, way)
+    for each in (*_choose(judged, scorers), *own, _find_ceiling(judged)):
         like = likes.get(each.like)
         over = "" if like is None else tell_difference(judged.bootstrap, each.values, like)
         gain = tell_difference(judged.bootstrap, each.values, judged.base)
-        own = "" if each.name == "one sample" else gain
-        table.add(way, each.name, tell_mean(judged.bootstrap, each.values), over, own)
+        gain = "" if each.name == "one sample" else gain
+        table.add(way, each.name, tell_mean(judged.bootstrap, each.values), over, gain)
     return f"{way}: {len(judged.dataset.prompts)} problems, k = {judged.k}."
 
 
@@ -102,7 +104,10 @@ def _choose(judged: Judged, scorers: dict[Way, Scorer]) -> Iterator[_Choice]:
             values = judged.choose(scorers[way].score(judged.dataset))
             name = f"probe of zero-shot samples: {way}"
             yield _Choice(name, values, name)
-    yield _Choice("ceiling", judged.ceiling(), "ceiling")
+
+
+def _find_ceiling(judged: Judged) -> _Choice:
+    return _Choice("ceiling", judged.ceiling(), "ceiling")
 
 
 def _choose_by_own(judged: Judged, study: Study, way: str) -> Iterator[_Choice]:
@@ -125,8 +130,8 @@ def tell_limited(study: Study, figures: Path) -> str:
     sizes = [*(size for size in _SIZES if size < len(study.train)), len(study.train)]
     rows: dict[str, dict[int, tuple[Judged, Floats]]] = {}
     for size in sizes:
-        for name, *cell in _try_size(study, test, size, is_all=size == sizes[-1]):
-            rows.setdefault(name, {})[size] = cell[0]
+        for name, cell in _try_size(study, test, size, is_all=size == sizes[-1]):
+            rows.setdefault(name, {})[size] = cell
     table = Table("training problems", *map(str, sizes))
     for name, cells in rows.items():
         told = [
@@ -137,13 +142,14 @@ def tell_limited(study: Study, figures: Path) -> str:
     lines: dict[str, Line] = {
         name: ([*cells], [float(np.nanmean(values)) for _, values in cells.values()])
         for name, cells in rows.items()
+        if not name.startswith(_BOTH_WAYS)  # too many lines for one plot
     }
     free = {"greedy": test.greedy, "best by log-probability": test.best_logprob()}
     lines |= {name: (sizes, [float(np.nanmean(each))] * len(sizes)) for name, each in free.items()}
     title = "Reward by number of training problems"
     draw_lines(figures / "limited.png", title, "training problems", lines, is_log=True)
-    told = ", ".join(f"{name} {tell_mean(test.bootstrap, each)}" for name, each in free.items())
-    return f"{len(study.test)} problems, k = {test.k}; without training: {told}.\n\n{table}"
+    beside = ", ".join(f"{name} {tell_mean(test.bootstrap, each)}" for name, each in free.items())
+    return f"{len(study.test)} problems, k = {test.k}; without training: {beside}.\n\n{table}"
 
 
 def _try_size(
@@ -163,4 +169,4 @@ def _try_size(
     for way in (NUMBERS_ALONE, BOTH):
         if way in scorers:
             values = judged.choose(scorers[way].score(judged.dataset))
-            yield f"LoRA SFT and probe: {way}", (judged, values)
+            yield f"{_BOTH_WAYS}: {way}", (judged, values)

@@ -145,9 +145,8 @@ class Study:
         stored = json.loads(path.read_text("utf-8"))
         if stored["dataset"] != dataset.digest:
             sys.exit(f"tables: {path} is of another dataset than {name}: run score.py again")
-        scores = np.array(stored["scores"], dtype=np.float64)  # null is NaN
-        of_test = np.isin(dataset.groups, self.test) if name == "mbpp" else np.full(len(scores), 1)
-        return scores[of_test.astype(bool)]
+        scores: Floats = np.array(stored["scores"], dtype=np.float64)  # null is NaN
+        return scores[np.isin(dataset.groups, self.test)] if name == "mbpp" else scores
 
 
 def pair_up(one: Dataset, other: Dataset, k: int) -> tuple[Judged, Judged]:

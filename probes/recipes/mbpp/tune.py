@@ -10,6 +10,7 @@ The folder is one of peft's, which `qprobe collect --adapter` and vLLM take; of 
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -60,7 +61,9 @@ class Task:
     Attributes:
         model: With its adapter.
         batches: Places of rows.
-        loss: Of the rows at some places: a mean, in nats.
+        loss: Sum over the rows at some places, in nats.
+        weights: Of each row: the loss of a batch is the sum over that of the weights.
+        lengths: Of each row, in tokens.
         head: Trained too, and saved beside the adapter.
         about: Of the preparation, for training.json.
     """
@@ -68,6 +71,8 @@ class Task:
     model: PeftModel
     batches: list[list[int]]
     loss: Callable[[Sequence[int]], Tensor]
+    weights: list[int]
+    lengths: list[int]
     head: nn.Linear | None = None
     about: Json = field(default_factory=dict)
 
@@ -76,6 +81,11 @@ class Task:
         """Those that are trained: float32."""
         parts = [*self.model.parameters(), *(self.head.parameters() if self.head else ())]
         return [each for each in parts if each.requires_grad]
+
+    def divide(self, places: Sequence[int], num_tokens: int) -> list[Sequence[int]]:
+        """Return a batch in parts of at most so many tokens with their padding, or of one row."""
+        size = max(1, num_tokens // max(self.lengths[each] for each in places))
+        return [places[start : start + size] for start in range(0, len(places), size)]
 
     def save(self, folder: Path) -> None:
         """Write adapter and head."""
@@ -91,11 +101,11 @@ def make_sft(rows: Sequence[Json], args: argparse.Namespace) -> Task:
     apart = _check(model, rows, texts)
 
     def loss(places: Sequence[int]) -> Tensor:
-        batch = [texts[each] for each in places]
-        num_tokens = sum(len(each.completion) for each in batch)
-        return -measure_logprobs(model, batch).sum() / num_tokens
+        return -measure_logprobs(model, [texts[each] for each in places]).sum()
 
-    return Task(model, make_batches(texts, args.batch), loss, about={"apart": apart})
+    weights = [len(each.completion) for each in texts]
+    batches, lengths = make_batches(texts, args.batch), [len(each) for each in texts]
+    return Task(model, batches, loss, weights, lengths, about={"apart": apart})
 
 
 def make_dpo(rows: Sequence[Json], args: argparse.Namespace) -> Task:
@@ -121,10 +131,11 @@ def make_dpo(rows: Sequence[Json], args: argparse.Namespace) -> Task:
 
     def loss(places: Sequence[int]) -> Tensor:
         margins = compare(places) - reference[list(places)]
-        return -functional.logsigmoid(args.beta * margins).mean()
+        return -functional.logsigmoid(args.beta * margins).sum()
 
+    lengths = [2 * len(each) for each in longer]
     about = {"apart": apart, "beta": args.beta, "reference_s": time.monotonic() - began_s}
-    return Task(model, batches, loss, about=about)
+    return Task(model, batches, loss, [1] * len(rows), lengths, about=about)
 
 
 def make_reward(rows: Sequence[Json], args: argparse.Namespace) -> Task:
@@ -136,9 +147,11 @@ def make_reward(rows: Sequence[Json], args: argparse.Namespace) -> Task:
 
     def loss(places: Sequence[int]) -> Tensor:
         logits = head(read_last_states(model, [texts[each] for each in places]))[:, 0]
-        return functional.binary_cross_entropy_with_logits(logits, rewards[list(places)])
+        wanted = rewards[list(places)]
+        return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
 
-    return Task(model, make_batches(texts, args.batch), loss, head)
+    batches, lengths = make_batches(texts, args.batch), [len(each) for each in texts]
+    return Task(model, batches, loss, [1] * len(rows), lengths, head)
 
 
 def _prepare(
@@ -160,8 +173,15 @@ def _check(model: PeftModel, sampled: Sequence[Json], texts: Sequence[Text]) -> 
     return apart
 
 
-def train(task: Task, *, epochs: int, lr: float, seed: int) -> list[float]:
+def train(task: Task, *, epochs: int, lr: float, num_tokens: int, seed: int) -> list[float]:
     """Train by AdamW without weight decay; returns the loss of every step.
+
+    Args:
+        task: What.
+        epochs: At least 1.
+        lr: The highest.
+        num_tokens: As ``Task.divide`` takes it: bounds the memory, and changes nothing else.
+        seed: Of the order of batches.
 
     Raises:
         TrainingError: A loss is not finite.
@@ -173,24 +193,26 @@ def train(task: Task, *, epochs: int, lr: float, seed: int) -> list[float]:
         optimiser, lambda step: min(1.0, (step + 1) / rise, (total - step) / max(total - rise, 1))
     )
     rng = random.Random(seed)
+    order = [
+        places for _ in range(epochs) for places in rng.sample(task.batches, len(task.batches))
+    ]
     losses: list[float] = []
     task.model.train()
-    with tqdm(total=total, desc="train") as bar:
-        for _ in range(epochs):
-            for places in rng.sample(task.batches, len(task.batches)):
-                loss = task.loss(places)
-                losses.append(loss.item())
-                if not torch.isfinite(loss):
-                    raise TrainingError(
-                        "loss", f"must be finite, got {losses[-1]} at step {len(losses)}"
-                    )
-                loss.backward()
-                nn.utils.clip_grad_norm_(task.parameters, _MAX_NORM)
-                optimiser.step()
-                optimiser.zero_grad()
-                schedule.step()
-                bar.set_postfix(loss=f"{losses[-1]:.3f}")
-                bar.update()
+    with tqdm(order, desc="train") as bar:
+        for places in bar:
+            weight = sum(task.weights[each] for each in places)
+            losses.append(0.0)
+            for part in task.divide(places, num_tokens):
+                loss = task.loss(part) / weight
+                torch.autograd.backward(loss)
+                losses[-1] += loss.item()
+            if not math.isfinite(losses[-1]):
+                raise TrainingError("loss", f"must be finite, got {losses[-1]} at {len(losses)}")
+            nn.utils.clip_grad_norm_(task.parameters, _MAX_NORM)
+            optimiser.step()
+            optimiser.zero_grad()
+            schedule.step()
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
 
 
@@ -211,7 +233,7 @@ def main(argv: Sequence[str]) -> None:
         rows = _read_rows(args.rows, args.prompts)
         task = make(rows, args)
         began_s, began_cpu_s = time.monotonic(), time.process_time()
-        losses = train(task, epochs=args.epochs, lr=lr, seed=args.seed)
+        losses = train(task, epochs=args.epochs, lr=lr, num_tokens=args.tokens, seed=args.seed)
     except QProbeError as error:
         sys.exit(f"tune: {error}")
     spent_s, spent_cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
@@ -246,6 +268,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, help="the first so many training problems only")
     parser.add_argument("--epochs", type=int, default=1, help="default: 1")
     parser.add_argument("--batch", type=int, default=8, help="rows, or pairs, a step; default: 8")
+    parser.add_argument(
+        "--tokens", type=int, default=1024, help="at a time, which bounds the memory; default: 1024"
+    )
     defaults = ", ".join(f"{name} {lr:g}" for name, (_, lr) in _METHODS.items())
     parser.add_argument("--lr", type=float, help=f"default: {defaults}")
     parser.add_argument("--beta", type=float, default=0.1, help="of dpo; default: 0.1")
