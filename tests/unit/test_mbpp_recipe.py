@@ -350,11 +350,14 @@ def test_tables_of_a_study(
     """Sets that are copies of the zero-shot samples earn the same; a perfect score, the ceiling."""
     write_study(tmp_path)
     monkeypatch.setattr(load("ways"), "NUM_FOLDS", 2)  # eight take four times as long
-    load("tables").main([str(tmp_path), "--k", "4", "--num-test", "24"])
+    load("tables").main([str(tmp_path), "--k", "4", "--num-test", "24", "--vote", "text"])
     text = capsys.readouterr().out
     mbpp = read_rows(text, "MBPP")
     assert mbpp["base: one sample"][2] == "0%"
     assert mbpp["ceiling: best by reward"][2] == "100%"
+    # No two texts are the same.
+    assert mbpp["vote by text, all alike"][1] == mbpp["base: one sample"][1]
+    assert mbpp["vote by text, by states and five numbers, ce"][1] != mbpp["base: one sample"][1]
     assert float(mbpp["states, ce"][2].rstrip("%")) > 60
     assert {"states, pg", "five numbers, ce", "states and five numbers, bt"} <= mbpp.keys()
     assert "states, ce" in read_rows(text, "HumanEval")
