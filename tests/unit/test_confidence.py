@@ -11,10 +11,15 @@ from scipy.stats import mannwhitneyu
 
 from qprobe import Probe, Reading, TrainingSettings, train
 from qprobe.data.dataset import Dataset, Sample
+from qprobe.evaluation.bootstrap import average_by
 from qprobe.evaluation.confidence import measure_confidence
 from qprobe.evaluation.scoring import score
 from qprobe.probe.confidence import Isotonic, Platt
-from qprobe.training.confidence import fit_isotonic, fit_platt
+from qprobe.training.confidence import find_confidence, fit_isotonic, fit_platt
+from qprobe.training.cross_validation import Problem
+from qprobe.training.design import Design
+from qprobe.training.fit import FittedProbe, fit_inputs
+from qprobe.training.inputs import prepare
 
 Floats = NDArray[np.float64]
 READING = Reading(3, "mean")
@@ -119,6 +124,36 @@ def test_it_knows_which_prompts_are_hard(objective: str) -> None:
     rewards = [row["reward"] for row in found["kept"]]
     assert rewards[0] == pytest.approx(unseen.rewards.mean())
     assert rewards[-1] > 0.95
+
+
+def test_it_may_know_nothing_but_which_prompts_are_hard() -> None:
+    """Its own sum is the same for all answers to a prompt: no choice, but a confidence."""
+    full = plant(0)
+    ease = full.features(READING)[:, :1].numpy().reshape(-1, 8)[:, :1].repeat(8, axis=1)
+    dataset = make_dataset(full.rewards, ease.reshape(-1, 1), n=8)
+    design = Design((READING,))
+    inputs = prepare([dataset.features(READING)])
+    noise = np.random.default_rng(1).normal(size=len(full.rewards))
+    fitted = FittedProbe([torch.ones(1)], torch.zeros(0), 0.0, 1.0, 1.0, [], noise)
+    found, reason = find_confidence(dataset, design.to_terms, inputs, fitted, COMPARING)
+    assert reason is None
+    assert found is not None
+    assert found.terms is not None
+
+
+def test_the_weight_decay_is_the_one_that_a_criterion_likes() -> None:
+    """Scores differ less the stronger the decay, so that either end can be asked for."""
+    dataset = plant(0)
+    problem = Problem(dataset.rewards, dataset.groups, TrainingSettings())
+    inputs = prepare([dataset.features(READING)])
+    for sign, place in ((-1.0, 0), (1.0, -1)):
+
+        def like(scores: Floats, sign: float = sign) -> Floats:
+            return average_by(dataset.groups, sign * np.abs(scores - scores.mean()))
+
+        found = fit_inputs(problem, inputs, criterion=like)
+        assert found.weight_decay == problem.settings.decays[place]
+        assert found.held_out_scores.std(ddof=1) == pytest.approx(1)
 
 
 def test_rewards_of_any_range_get_a_curve_that_never_falls() -> None:

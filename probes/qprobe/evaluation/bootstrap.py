@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from qprobe.errors import EvaluationError
 
-__all__ = ["MIN_PROMPTS", "Bootstrap", "Interval"]
+__all__ = ["MIN_PROMPTS", "Bootstrap", "Interval", "average_by"]
 
 # With fewer different prompts nothing is said for or against a probe.
 MIN_PROMPTS = 20
@@ -128,6 +128,12 @@ class Bootstrap:
     def around(self, value: float, draws: Floats) -> Interval:
         """Return the interval of what has these values in the resamples of ``counts``."""
         return Interval(value, *_find_quantiles(draws, self.num_questions))
+
+
+def average_by(groups: NDArray[np.int64], values: Floats) -> Floats:
+    """Return the mean of each group's values, in order of their numbers: (values,) to (groups,)."""
+    index = np.unique(groups, return_inverse=True)[1]
+    return np.asarray(np.bincount(index, values) / np.bincount(index))
 
 
 def _find_quantiles(draws: Floats, num: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from scipy.optimize import isotonic_regression, minimize
 
 from qprobe.data.dataset import Dataset
 from qprobe.errors import TrainingError
-from qprobe.evaluation.bootstrap import MIN_PROMPTS
+from qprobe.evaluation.bootstrap import MIN_PROMPTS, average_by
 from qprobe.probe.confidence import Calibration, Confidence, Isotonic, Platt
 from qprobe.probe.terms import Terms
 from qprobe.training.cross_validation import Problem
@@ -39,8 +39,9 @@ def find_confidence(
 
     A probe that was trained to compare answers of one prompt need not know which prompts are hard.
     So a second sum of the same terms is trained on every sample by itself, with ``ce`` for rewards
-    from 0 to 1 and ``mse`` for others, and taken if it says more of prompts held out. There is none
-    unless it says more of these, by more than a standard error, than the mean reward does.
+    from 0 to 1 and ``mse`` for others, and taken if it says more of prompts held out. Its weight
+    decay is the one whose curve says most of them, whatever a choice by it would earn. There is
+    none unless it says more of these, by more than a standard error, than the mean reward does.
 
     Args:
         dataset: What the probe was trained on.
@@ -58,20 +59,28 @@ def find_confidence(
             f"{MIN_PROMPTS} are needed"
         )
     fit = fit_platt if _are_bounded(rewards) else fit_isotonic
+    folds = [each.numpy() for each in Problem(rewards, dataset.groups, settings, questions).places]
+
+    def gain(scores: Floats) -> Floats:
+        return _measure_gains(fit, scores, rewards, folds)
+
     tried: list[tuple[FittedProbe, Terms | None]] = [(fitted, None)]
     pointwise = choose_own_settings(dataset, settings)
     if pointwise is not None:
-        with suppress(TrainingError):  # then the probe's own will do
-            problem = Problem(rewards, dataset.groups, pointwise, questions)
-            own = fit_inputs(problem, inputs, progress=progress)
+        with suppress(TrainingError):  # nothing was learnt: then the probe's own will do
+            own = fit_inputs(
+                Problem(rewards, dataset.groups, pointwise, questions),
+                inputs,
+                criterion=lambda scores: average_by(dataset.groups, gain(scores)),
+                progress=progress,
+            )
             tried.append((own, to_terms(own)))
-    folds = [each.numpy() for each in Problem(rewards, dataset.groups, settings, questions).places]
     best, most = None, 0.0
     for each, terms in tried:
         scores = each.held_out_scores
         calibration = fit(scores, rewards)
         lowest, highest = calibration.apply(np.quantile(scores, [0, 1]))
-        gains = _measure_gains(fit, scores, rewards, questions, folds)
+        gains = average_by(questions, gain(scores))
         error = gains.std(ddof=1) / math.sqrt(len(gains))
         if lowest < highest and gains.mean() > max(most, error):
             best, most = Confidence(calibration, terms), float(gains.mean())
@@ -164,17 +173,15 @@ def _measure_gains(
     fit: Callable[[Floats, Floats], Calibration],
     scores: Floats,
     rewards: Floats,
-    questions: Ints,
     folds: Sequence[Ints],
 ) -> Floats:
-    """Return by how much a curve loses less than a constant, both of other folds: (questions,).
+    """Return by how much a curve loses less than a constant, both of other folds: (samples,).
 
     Args:
         fit: Makes the curve.
         scores: Shape (samples,): each by a fit without its fold.
         rewards: Likewise.
-        questions: Shape (samples,): what each answers, never in two folds.
-        folds: The samples of each.
+        folds: The samples of each; those that answer one question are never in two.
     """
     gains = np.empty(len(rewards))
     for fold in folds:
@@ -183,8 +190,7 @@ def _measure_gains(
         measure = _log_loss if isinstance(calibration, Platt) else _square_loss
         constant = measure(np.full(len(fold), mean), rewards[fold])
         gains[fold] = constant - measure(calibration.apply(scores[fold]), rewards[fold])
-    index = np.unique(questions, return_inverse=True)[1]
-    return np.bincount(index, gains) / np.bincount(index)
+    return gains
 
 
 def _log_loss(said: Floats, rewards: Floats) -> Floats:

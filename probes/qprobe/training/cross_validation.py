@@ -1,4 +1,4 @@
-"""Which weight decay earns most on prompts that a fit has not seen.
+"""Which weight decay earns most on prompts that a fit has not seen, or is best there otherwise.
 
 Knows nothing of raw features, datasets or files.
 """
@@ -20,9 +20,11 @@ from qprobe.training.optimiser import Linear, Loss, minimise
 from qprobe.training.segments import segment_mean, segment_softmax, segment_spread
 from qprobe.training.settings import TrainingSettings
 
-__all__ = ["CrossValidation", "Problem", "cross_validate"]
+__all__ = ["Criterion", "CrossValidation", "Problem", "cross_validate"]
 
 Floats = NDArray[np.float64]
+# What held-out scores, (samples,), are worth, by prompt: (prompts,). The more, the better.
+Criterion = Callable[[Floats], Floats]
 Preconditioner = Callable[[Tensor], Tensor]
 # The share of the loss's decrease that a fit may leave: enough to rank decays by.
 _TOLERANCE = 1e-3
@@ -96,6 +98,31 @@ class Problem:
             rewards = rewards / segment_spread(rewards, groups)
         return make_loss(objective, rewards, groups, per_prompt=self.settings.per_prompt)
 
+    def score_held_out(
+        self, parts: Sequence[Tensor], found: Sequence[Tensor], bias: Tensor | None = None
+    ) -> Tensor:
+        """Return the scores of all samples, each by the fit without its fold: (samples,).
+
+        With one bias: those of the folds differ, by much beside weights of a strong decay, and each
+        by what was held out.
+
+        Args:
+            parts: The features of each fold.
+            found: The parameters of the fit without it.
+            bias: Shape (1,); None takes the mean of theirs.
+        """
+        bias = torch.stack([each[-1:] for each in found]).mean(0) if bias is None else bias
+        scores = torch.empty_like(self.rewards)
+        for places, part, parameters in zip(self.places, parts, found, strict=True):
+            scores[places] = Linear(part).score(torch.cat([parameters[:-1], bias]))
+        return scores
+
+    def earn(self, scores: Tensor, parameters: list[Tensor]) -> Floats:
+        """Return each prompt's expected reward by raw held-out scores of these fits: (prompts,)."""
+        scale = self.find_scale(scores, parameters)
+        # A probe that learnt nothing chooses evenly.
+        return self.expect(scores * 0 if scale is None else scores / scale)
+
     def expect(self, scores: Tensor) -> Floats:
         """Return each prompt's expected reward: (samples,) scores to (prompts,)."""
         # A tiny beta is the limit beta = 0.
@@ -103,10 +130,15 @@ class Problem:
         sizes = torch.bincount(self.groups)
         return (segment_mean(weights * self.rewards, self.groups) * sizes).numpy()
 
-    def find_scale(self, scores: Tensor, parameters: list[Tensor]) -> float | None:
-        """Return the standard deviation of scores within prompts; None if it is only rounding."""
+    def find_scale(
+        self, scores: Tensor, parameters: list[Tensor], *, within: bool = True
+    ) -> float | None:
+        """Return the standard deviation of scores, within prompts or of all.
+
+        None if it is only rounding.
+        """
         size = max(float(each[:-1].norm()) for each in parameters)
-        scale = segment_spread(scores, self.groups)
+        scale = segment_spread(scores, self.groups) if within else float(scores.std())
         return scale if scale > _MIN_SPREAD * size else None
 
     def precondition(self, inputs: Inputs) -> Callable[[float], Preconditioner]:
@@ -149,7 +181,8 @@ class CrossValidation:
 
     Attributes:
         weight_decays: Strongest first.
-        rewards: Shape (decays, prompts): the expected reward of each prompt by the fit without it.
+        rewards: Shape (decays, prompts): the expected reward of each prompt by the fit without it;
+            or, with a criterion, what that says.
         parameters: Of each decay and fold, by the axes: shape (axes + 1,).
     """
 
@@ -164,7 +197,11 @@ class CrossValidation:
 
 
 def cross_validate(
-    problem: Problem, inputs: Inputs, *, progress: Callable[[], object] = lambda: None
+    problem: Problem,
+    inputs: Inputs,
+    *,
+    criterion: Criterion | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> CrossValidation:
     """Try the weight decays, strongest first, each fit beginning where the one before ended.
 
@@ -174,6 +211,8 @@ def cross_validate(
     Args:
         problem: What to fit.
         inputs: To what; as many samples.
+        criterion: What is best. None takes the expected reward, and tries no more decays once three
+            in a row are clearly behind.
         progress: Called after each decay, and for those that are not tried.
     """
     decays, folds = problem.settings.decays, range(problem.settings.num_folds)
@@ -198,14 +237,13 @@ def cross_validate(
                 for fold in folds
             ]
             tried.append(found)
-            scores = torch.empty_like(problem.rewards)
-            for fold in folds:
-                scores[problem.places[fold]] = Linear(parts[fold]).score(found[fold])
-            scale = problem.find_scale(scores, found)
-            # A probe that learnt nothing chooses evenly.
-            earned.append(problem.expect(scores * 0 if scale is None else scores / scale))
+            scores = problem.score_held_out(parts, found)
+            if criterion is None:
+                earned.append(problem.earn(scores, found))
+            else:
+                earned.append(criterion(scores.numpy()))
             progress()
-            if _have_fallen_behind(earned, spread):
+            if criterion is None and _have_fallen_behind(earned, spread):
                 break
     for _ in decays[len(tried) :]:
         progress()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qprobe.errors import TrainingError
-from qprobe.training.cross_validation import CrossValidation, Problem, cross_validate
+from qprobe.training.cross_validation import Criterion, CrossValidation, Problem, cross_validate
 from qprobe.training.inputs import Inputs, prepare, use_threads
 from qprobe.training.optimiser import Linear, minimise
 from qprobe.training.settings import TrainingSettings
@@ -116,11 +116,19 @@ def fit_probe(
 
 
 def fit_inputs(
-    problem: Problem, inputs: Inputs, *, progress: Callable[[], object] = lambda: None
+    problem: Problem,
+    inputs: Inputs,
+    *,
+    criterion: Criterion | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> FittedProbe:
-    """Train a probe on what is prepared; see ``fit_probe``."""
+    """Train a probe on what is prepared; see ``fit_probe``.
+
+    With a criterion for the weight decay nothing is chosen by the scores, which may differ between
+    prompts only: their unit is the standard deviation of all then.
+    """
     problem.check(inputs)
-    tried = cross_validate(problem, inputs, progress=progress)
+    tried = cross_validate(problem, inputs, criterion=criterion, progress=progress)
     decay = tried.weight_decays[tried.best]
     features, starts = inputs.reduced, tried.parameters[tried.best]
     if inputs.whole is not None:
@@ -128,7 +136,7 @@ def fit_inputs(
         starts = [torch.cat([inputs.expand(each[:-1]), each[-1:]]) for each in starts]
     with use_threads(features):
         scores, found = _refit(problem, inputs, features, starts, decay)
-    scale = problem.find_scale(scores, starts)
+    scale = problem.find_scale(scores, starts, within=criterion is None)
     if scale is None:
         raise TrainingError(
             "features", "tell nothing of prompts held out: what was learnt scores them all the same"
@@ -186,10 +194,6 @@ def _refit(
             tolerance=_TOLERANCE,
         )
 
-    scores = torch.empty_like(problem.rewards)
     found = [fit(fold, start) for fold, start in enumerate(starts)]
     whole = fit(None, torch.stack(found).mean(0))
-    for places, part, parameters in zip(problem.places, parts, found, strict=True):
-        # With the one bias: those of the folds differ, by much beside weights of a strong decay.
-        scores[places] = Linear(part).score(torch.cat([parameters[:-1], whole[-1:]]))
-    return scores, whole
+    return problem.score_held_out(parts, found, whole[-1:]), whole
