@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize
+from scipy.stats import t as student
 
 from qprobe.data.dataset import Dataset
 from qprobe.errors import TrainingError
-from qprobe.evaluation.bootstrap import MIN_PROMPTS, average_by
+from qprobe.evaluation.bootstrap import LEVEL, MIN_PROMPTS, average_by
 from qprobe.probe.confidence import Calibration, Confidence, Isotonic, Platt
 from qprobe.probe.terms import Terms
 from qprobe.training.cross_validation import Problem
@@ -41,7 +42,8 @@ def find_confidence(
     So a second sum of the same terms is trained on every sample by itself, with ``ce`` for rewards
     from 0 to 1 and ``mse`` for others, and taken if it says more of prompts held out. Its weight
     decay is the one whose curve says most of them, whatever a choice by it would earn. There is
-    none unless it says more of these, by more than a standard error, than the mean reward does.
+    none unless the 95 % interval, by Student's t over questions, of what it says more of these than
+    the mean reward does lies above 0.
 
     Args:
         dataset: What the probe was trained on.
@@ -81,8 +83,9 @@ def find_confidence(
         calibration = fit(scores, rewards)
         lowest, highest = calibration.apply(np.quantile(scores, [0, 1]))
         gains = average_by(questions, gain(scores))
-        error = gains.std(ddof=1) / math.sqrt(len(gains))
-        if lowest < highest and gains.mean() > max(most, error):
+        # With one standard error one in ten data sets of noise had a confidence.
+        least = student.ppf((1 + LEVEL) / 2, len(gains) - 1) * gains.std(ddof=1)
+        if lowest < highest and gains.mean() > max(most, least / math.sqrt(len(gains))):
             best, most = Confidence(calibration, terms), float(gains.mean())
     if best is None:
         return None, (
