@@ -233,5 +233,39 @@ def test_measures_are_those_of_their_definitions() -> None:
     assert said[best].min() >= half["threshold"]
     for row in [*found["kept"], *found["bins"]]:
         assert row["low"] <= row["reward"] <= row["high"]
-    for name in ("ece", "auroc", "brier", "log_loss"):
+    for name in ("auroc", "brier", "log_loss"):
         assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+
+
+def find_ece(said: Floats, truth: Floats, rng: np.random.Generator) -> dict[str, float]:
+    """Of samples of 8 a prompt, good with probability ``truth``."""
+    rewards = (rng.random(len(said)) < truth).astype(float)
+    found: dict[str, float] = measure_confidence(
+        said, make_dataset(rewards, np.zeros((len(said), 1)), n=8)
+    )["ece"]
+    return found
+
+
+def test_a_calibrated_probe_is_shown_to_be_off_one_time_in_twenty() -> None:
+    """Of 60 data sets 3 are due, with a standard deviation of 1.7: above 9 by 3.5 of these.
+
+    Prompts are harder or easier than said, so that samples of one err together. An ECE is off by a
+    third of itself, so that the mean of 60 is by a 23rd: 15 % is 3.5 of these.
+    """
+    found = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        said = np.repeat(rng.uniform(0.2, 0.8, 40), 8)
+        found.append(find_ece(said, said + np.repeat(rng.choice([-0.15, 0.15], 40), 8), rng))
+    assert sum(each["value"] > each["calibrated_most"] for each in found) <= 9
+    values, calibrated = ([each[name] for each in found] for name in ("value", "calibrated"))
+    assert np.mean(calibrated) == pytest.approx(np.mean(values), rel=0.15)
+
+
+def test_a_probe_that_says_too_much_is_shown_to_be_off() -> None:
+    """By the 0.2 that it says too much; the mean reward of 800 is off by 0.018."""
+    rng = np.random.default_rng(0)
+    said = rng.uniform(0.3, 0.9, 800)
+    found = find_ece(said, said - 0.2, rng)
+    assert found["value"] == pytest.approx(0.2, abs=0.06)
+    assert found["value"] > found["calibrated_most"]

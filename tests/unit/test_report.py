@@ -158,6 +158,10 @@ def test_figures_of_the_page_are_those_of_the_json(folder: Path) -> None:
         assert row[0] == str(wanted["k"])
         assert float(row[1]) == wanted["beta"]
         assert row[2] == f"{wanted['reward']:.3f}"
+    ece = stored["confidence"]["ece"]
+    by_chance = f"would be off by {ece['calibrated']:.3f} on as many"
+    for words in (by_chance, f"at most {ece['calibrated_most']:.3f}. Its Brier"):
+        assert words in page.words
     for words in (f"earns {policy['reward']:.3f}", f"against {base['reward']:.3f}"):
         assert words in page.words
 

@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from qprobe.errors import EvaluationError
 
-__all__ = ["LEVEL", "MIN_PROMPTS", "Bootstrap", "Interval", "average_by"]
+__all__ = ["LEVEL", "MIN_PROMPTS", "NUM_RESAMPLES", "Bootstrap", "Interval", "average_by"]
 
 # With fewer different prompts nothing is said for or against a probe.
 MIN_PROMPTS = 20

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qprobe.data.dataset import Dataset
-from qprobe.evaluation.bootstrap import Bootstrap
+from qprobe.evaluation.bootstrap import LEVEL, NUM_RESAMPLES, Bootstrap
 
 __all__ = ["SHARES", "measure_confidence"]
 
@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 # Of the answers kept, those of the highest confidence.
 SHARES = tuple(round(share / 20, 2) for share in range(20, 0, -1))
 _NUM_BINS = 10
+_SEED = 20241018
 _MAX_ELEMENTS = 2**22
 
 
@@ -32,9 +33,12 @@ def measure_confidence(said: Floats, dataset: Dataset) -> Json:
         In JSON types, ``low`` and ``high`` bounding 95 % intervals over prompts: ``ece``, the
         expected calibration error (Naeini et al. 2015): the mean over samples of the distance
         between the mean ``said`` and the mean reward of their bin, in 10 bins of equally many
-        samples, save for ties; ``bins``; ``brier``, the mean square of reward minus ``said``, and
-        ``brier_constant``, that of always saying the mean reward; ``kept``, the mean reward of the
-        answers of the highest confidence, by their share. For rewards from 0 to 1 also ``log_loss``
+        samples, save for ties. By chance it is above 0 whatever the probe, so that beside it stands
+        what it would be of one that is perfectly calibrated: ``calibrated``, the mean, and
+        ``calibrated_most``, not exceeded 95 % of the time. Then ``bins``; ``brier``, the mean
+        square of reward minus ``said``, and ``brier_constant``, that of always saying the mean
+        reward; ``kept``, the mean reward of the answers of the highest confidence, by their share.
+        For rewards from 0 to 1 also ``log_loss``
         and ``auroc``: how often, of two samples of any prompts, the good one has the higher
         confidence, ties half (a reward between counts as good in that part); else None.
     """
@@ -52,7 +56,7 @@ def measure_confidence(said: Floats, dataset: Dataset) -> Json:
     edges = np.unique(np.quantile(said, np.linspace(0, 1, _NUM_BINS + 1)))
     places = np.searchsorted(edges[1:-1], said, side="right")  # (samples,)
     return {
-        "ece": _find_ece(said, rewards, places, groups, bootstrap),
+        "ece": _find_ece(rewards - said, places, dataset.questions[groups]),
         "brier": average((rewards - said) ** 2),
         "brier_constant": average((rewards - rewards.mean()) ** 2),
         "log_loss": average(-rewards * np.log(clipped) - (1 - rewards) * np.log1p(-clipped))
@@ -83,19 +87,26 @@ def _as_reward(row: Json) -> Json:
 
 
 def _find_ece(
-    said: Floats,
-    rewards: Floats,
-    places: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    bootstrap: Bootstrap,
-) -> Json:
-    num_prompts, num_bins = bootstrap.counts.shape[1], int(places.max()) + 1
-    excess = np.zeros((num_prompts, num_bins))
-    np.add.at(excess, (groups, places), rewards - said)
-    sizes = np.bincount(groups, minlength=num_prompts)
-    draws = np.abs(bootstrap.counts @ excess).sum(axis=1) / (bootstrap.counts @ sizes)
-    value = float(np.abs(excess.sum(axis=0)).sum() / len(said))
-    return bootstrap.around(value, draws).to_json("value")
+    excess: Floats, places: NDArray[np.int64], questions: NDArray[np.int64]
+) -> dict[str, float]:
+    """Return it, and what it would be if each question's excess were as likely of the other sign.
+
+    Resamples of the questions would add to it once more what chance has added.
+
+    Args:
+        excess: Shape (samples,): reward minus ``said``.
+        places: The bin of each.
+        questions: What each answers, numbered from 0. Answers to one may all be better than said.
+    """
+    sums = np.zeros((int(questions.max()) + 1, int(places.max()) + 1))  # (questions, bins)
+    np.add.at(sums, (questions, places), excess)
+    signs = np.random.default_rng(_SEED).choice([-1.0, 1.0], size=(NUM_RESAMPLES, len(sums)))
+    draws = np.abs(signs @ sums).sum(axis=1) / len(excess)
+    return {
+        "value": float(np.abs(sums.sum(axis=0)).sum() / len(excess)),
+        "calibrated": float(draws.mean()),
+        "calibrated_most": float(np.quantile(draws, LEVEL)),
+    }
 
 
 def _find_auroc(

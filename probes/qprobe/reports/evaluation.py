@@ -159,10 +159,13 @@ def _summarise_confidence(found: Json) -> str:
         return " (".join(format_figure(found[name], "value")) + ")"
 
     ranks = f" Its AUROC over all samples is {show('auroc')}." if found["auroc"] else ""
+    ece = found["ece"]
     shares = ", ".join(f"{row['reward']:.3f} of {row['share']:.0%}" for row in found["kept"][::4])
     return (
-        f"The confidence of single answers is off by {show('ece')} on average (expected "
-        f"calibration error, 10 bins); its Brier score is {show('brier')}, that of always saying "
+        f"The confidence of single answers is off by {ece['value']:.3f} on average (expected "
+        f"calibration error, 10 bins); by chance a perfect one would be off by "
+        f"{ece['calibrated']:.3f} on as many, and 95 % of the time by at most "
+        f"{ece['calibrated_most']:.3f}. Its Brier score is {show('brier')}, that of always saying "
         f"the mean {found['brier_constant']['value']:.3f}.{ranks} Keeping the most confident "
         f"answers only earns {shares}."
     )

@@ -58,7 +58,10 @@ def print_headline(metrics: Json, *, about: str) -> None:
     found = metrics.get("confidence")
     if found:
         kept = ", ".join(f"{row['share']:.0%} {row['reward']:.4f}" for row in found["kept"][::4])
-        write(f"confidence: calibration error {found['ece']['value']:.4f}; answers kept: {kept}\n")
+        ece = found["ece"]
+        write(f"confidence: calibration error {ece['value']:.4f} (a perfect one by chance ")
+        write(f"{ece['calibrated']:.4f}, at most {ece['calibrated_most']:.4f}); ")
+        write(f"answers kept: {kept}\n")
     row = metrics.get("schedule")
     if row:
         write(f"schedule {row['schedule']}: {row['reward']:.4f}  ({row['low']:.4f} to ")
