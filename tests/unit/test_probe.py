@@ -197,9 +197,15 @@ def test_an_mlp_is_refused(tmp_path: Path) -> None:
     [
         ({16: HEADS[16]}, "checkpoints"),
         ({**HEADS, 64: HEADS[16]}, "checkpoints"),
-        ({**HEADS, 32: Terms.linear(Reading(3, "mean", 32), np.ones(5))}, "tensors.heads.32.0."),
+        (
+            {**HEADS, 32: Terms.linear(Reading(3, "mean", 32), np.ones(5))},
+            "tensors.heads.32.terms",
+        ),
         ({**HEADS, 32: Terms.linear(Reading(3, "mean", 33), ONES)}, "heads.32"),
-        ({**HEADS, 32: Terms.linear(Reading(3, "mean", 32), np.nan * ONES)}, "tensors.heads.32.0."),
+        (
+            {**HEADS, 32: Terms.linear(Reading(3, "mean", 32), np.nan * ONES)},
+            "tensors.heads.32.terms",
+        ),
     ],
 )
 def test_heads_that_do_not_fit_are_named(heads: dict[int, Terms], field: str) -> None:
@@ -212,20 +218,21 @@ def test_heads_that_do_not_fit_are_named(heads: dict[int, Terms], field: str) ->
     ("terms", "field"),
     [
         (Terms(), "terms"),
-        (Terms(numbers={"size": 1.0}), "terms.numbers"),
-        (Terms(numbers={"length": float("nan")}), "tensors.terms.numbers.length"),
+        (Terms(numbers={"size": 1.0}), "terms.0.names"),
+        (Terms(LINEAR.states, numbers={"length": float("nan")}), "tensors.terms.1.weight"),
         (Terms.linear(Reading(0, "mean"), ONES), "terms.0.layer"),
         (Terms.linear(Reading(6, "mean"), ONES), "terms.0.layer"),
         (Terms.linear(Reading(3, "max"), ONES), "terms.0.window"),
         (Terms.linear(Reading(3, "last", 4), ONES), "terms.0.window"),
         (Terms.linear(Reading(3, "mean", 0), ONES), "terms.0.window"),
         (Terms.linear(Reading(3, "mean"), np.ones(3)), "tensors.terms.0.weight"),
-        (Terms.linear(Reading(3, "mean"), ONES, float("inf")), "tensors.terms.bias"),
+        (Terms.linear(Reading(3, "mean"), ONES, float("inf")), "tensors.bias"),
         (Terms(states=LINEAR.states * 2), "terms"),
         (Terms(gates=(GateTerm(6, (), ONES, ONES),)), "terms.0.layer"),
         (Terms(gates=(GateTerm(3, (8, 8), ONES, ONES),)), "terms.0.segments"),
         (Terms(gates=(GateTerm(3, (0,), ONES, ONES),)), "terms.0.segments"),
         (Terms(gates=(GateTerm(3, (), ONES, ONES[:3]),)), "tensors.terms.0.value"),
+        (Terms(gates=(GateTerm(3, (), ONES, ONES, float("nan")),)), "tensors.terms.0.biases"),
         (Terms.linear(EMBEDDING, ONES), "endpoint"),
         (Terms(states=(*LINEAR.states, StateTerm(EMBEDDING, ONES))), "terms"),
     ],
@@ -236,6 +243,17 @@ def test_terms_that_do_not_fit_are_named(terms: Terms, field: str) -> None:
     assert refused.value.field == field
     with pytest.raises(ProbeFileError):
         Probe(INFO, LINEAR, confidence=Confidence(Platt(1.0, 0.0), terms))
+
+
+def test_a_number_that_two_terms_read_is_refused(tmp_path: Path) -> None:
+    """As two equal readings are: one of the weights would not count."""
+    twice = [{"kind": "numbers", "names": names} for names in (["cut", "length"], ["length"])]
+    tensors = {"bias": torch.zeros(1)}
+    tensors |= {"terms.0.weight": torch.ones(2), "terms.1.weight": torch.ones(1)}
+    path = tmp_path / "p.safetensors"
+    save_file(tensors, path, metadata={"qprobe": json.dumps(new_header(terms=twice))})
+    with pytest.raises(ProbeFileError, match=r"terms: must each read .* got 'length' twice"):
+        load_probe(path)
 
 
 def test_a_file_without_a_head_that_it_declares(tmp_path: Path) -> None:
@@ -454,7 +472,7 @@ def assert_refused(
             {"0.weight": torch.full((1, 4), torch.nan), "0.bias": torch.zeros(1)},
             "tensors.terms.0.weight",
         ),
-        ({"0.weight": torch.ones(1, 4), "0.bias": torch.tensor([torch.inf])}, "tensors.terms.bias"),
+        ({"0.weight": torch.ones(1, 4), "0.bias": torch.tensor([torch.inf])}, "tensors.bias"),
         ({"0.weight": torch.ones(1, 4)}, "tensors.0.bias"),
         ({"0.bias": torch.ones(1)}, "tensors.0.weight"),
         ({"other": torch.ones(1)}, "tensors.0.weight"),

@@ -167,7 +167,9 @@ def _read(header: Json, tensors: Tensors) -> Probe:
     if not isinstance(own["heads"], dict) or sorted(own["heads"]) != sorted(
         map(str, info.checkpoints)
     ):
-        raise ProbeFileError("heads", f"must be an object, one head a checkpoint {own['heads']!r}")
+        raise ProbeFileError(
+            "heads", f"must be an object of one head a checkpoint, got {own['heads']!r:.80}"
+        )
     heads = {
         each: _take(tensors, f"heads.{each}.", own["heads"][str(each)]) for each in info.checkpoints
     }
@@ -219,7 +221,13 @@ def _take(tensors: Tensors, prefix: str, described: object) -> Terms:
         elif kind == "gate":
             gates.append(_take_gate(tensors, at, given))
         else:
-            numbers |= _take_numbers(tensors, at, given["names"])
+            more = _take_numbers(tensors, at, given["names"])
+            for name in more:
+                if name in numbers:
+                    raise ProbeFileError(
+                        place, f"must each read something else, got {name!r} twice"
+                    )
+            numbers |= more
     (bias,) = tensors.take(f"{prefix}bias", size=1).tolist()
     return Terms(tuple(states), tuple(gates), numbers, bias)
 

@@ -155,7 +155,7 @@ class Probe:
             if each is not None:
                 self._check(place, each)
         for tokens, head in self.heads.items():
-            self._check(f"heads.{tokens}", head)
+            self._check(f"heads.{tokens}.terms", head)
             for reading in head.readings:
                 if (reading.window or 0) > tokens:
                     raise ProbeFileError(

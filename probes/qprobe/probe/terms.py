@@ -103,7 +103,8 @@ class Terms:
         """Check every field.
 
         Args:
-            place: What the field's name begins with in an error, such as ``terms``.
+            place: What the field's name begins with in an error: where the terms stand in a file,
+                such as ``heads.16.terms``, in the order that ``save_probe`` writes.
             hidden_size: Of the states.
             num_layers: Of the model.
 
@@ -124,15 +125,16 @@ class Terms:
             for name in ("gate", "value"):
                 _check_weight(f"{at}.{name}", getattr(gate, name), hidden_size)
             for name in ("gate_bias", "value_bias"):
-                _check_number(f"{at}.{name}", getattr(gate, name))
+                _check_number(f"{at}.biases", getattr(gate, name), f" as {name}")
         _check_distinct(place, [(each.layer, each.segments) for each in self.gates])
+        at = f"{place}.{len(self.states) + len(self.gates)}"
         for name, weight in self.numbers.items():
             if name not in NUMBERS:
                 raise ProbeFileError(
-                    f"{place}.numbers", f"must be among {', '.join(NUMBERS)}, got {name!r}"
+                    f"{at}.names", f"must be among {', '.join(NUMBERS)}, got {name!r}"
                 )
-            _check_number(f"{place}.numbers.{name}", weight)
-        _check_number(f"{place}.bias", self.bias)
+            _check_number(f"{at}.weight", weight, f" for {name!r}")
+        _check_number(f"{place.removesuffix('terms')}bias", self.bias)
         if EMBEDDING in self.readings and self.layers != ["embedding"]:
             raise ProbeFileError(
                 place, "read an endpoint's embedding and a model's states, which cannot be had both"
@@ -193,9 +195,9 @@ def _check_weight(place: str, weight: Floats, hidden_size: int) -> None:
         raise ProbeFileError(f"tensors.{place}", "holds a non-finite value")
 
 
-def _check_number(place: str, value: float) -> None:
+def _check_number(tensor: str, value: float, which: str = "") -> None:
     if not np.isfinite(value):
-        raise ProbeFileError(f"tensors.{place}", f"must be finite, got {value!r}")
+        raise ProbeFileError(f"tensors.{tensor}", f"must be finite, got {value!r}{which}")
 
 
 def _check_distinct(place: str, read: Sequence[object]) -> None:
