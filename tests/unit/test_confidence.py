@@ -132,7 +132,8 @@ def test_it_may_know_nothing_but_which_prompts_are_hard() -> None:
     ease = full.features(READING)[:, :1].numpy().reshape(-1, 8)[:, :1].repeat(8, axis=1)
     dataset = make_dataset(full.rewards, ease.reshape(-1, 1), n=8)
     design = Design((READING,))
-    inputs = prepare([dataset.features(READING)])
+    order = Problem(dataset.rewards, dataset.groups, COMPARING).order
+    inputs = prepare([dataset.features(READING)], order=order)
     noise = np.random.default_rng(1).normal(size=len(full.rewards))
     fitted = FittedProbe([torch.ones(1)], torch.zeros(0), 0.0, 1.0, 1.0, [], noise)
     found, reason = find_confidence(dataset, design.to_terms, inputs, fitted, COMPARING)
@@ -145,7 +146,7 @@ def test_the_weight_decay_is_the_one_that_a_criterion_likes() -> None:
     """Scores differ less the stronger the decay, so that either end can be asked for."""
     dataset = plant(0)
     problem = Problem(dataset.rewards, dataset.groups, TrainingSettings())
-    inputs = prepare([dataset.features(READING)])
+    inputs = prepare([dataset.features(READING)], order=problem.order)
     for sign, place in ((-1.0, 0), (1.0, -1)):
 
         def like(scores: Floats, sign: float = sign) -> Floats:

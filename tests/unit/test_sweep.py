@@ -3,9 +3,8 @@
 import csv
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from qprobe.data.dataset import Dataset, Reading, Sample
 from qprobe.data.provenance import identify_prompts
 from qprobe.data.split import split_prompts
 from qprobe.errors import DatasetError, EvaluationError, TrainingError
-from qprobe.training import cells, part, recipe
+from qprobe.training import cells, design, part
 from qprobe.training.cells import Cell, CellFile, TriedCell, choose_cell
 from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.design import Design
 from qprobe.training.fit import TrainingSettings, fit_probe
-from qprobe.training.inputs import prepare
+from qprobe.training.inputs import prepare_each
 from qprobe.training.learning_curve import learning_curve
 from qprobe.training.sweep import count_cells, drop_equal, format_table, run_sweep, write_sweep
 
@@ -92,14 +91,12 @@ def test_test_prompts_meet_nothing_but_the_winner(monkeypatch: pytest.MonkeyPatc
     assert len(RESULT.test) == NUM_PROMPTS // 4
     seen: set[bytes] = set()
 
-    def record(
-        prepare: Callable[..., Any], blocks: list[torch.Tensor], *rest: Any, **named: Any
-    ) -> Any:
-        seen.update(row.numpy().tobytes() for block in blocks for row in block)
-        return prepare(blocks, *rest, **named)
+    def record(blocks: Iterable[torch.Tensor], *rest: Any, **named: Any) -> Any:
+        every = list(blocks)
+        seen.update(row.numpy().tobytes() for block in every for row in block)
+        return prepare_each(every, *rest, **named)
 
-    monkeypatch.setattr(cells, "prepare", partial(record, prepare))
-    monkeypatch.setattr(recipe, "prepare", partial(record, prepare))
+    monkeypatch.setattr(design, "prepare_each", record)
     run_sweep(DATASET, readings=[BAD, GOOD], objectives=["mse"], settings=SETTINGS, numbers=())
     for reading in (BAD, GOOD):
         for prompt in range(NUM_PROMPTS):
@@ -305,7 +302,7 @@ def test_rows_that_ask_the_same_are_on_one_side(seed: int) -> None:
 def test_settings_that_cannot_be_are_refused_before_anything_is_trained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cells, "prepare", None)
+    monkeypatch.setattr(design, "prepare_each", None)
     with pytest.raises(EvaluationError, match=r"k: must be from 1 to 6, .* got 7"):
         run_sweep(
             DATASET, readings=[GOOD], objectives=["mse"], settings=SETTINGS, k=N + 1, numbers=()

@@ -1,7 +1,8 @@
 """Fitted probes, against scikit-learn, closed forms and problems with a known answer."""
 
 import math
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from qprobe.probe.values import OBJECTIVES
 from qprobe.training import inputs as inputs_module
 from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
-from qprobe.training.inputs import prepare
+from qprobe.training.inputs import prepare, prepare_each
 from qprobe.training.objectives import make_loss
 
 Vector = NDArray[np.float64]
@@ -243,10 +244,10 @@ def test_prompts_that_ask_the_same_are_held_out_together() -> None:
     groups = np.repeat(np.arange(40), 4)
     questions = np.tile(kinds, 2)
     settings = TrainingSettings(objective="mse", beta=1.0, weight_decays=(0.1,), num_folds=4)
-    inputs = prepare([torch.tensor(features)])
+    problems = [Problem(rewards, groups, settings, asked) for asked in (None, questions)]
     alone, together = (
-        cross_validate(Problem(rewards, groups, settings, asked), inputs).rewards.mean()
-        for asked in (None, questions)
+        cross_validate(each, prepare([torch.tensor(features)], order=each.order)).rewards.mean()
+        for each in problems
     )
     assert alone > 0.75
     assert together == pytest.approx(0.5, abs=0.01)
@@ -380,6 +381,28 @@ def test_many_samples_of_wide_features_are_fitted_whole(monkeypatch: pytest.Monk
     assert prepared.whole is not None
     theirs = reference(problem, "ce", 0.3)
     assert_same_raw_scores(fit(problem, weight_decays=(0.3,)), problem, theirs)
+
+
+def test_blocks_are_dropped_one_by_one_and_folds_are_not_copied() -> None:
+    """When a block is asked for, those before it are gone; a fold is a part of the same memory."""
+    features, rewards, groups = draw(33, hidden=6)
+    problem = Problem(rewards, groups, TrainingSettings(num_folds=4))
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def read() -> Iterator[torch.Tensor]:
+        for part in features.split(2, dim=1):
+            assert all(each() is None for each in alive)
+            block = part.clone()
+            alive.append(weakref.ref(block))
+            yield block
+            del block
+
+    found = prepare_each(read(), widths=[2, 2, 2], order=problem.order)
+    assert len(alive) == 3
+    assert torch.equal(found.reduced, prepare([features], order=problem.order).reduced)
+    parts = problem.split(found.reduced)
+    assert [each.shape[0] for each in parts] == [len(each) for each in problem.places]
+    assert all(each.untyped_storage().data_ptr() == found.reduced.data_ptr() for each in parts)
 
 
 def test_the_axes_hold_all_that_varies() -> None:

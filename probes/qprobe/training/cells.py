@@ -16,7 +16,7 @@ from qprobe.errors import EvaluationError, QProbeError, TrainingError
 from qprobe.files import write_file
 from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.design import Design
-from qprobe.training.inputs import Inputs, prepare
+from qprobe.training.inputs import Inputs
 from qprobe.training.settings import TrainingSettings
 
 __all__ = [
@@ -185,17 +185,20 @@ def try_objectives(
         found = cells.find(design, settings.objective) if cells else None
         if found is None:
             if inputs is None:
-                inputs = _prepare(known, design)
+                inputs = _prepare(known, design, settings)
             found = _try(known, inputs, design, settings)
             if cells:
                 cells.add(found)
         yield found
 
 
-def _prepare(known: Dataset, design: Design) -> Inputs | TrainingError:
-    columns = design.read(known)
+def _pose(known: Dataset, settings: TrainingSettings) -> Problem:
+    return Problem(known.rewards, known.groups, settings, known.questions[known.groups])
+
+
+def _prepare(known: Dataset, design: Design, settings: TrainingSettings) -> Inputs | TrainingError:
     try:
-        return prepare(columns.blocks, columns.numbers)
+        return design.prepare(known, _pose(known, settings).order)  # that of every objective
     except TrainingError as error:
         return error
 
@@ -206,8 +209,7 @@ def _try(
     try:
         if isinstance(inputs, TrainingError):
             raise inputs
-        questions = known.questions[known.groups]
-        tried = cross_validate(Problem(known.rewards, known.groups, settings, questions), inputs)
+        tried = cross_validate(_pose(known, settings), inputs)
     except TrainingError as error:
         return TriedCell(Cell(design, settings.objective, None, None, str(error)), np.zeros(0))
     rewards, decay = tried.rewards[tried.best], tried.weight_decays[tried.best]

@@ -49,6 +49,8 @@ class Problem:
     Attributes:
         rewards, groups: As tensors on CPU; groups without gaps from 0 up.
         places: The samples of each fold, ascending.
+        order: Shape (samples,): those of the first fold, then of the next and so on. Inputs must
+            have it, so that what is of a fold need not be copied.
 
     Raises:
         TrainingError: As ``fit_probe``.
@@ -73,21 +75,11 @@ class Problem:
             seed=settings.seed,
         )[self.groups]
         self.places = [(folds == fold).nonzero()[:, 0] for fold in range(settings.num_folds)]
-
-    def check(self, inputs: Inputs) -> None:
-        """Check that there are as many samples.
-
-        Raises:
-            TrainingError: There are not.
-        """
-        if len(inputs) != len(self.rewards):
-            raise TrainingError(
-                "rewards", f"must be ({len(inputs)!r},), got {tuple(self.rewards.shape)!r}"
-            )
+        self.order = torch.cat(self.places)
 
     def split(self, features: Tensor) -> list[Tensor]:
-        """Copy features, (samples, width), into a part for each fold."""
-        return [features[places.to(features.device)] for places in self.places]
+        """Return the part of each fold of features in its order: (samples, width), no copies."""
+        return list(features.split([len(places) for places in self.places]))
 
     def make_loss(self, fold: int | None) -> Loss:
         """Return the loss of scores of all folds' samples but one's, in order of the folds."""
@@ -153,7 +145,7 @@ class Problem:
         variances = inputs.variances
         if self.settings.per_prompt or objective not in ("ce", "mse"):
             # Only differences within prompts count.
-            variances = variances - _variances_between(inputs.reduced, self.groups)
+            variances = variances - _variances_between(inputs.reduced, self.groups[inputs.order])
         variances = variances.clamp_min(0)
 
         def at(decay: float) -> Preconditioner:
@@ -210,11 +202,12 @@ def cross_validate(
 
     Args:
         problem: What to fit.
-        inputs: To what; as many samples.
+        inputs: To what; in the problem's order.
         criterion: What is best. None takes the expected reward, and tries no more decays once three
             in a row are clearly behind.
         progress: Called after each decay, and for those that are not tried.
     """
+    assert torch.equal(inputs.order, problem.order)
     decays, folds = problem.settings.decays, range(problem.settings.num_folds)
     with use_threads(inputs.reduced):
         parts = problem.split(inputs.reduced)

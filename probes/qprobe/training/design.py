@@ -17,6 +17,7 @@ from qprobe.probe.terms import GateTerm, StateTerm, Terms
 from qprobe.probe.values import NUMBERS
 from qprobe.training.fit import FittedProbe
 from qprobe.training.gate import FittedGate, Gate, weigh
+from qprobe.training.inputs import Inputs, prepare_each
 
 __all__ = ["Columns", "Design", "has_logprobs", "settle_numbers"]
 
@@ -151,10 +152,40 @@ class Design:
         Raises:
             DatasetError: Something is not stored.
         """
-        numbers = None
-        if self.numbers:
-            numbers = torch.from_numpy(dataset.numbers(self.numbers, tokens=tokens))
-        return Columns([dataset.features(each) for each in self.readings], numbers)
+        blocks = [dataset.features(each) for each in self.readings]
+        return Columns(blocks, self._read_numbers(dataset, tokens))
+
+    def _read_numbers(self, dataset: Dataset, tokens: int | None) -> Tensor | None:
+        if not self.numbers:
+            return None
+        return torch.from_numpy(dataset.numbers(self.numbers, tokens=tokens))
+
+    def prepare(
+        self,
+        dataset: Dataset,
+        order: Tensor,
+        *,
+        tokens: int | None = None,
+        scores: Sequence[NDArray[np.float64]] = (),
+    ) -> Inputs:
+        """Prepare what ``read`` returns without ever holding more than one reading of it.
+
+        Args:
+            dataset: Has the readings.
+            order: Shape (samples,), as ``Problem`` has it.
+            tokens: As in ``read``.
+            scores: More numbers, shape (samples,) each.
+
+        Raises:
+            DatasetError: Something is not stored.
+            TrainingError: As ``prepare_each``.
+        """
+        return prepare_each(
+            map(dataset.features, self.readings),
+            Columns([], self._read_numbers(dataset, tokens)).add(scores).numbers,
+            widths=[dataset.manifest["hidden_size"]] * len(self.readings),
+            order=order,
+        )
 
     def to_terms(self, fitted: FittedProbe, gates: Sequence[FittedGate] = ()) -> Terms:
         """Return the terms with the weights of a fit to their columns, those of gates last."""

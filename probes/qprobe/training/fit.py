@@ -112,7 +112,7 @@ def fit_probe(
             questions have differing rewards, or nothing was learnt.
     """
     problem = Problem(rewards, groups, settings, questions)
-    return fit_inputs(problem, prepare(blocks, numbers), progress=progress)
+    return fit_inputs(problem, prepare(blocks, numbers, order=problem.order), progress=progress)
 
 
 def fit_inputs(
@@ -122,12 +122,11 @@ def fit_inputs(
     criterion: Criterion | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> FittedProbe:
-    """Train a probe on what is prepared; see ``fit_probe``.
+    """Train a probe on what is prepared in the problem's order; see ``fit_probe``.
 
     With a criterion for the weight decay nothing is chosen by the scores, which may differ between
     prompts only: their unit is the standard deviation of all then.
     """
-    problem.check(inputs)
     tried = cross_validate(problem, inputs, criterion=criterion, progress=progress)
     decay = tried.weight_decays[tried.best]
     features, starts = inputs.reduced, tried.parameters[tried.best]

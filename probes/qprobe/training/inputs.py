@@ -5,7 +5,7 @@ Knows nothing of rewards, prompts or losses. Tensors of samples are float32, on 
 one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qprobe.errors import TrainingError
 
-__all__ = ["Inputs", "Weights", "prepare", "use_threads"]
+__all__ = ["Inputs", "Weights", "prepare", "prepare_each", "use_threads"]
 
 # With at most so many features, or samples, the axes hold all that varies. Else so many axes are
 # found, by so many samples.
@@ -30,6 +30,8 @@ _MIN_VARIANCE = 1e-6
 # Numbers are few, and each means something: a weight of theirs decays by a hundredth of what a
 # feature's does.
 _NUMBER_SCALE = 10.0
+# Copied into their order at a time.
+_ROWS = 8192
 # Below so many values threads wait for each other longer than they work.
 _MIN_THREADED = 1 << 24
 
@@ -55,7 +57,10 @@ class Inputs:
 
     A rotation leaves an L2 penalty as it is, so an optimum along all axes is one of the features.
 
+    Rows are in the order that was asked for.
+
     Attributes:
+        order: Shape (samples,): which sample each row is.
         reduced: Shape (samples, axes): the features along the axes.
         variances: Shape (axes,), of these; float64 on CPU.
         whole: Shape (samples, width): the features, if the axes leave out what varies; else None.
@@ -66,6 +71,7 @@ class Inputs:
         widths: Of each block, then the number of numbers.
     """
 
+    order: Tensor
     reduced: Tensor
     variances: Tensor
     whole: Tensor | None
@@ -93,33 +99,57 @@ class Inputs:
         return Weights(blocks, numbers, bias - float(raw @ self.means))
 
 
-def prepare(blocks: Sequence[Tensor], numbers: Tensor | None = None) -> Inputs:
-    """Standardise features, each by itself, and find their axes.
-
-    Beside what it is given it holds one float32 copy, and for many wide features a quarter more.
+def prepare(
+    blocks: Sequence[Tensor], numbers: Tensor | None = None, *, order: Tensor | None = None
+) -> Inputs:
+    """Standardise features, each by itself, and find their axes; see ``prepare_each``.
 
     Args:
         blocks: Shape (samples, width) each, any float dtype, finite.
         numbers: Shape (samples, numbers), or None.
+        order: Shape (samples,): which sample each row is to be; None leaves them as they are.
 
     Raises:
         TrainingError: Shapes do not fit, a value or a spread is not finite in float32, or no
             feature varies; the message says which.
     """
-    parts = {
-        **{f"features.{index}" if index else "features": each for index, each in enumerate(blocks)},
-        **({} if numbers is None else {"numbers": numbers}),
-    }
-    _check_shapes(parts)
-    widths = [each.shape[1] for each in parts.values()]
-    standard = torch.empty(len(next(iter(parts.values()))), sum(widths))
+    every = [*blocks, *([] if numbers is None else [numbers])]
+    if not every:
+        raise TrainingError("features", "must be there, or numbers")
+    widths = [each.shape[1] if each.ndim == 2 else 0 for each in blocks]
+    order = torch.arange(len(every[0])) if order is None else order
+    return prepare_each(blocks, numbers, widths=widths, order=order)
+
+
+def prepare_each(
+    blocks: Iterable[Tensor],
+    numbers: Tensor | None = None,
+    *,
+    widths: Sequence[int],
+    order: Tensor,
+) -> Inputs:
+    """Prepare blocks that come one by one; each is dropped before the next is asked for.
+
+    Beside one of them it holds one float32 copy of all, and for many wide features a quarter of a
+    block more.
+
+    Args:
+        blocks: As ``prepare`` takes them, as are ``numbers`` and ``order``, and what is raised.
+        numbers: Shape (samples, numbers), or None.
+        widths: Of each block.
+        order: Shape (samples,).
+    """
+    num_numbers = 0 if numbers is None else numbers.shape[-1]
+    names = [f"features.{index}" if index else "features" for index in range(len(widths))]
+    standard = torch.empty(len(order), sum(widths) + num_numbers)
+    *places, last = torch.split(standard, [*widths, num_numbers], dim=1)
+    parts, moments = iter(blocks), []
     with use_threads(standard):
-        moments = [
-            _standardise(name, part, place)
-            for (name, part), place in zip(
-                parts.items(), torch.split(standard, widths, dim=1), strict=True
-            )
-        ]
+        for name, place in zip(names, places, strict=True):
+            # No variable may hold the block, which may be as large as the machine allows.
+            moments.append(_standardise(name, next(parts), place, order))
+        if numbers is not None:
+            moments.append(_standardise("numbers", numbers, last, order))
         means, scales = (torch.cat(each) for each in zip(*moments, strict=True))
         if not bool(scales.any()):
             raise TrainingError("numbers", "do not vary: all samples have the same")
@@ -130,6 +160,7 @@ def prepare(blocks: Sequence[Tensor], numbers: Tensor | None = None) -> Inputs:
         left_out = float(_mean_squares(standard).sum() - variances.sum())
     is_whole = min(standard.shape[1], len(standard) / 2) <= _MAX_FEATURES
     return Inputs(
+        order,
         reduced,
         variances,
         None if is_whole else standard,
@@ -137,7 +168,7 @@ def prepare(blocks: Sequence[Tensor], numbers: Tensor | None = None) -> Inputs:
         max(left_out, 0.0) / max(standard.shape[1] - axes.shape[1], 1),
         means,
         scales,
-        (*widths, 0) if numbers is None else tuple(widths),
+        (*widths, num_numbers),
     )
 
 
@@ -155,27 +186,22 @@ def use_threads(features: Tensor) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _check_shapes(parts: dict[str, Tensor]) -> None:
-    if not parts:
-        raise TrainingError("features", "must be there, or numbers")
-    num = len(next(iter(parts.values())))
-    for name, part in parts.items():
-        if part.ndim != 2 or 0 in part.shape or len(part) != num:
-            raise TrainingError(
-                name, f"must be (samples, width), the same samples each, got {tuple(part.shape)!r}"
-            )
-
-
-def _standardise(name: str, raw: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Write standardised features to a place of their shape; return means and scales."""
-    place.copy_(raw)
+def _standardise(name: str, raw: Tensor, place: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Write standardised features in an order to a place for them; return means and scales."""
+    if raw.shape != place.shape or 0 in raw.shape:
+        raise TrainingError(
+            name,
+            f"must be (samples, width), of {len(order)!r} samples each, got {tuple(raw.shape)!r}",
+        )
+    for rows, some in zip(order.split(_ROWS), place.split(_ROWS), strict=True):
+        some.copy_(raw[rows])
     variance, mean = torch.var_mean(place, dim=0, correction=0)
     spoilt = ~torch.isfinite(variance)
     if bool(spoilt.any()):
         column = int(spoilt.nonzero()[0])
-        rows = (~torch.isfinite(place[:, column])).nonzero()
+        rows = order[~torch.isfinite(place[:, column])]
         if len(rows):
-            raise TrainingError(name, f"must be finite, but row {int(rows[0])!r} is not")
+            raise TrainingError(name, f"must be finite, but row {int(rows.min())!r} is not")
         raise TrainingError(
             name, f"vary by more than float32 can square, in column {column!r}: divide them first"
         )

@@ -22,7 +22,6 @@ from qprobe.training.cross_validation import Problem
 from qprobe.training.design import Design, has_logprobs, settle_numbers
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
 from qprobe.training.gate import GATE_FITS, Gate, fit_gate
-from qprobe.training.inputs import prepare
 
 __all__ = ["DEFAULT_K", "make_probe", "read_settings", "train"]
 
@@ -130,9 +129,8 @@ def _fit_heads(
     problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
     fitted = {}
     for tokens, head in heads.items():
-        columns = head.read(known, tokens=tokens)
         try:
-            inputs = prepare(columns.blocks, columns.numbers)
+            inputs = head.prepare(known, problem.order, tokens=tokens)
             fitted[tokens] = head.to_terms(fit_inputs(problem, inputs, progress=progress))
         except TrainingError as error:
             raise TrainingError(
@@ -168,9 +166,9 @@ def make_probe(
     """
     known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
     gates = [fit_gate(known, each, settings, progress=progress) for each in design.gates]
-    columns = design.read(known).add([each.held_out_scores for each in gates])
-    inputs = prepare(columns.blocks, columns.numbers)
     problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
+    scores = [each.held_out_scores for each in gates]
+    inputs = design.prepare(known, problem.order, scores=scores)
     fitted = fit_inputs(problem, inputs, progress=progress)
     confidence, reason = find_confidence(
         known,
