@@ -468,8 +468,17 @@ def test_the_steadier_objective_wins_where_the_difference_is_noise() -> None:
     noisy, sure = [0.5, 0.9, 0.1, 0.7], [0.6, 0.65, 0.62, 0.63]
     other = tried_cell(A, "ce", [0.5] * 4)
     ce, pg = tried_cell(B, "ce", [0.5, 0.5, 0.6, 0.5]), tried_cell(B, "pg", noisy)
-    assert choose_cell([other, pg, ce]) == ce.cell
-    assert choose_cell([other, tried_cell(B, "pg", sure), ce]).objective == "pg"
-    assert choose_cell([tried_cell(B, "pg", sure), tried_cell(B, "bt", sure)]) == (
+    each = np.arange(4)
+    assert choose_cell([other, pg, ce], each) == ce.cell
+    assert choose_cell([other, tried_cell(B, "pg", sure), ce], each).objective == "pg"
+    assert choose_cell([tried_cell(B, "pg", sure), tried_cell(B, "bt", sure)], each) == (
         tried_cell(B, "bt", sure).cell
     )
+
+
+def test_equal_questions_count_once_in_the_error_of_a_difference() -> None:
+    """A mean difference of 0.1: its error is 0.07 over 4 questions, 0.12 if these are 2 twice."""
+    ce = tried_cell(A, "ce", [0.5] * 4)
+    pg = tried_cell(A, "pg", [0.72, 0.72, 0.48, 0.48])
+    assert choose_cell([ce, pg], np.arange(4)).objective == "pg"
+    assert choose_cell([ce, pg], np.array([0, 0, 1, 1])).objective == "ce"

@@ -10,7 +10,15 @@ from scipy.stats import t as student
 
 from qprobe.errors import EvaluationError
 
-__all__ = ["LEVEL", "MIN_PROMPTS", "NUM_RESAMPLES", "Bootstrap", "Interval", "average_by"]
+__all__ = [
+    "LEVEL",
+    "MIN_PROMPTS",
+    "NUM_RESAMPLES",
+    "Bootstrap",
+    "Interval",
+    "average_by",
+    "find_error",
+]
 
 # With fewer different prompts nothing is said for or against a probe.
 MIN_PROMPTS = 20
@@ -134,6 +142,17 @@ def average_by(groups: NDArray[np.int64], values: Floats) -> Floats:
     """Return the mean of each group's values, in order of their numbers: (values,) to (groups,)."""
     index = np.unique(groups, return_inverse=True)[1]
     return np.asarray(np.bincount(index, values) / np.bincount(index))
+
+
+def find_error(questions: NDArray[np.int64], values: Floats) -> float:
+    """Return the standard error of the mean of one value a prompt.
+
+    Args:
+        questions: Shape (prompts,): what each asks. Prompts that ask the same count as one.
+        values: Shape (prompts,), of at least 2 questions.
+    """
+    means = average_by(questions, values)
+    return float(means.std(ddof=1)) / math.sqrt(len(means))
 
 
 def _find_quantiles(draws: Floats, num: int) -> tuple[float, float]:

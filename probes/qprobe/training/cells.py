@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qprobe.data.dataset import Dataset
 from qprobe.data.provenance import identify_prompts
 from qprobe.errors import EvaluationError, QProbeError, TrainingError
+from qprobe.evaluation.bootstrap import find_error
 from qprobe.files import write_file
 from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.design import Design
@@ -152,12 +153,16 @@ def tell_apart(
     return about
 
 
-def choose_cell(tried: Sequence[TriedCell]) -> Cell:
+def choose_cell(tried: Sequence[TriedCell], questions: NDArray[np.int64]) -> Cell:
     """Return the winner: of the terms that earn most, the steadiest objective that is as good.
 
     An objective is as good if it earns less than the best one by no more than a standard error of
-    their difference, over prompts. With few prompts that is much, and the choice falls on ``ce``
+    their difference, over questions. With few prompts that is much, and the choice falls on ``ce``
     rather than ``pg``, which fits noise there; with many it is little, and the best wins.
+
+    Args:
+        tried: At least one.
+        questions: Shape (prompts,): what each prompt of their rewards asks.
 
     Raises:
         TrainingError: None has a reward; this is the first one's reason.
@@ -170,8 +175,8 @@ def choose_cell(tried: Sequence[TriedCell]) -> Cell:
     good = []
     for each in trained:
         lost = best.rewards - each.rewards
-        error = lost.std(ddof=1) / len(lost) ** 0.5
-        if each.cell.terms == best.cell.terms and lost.mean() <= error:
+        close = lost.mean() <= find_error(questions, lost)
+        if each.cell.terms == best.cell.terms and close:
             good.append(each.cell)
     return min(good, key=lambda cell: _STEADIEST.index(cell.objective))
 

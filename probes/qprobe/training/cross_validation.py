@@ -3,7 +3,6 @@
 Knows nothing of raw features, datasets or files.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qprobe.errors import TrainingError
+from qprobe.evaluation.bootstrap import find_error
 from qprobe.training.folds import make_folds
 from qprobe.training.inputs import Inputs, use_threads
 from qprobe.training.objectives import make_loss
@@ -48,6 +48,7 @@ class Problem:
 
     Attributes:
         rewards, groups: As tensors on CPU; groups without gaps from 0 up.
+        questions: Shape (prompts,): what each asks.
         places: The samples of each fold, ascending.
         order: Shape (samples,): those of the first fold, then of the next and so on. Inputs must
             have it, so that what is of a fold need not be copied.
@@ -67,10 +68,12 @@ class Problem:
         self.settings = settings
         self.rewards = torch.as_tensor(rewards, dtype=torch.float64)
         self.groups = torch.from_numpy(np.unique(groups, return_inverse=True)[1])
+        questions = groups if questions is None else questions
+        self.questions = questions[np.unique(groups, return_index=True)[1]]
         folds = make_folds(
             rewards,
             groups,
-            groups if questions is None else questions,
+            questions,
             num_folds=settings.num_folds,
             seed=settings.seed,
         )[self.groups]
@@ -236,19 +239,21 @@ def cross_validate(
             else:
                 earned.append(criterion(scores.numpy()))
             progress()
-            if criterion is None and _have_fallen_behind(earned, spread):
+            if criterion is None and _have_fallen_behind(earned, problem.questions, spread):
                 break
     for _ in decays[len(tried) :]:
         progress()
     return CrossValidation(decays[: len(tried)], np.stack(earned), tried)
 
 
-def _have_fallen_behind(earned: Sequence[Floats], spread: float) -> bool:
+def _have_fallen_behind(
+    earned: Sequence[Floats], questions: NDArray[np.int64], spread: float
+) -> bool:
     best = max(earned, key=lambda each: each.mean())
     last = earned[-_NUM_BEHIND:]
     return len(last) == _NUM_BEHIND and all(
         (best - each).mean()
-        > max(_BEHIND_ERRORS * (best - each).std() / math.sqrt(len(each)), _BEHIND_SHARE * spread)
+        > max(_BEHIND_ERRORS * find_error(questions, best - each), _BEHIND_SHARE * spread)
         for each in last
     )
 

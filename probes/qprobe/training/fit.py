@@ -3,7 +3,6 @@
 Knows nothing of datasets or files: it takes features, rewards and groups.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qprobe.errors import TrainingError
+from qprobe.evaluation.bootstrap import find_error
 from qprobe.training.cross_validation import Criterion, CrossValidation, Problem, cross_validate
 from qprobe.training.inputs import Inputs, prepare, use_threads
 from qprobe.training.optimiser import Linear, minimise
@@ -154,24 +154,24 @@ def fit_inputs(
             for each, reward in zip(tried.weight_decays, tried.rewards.mean(1), strict=True)
         ],
         held_out_scores=(scores / scale).numpy(),
-        notes=tuple(describe_edge(tried, problem.settings)),
+        notes=tuple(describe_edge(tried, problem)),
     )
 
 
-def describe_edge(tried: CrossValidation, settings: TrainingSettings) -> list[str]:
+def describe_edge(tried: CrossValidation, problem: Problem) -> list[str]:
     """Return, in words, that the weight decay chosen is at an edge of those to choose from.
 
     At the strong end only if the next one is worse by more than a standard error: where it is as
     good, a stronger one would be too.
     """
-    decay, decays = tried.weight_decays[tried.best], settings.decays
+    decay, decays = tried.weight_decays[tried.best], problem.settings.decays
     if len(decays) == 1 or decay not in (decays[0], decays[-1]):
         return []
     side, other = "weakest", "weaker"
     if decay == decays[0]:
         side, other = "strongest", "stronger"
         lost = tried.rewards[0] - tried.rewards[1]
-        if lost.mean() <= lost.std() / math.sqrt(len(lost)):
+        if lost.mean() <= find_error(problem.questions, lost):
             return []
     return [f"the weight decay chosen, {decay:g}, is the {side} tried: a {other} one may earn more"]
 

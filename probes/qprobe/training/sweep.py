@@ -172,7 +172,7 @@ def run_sweep(
     if folder is not None:
         cells = CellFile(folder / CELLS_FILE, tell_apart(dataset, known, test, settings))
     tried = _try_all(known, readings, numbers, choices, cells, progress)
-    winner = choose_cell(tried)
+    winner = choose_cell(tried, known.questions)
     chosen = replace(settings, objective=winner.objective)
     probe = make_probe(dataset, winner.terms, chosen, k=k, test=test, licence=licence)
     starts = np.flatnonzero(np.diff(known.groups, prepend=-1))
