@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from qprobe import softmax_resample
 from qprobe.data.dataset import Dataset, Reading, Sample
 from qprobe.errors import EvaluationError
 from qprobe.evaluation.bootstrap import Bootstrap
+from qprobe.evaluation.executions import Execution
 from qprobe.evaluation.expectation import (
     NUM_SUBSETS,
     expect,
@@ -27,6 +28,7 @@ from qprobe.evaluation.expectation import (
     expected_vote_rewards,
 )
 from qprobe.evaluation.metrics import measure
+from qprobe.evaluation.votes import Vote, find_answers, find_free_classes
 
 Floats = NDArray[np.float64]
 RNG = np.random.default_rng(7)
@@ -290,7 +292,8 @@ def make_dataset() -> Dataset:
 
 DATASET = make_dataset()
 GOOD = DATASET.features(Reading(3, "mean"))[:, 0].double().numpy()
-METRICS = measure(GOOD, DATASET, k=K, beta=0.1, read_answer=lambda text: text.split()[-1])
+TEXTS = find_answers(DATASET, Vote("text"), Execution()).classes
+METRICS = measure(GOOD, DATASET, k=K, beta=0.1, classes=TEXTS)
 
 
 def test_metrics_are_json() -> None:
@@ -389,3 +392,25 @@ def test_refusals_of_an_evaluation() -> None:
         measure(GOOD, DATASET, k=11, beta=0.1)
     with pytest.raises(EvaluationError, match="beta"):
         measure(GOOD, DATASET, k=2, beta=math.inf)
+
+
+def test_the_reward_says_which_answers_are_equal() -> None:
+    """Regex by each row's own pattern, numbers by what they are; other rewards say nothing."""
+    texts = ["A: x", "A: y", "B: z", "A: x", "5 and 50 %", "5 and 0.5", "5 and 6", "none"]
+    samples = [
+        replace(DATASET.samples[i], prompt=i // 4, index=i % 4, text=text)
+        for i, text in enumerate(texts)
+    ]
+    rows = [{"prompt": f"p{i}", "pattern": r"A: (\w)", "answer": "x"} for i in range(2)]
+
+    def find(reward: str, **fields: Any) -> Any:
+        some = [{**row, **fields} for row in rows]
+        found = find_free_classes(
+            Dataset({"reward": reward}, some, samples, {}, np.full(2, np.nan))
+        )
+        return None if found is None else found.tolist()
+
+    assert find("regex") == [0, 1, -1, 0, -1, -1, -1, -1]
+    assert find("numeric")[4:] == [0, 0, 1, -1]
+    assert find("regex", answer=None) is None  # which asks for a form, not for an answer
+    assert find("tests") is None

@@ -5,7 +5,7 @@ are over prompts (see ``bootstrap``). Needs the scores only, so it knows nothing
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def measure(
     k: int,
     beta: float,
     rivals: Mapping[str, Floats] | None = None,
-    read_answer: Callable[[str], Hashable | None] | None = None,
+    classes: Ints | None = None,
 ) -> Json:
     """Measure what resampling by these scores is worth; blocks for seconds on large datasets.
 
@@ -47,8 +47,8 @@ def measure(
         k: How many samples to choose among.
         beta: In units of score, finite, >= 0.
         rivals: Other scores of the samples, by name, of which the best is taken: baselines too.
-        read_answer: Gives a completion's answer, None if it has none. With it, the majority vote is
-            among the baselines.
+        classes: Shape (samples,): equal numbers for equal answers to one prompt, or NO_CLASS. With
+            them, the majority vote is among the baselines.
 
     Returns:
         In JSON types: ``base``, ``ceiling`` (best of k by reward), ``policy`` (k samples at beta),
@@ -69,7 +69,7 @@ def measure(
     base = expected_rewards(scores, rewards, groups, k=1, beta=0)
     ceiling = expected_rewards(rewards, rewards, groups, k=k, beta=0)
     num_choices = _grid(int(dataset.num_samples.min()), k)
-    baselines = choose_freely(dataset, k, read_answer)
+    baselines = choose_freely(dataset, k, classes)
     for name, others in (rivals or {}).items():
         baselines[name] = expected_rewards(others, rewards, groups, k=k, beta=0)
     by_k = _vary(scores, dataset, bootstrap, [(each, beta) for each in num_choices])
@@ -171,9 +171,7 @@ def _best_of_k(scores: Floats, dataset: Dataset, num_choices: Sequence[int]) -> 
     return rows
 
 
-def choose_freely(
-    dataset: Dataset, k: int, read_answer: Callable[[str], Hashable | None] | None = None
-) -> dict[str, Floats]:
+def choose_freely(dataset: Dataset, k: int, classes: Ints | None = None) -> dict[str, Floats]:
     """Return the expected rewards of what needs no probe, (prompts,) each, NaN where unknown.
 
     Arguments are those of ``measure``.
@@ -190,12 +188,9 @@ def choose_freely(
                 totals / lengths, rewards, groups, k=k, beta=0
             )
         found["best_by_logprob"] = expected_rewards(totals, rewards, groups, k=k, beta=0)
-    if read_answer is not None:
-        answers = [read_answer(each.text) for each in dataset.samples]
-        numbers = {answer: i for i, answer in enumerate(dict.fromkeys(answers))} | {None: -1}
-        votes = np.array([numbers[answer] for answer in answers], dtype=np.int64)
+    if classes is not None:
         even = np.zeros(len(rewards))
-        found["majority_vote"] = expected_vote_rewards(even, votes, rewards, groups, k=k, beta=0)
+        found["majority_vote"] = expected_vote_rewards(even, classes, rewards, groups, k=k, beta=0)
     return found
 
 

@@ -18,7 +18,7 @@ from qprobe.rewards.equal import READERS, make_regex
 from qprobe.rewards.pattern import check_pattern
 from qprobe.rewards.sandbox import Program
 
-__all__ = ["VISIBLE_TESTS", "Answers", "Vote", "find_answers", "measure_vote"]
+__all__ = ["VISIBLE_TESTS", "Answers", "Vote", "find_answers", "find_free_classes", "measure_vote"]
 
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -111,6 +111,26 @@ def find_answers(dataset: Dataset, vote: Vote, execution: Execution) -> Answers:
         for _ in rows:
             execution.progress()
     return answers
+
+
+def find_free_classes(dataset: Dataset) -> Ints | None:
+    """Return the classes of answers that the reward itself tells apart: (samples,), or NO_CLASS.
+
+    By number for ``numeric``, by each row's own pattern for ``regex`` if rows have an ``answer`` to
+    compare with; None for other rewards.
+    """
+    reward, rows = dataset.manifest.get("reward"), dataset.prompts
+    if reward == "numeric":
+        groupings = [READERS["numeric"]] * len(rows)
+    elif reward == "regex" and all(isinstance(row.get("answer"), str) for row in rows):
+        groupings = [make_regex(row["pattern"]) for row in rows]
+    else:
+        return None
+    classes = np.full(len(dataset.samples), NO_CLASS, dtype=np.int64)
+    for prompt, group in enumerate(groupings):
+        inside = np.flatnonzero(dataset.groups == prompt)
+        classes[inside] = group([dataset.samples[each].text for each in inside]).of
+    return classes
 
 
 def _run(

@@ -8,7 +8,7 @@ from qprobe.rewards.ending import read_gold, read_quantity
 from qprobe.rewards.pattern import check_pattern, find_last
 from qprobe.rewards.quantity import Quantity
 
-__all__ = ["NumericReward", "RegexReward", "read_number"]
+__all__ = ["NumericReward", "RegexReward"]
 
 Json = dict[str, Any]
 
@@ -42,12 +42,6 @@ class NumericReward:
         want = _read_answer(fields)
         found = read_quantity(completion)
         return float(found is not None and found.equals(want))
-
-
-def read_number(completion: str) -> float | None:
-    """Return the number that an answer ends in, as NumericReward reads it; None without one."""
-    found = read_quantity(completion)
-    return None if found is None else found.value
 
 
 def _read_answer(fields: Json) -> Quantity:

@@ -10,10 +10,10 @@ from qprobe.errors import TrainingError
 from qprobe.evaluation.confidence import measure_confidence
 from qprobe.evaluation.metrics import measure
 from qprobe.evaluation.scoring import score, score_confidence
+from qprobe.evaluation.votes import find_free_classes
 from qprobe.probe.pooling import LOGPROB_NUMBERS
 from qprobe.probe.probe import Probe
 from qprobe.probe.values import NUMBERS
-from qprobe.rewards.answers import read_number
 from qprobe.training.design import Design, has_logprobs
 from qprobe.training.fit import TrainingSettings, fit_probe
 
@@ -48,7 +48,7 @@ def judge(probe: Probe, dataset: Dataset, *, known: Dataset | None, k: int, beta
         k=k,
         beta=beta,
         rivals={} if numbers is None else {"numbers": numbers},
-        read_answer=read_number if dataset.manifest.get("reward") == "numeric" else None,
+        classes=find_free_classes(dataset),
     )
     said = score_confidence(probe, dataset)
     if said is not None:

@@ -9,7 +9,7 @@ import sys
 
 from qprobe_server.commands.datasets import check_datasets, load_datasets
 from qprobe_server.commands.paths import check_output_folder, check_probe
-from qprobe_server.commands.printing import print_headline, warn, warn_of_gain
+from qprobe_server.commands.printing import print_headline, suggest_vote, warn, warn_of_gain
 
 __all__ = ["run"]
 
@@ -69,6 +69,8 @@ def run(args: argparse.Namespace) -> None:
         metrics,
         about=f"{metrics['num_prompts']} of {len(dataset.prompts)} prompts, not trained on",
     )
+    if not any(each.by in ("code", "tests") for each in votes):
+        suggest_vote(dataset.prompts)
     sys.stdout.write(f"{args.output / 'report.html'}\n")
     for note in metrics["notes"]:
         warn(note)

@@ -1,9 +1,10 @@
 """What the commands of training print: results to stdout, warnings to stderr."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["print_headline", "warn", "warn_of_gain"]
+__all__ = ["print_headline", "suggest_vote", "warn", "warn_of_gain"]
 
 Json = dict[str, Any]
 
@@ -25,6 +26,17 @@ def warn_of_gain(metrics: Json) -> None:
         )
     for text in judge_free(metrics):
         warn(text)
+
+
+def suggest_vote(rows: Sequence[Json]) -> None:
+    """Print that answers can vote by what their code does, if the rows have what that needs."""
+    from qprobe.evaluation.votes import VISIBLE_TESTS
+
+    if all(row.get(VISIBLE_TESTS) for row in rows):
+        sys.stdout.write(
+            f"the rows have {VISIBLE_TESTS}: `qprobe eval ... --vote code` measures a vote of the "
+            "answers by what their code does, without a probe and with it\n"
+        )
 
 
 def print_headline(metrics: Json, *, about: str) -> None:

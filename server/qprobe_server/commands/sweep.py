@@ -5,7 +5,7 @@ import sys
 
 from qprobe_server.commands.datasets import check_datasets, load_datasets
 from qprobe_server.commands.paths import check_output_folder
-from qprobe_server.commands.printing import print_headline, warn, warn_of_gain
+from qprobe_server.commands.printing import print_headline, suggest_vote, warn, warn_of_gain
 from qprobe_server.commands.train import read_settings
 
 __all__ = ["run"]
@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
     write_sweep(result, args.output)  # last, as it removes what a stopped sweep goes on from
     sys.stdout.write(f"{format_table(result)}\n")
     print_headline(result.metrics, about=f"{winner}, on {len(result.test)} prompts set aside")
+    suggest_vote(dataset.prompts)
     sys.stdout.write(f"{args.output / 'report.html'}\n{args.output / 'probe.safetensors'}\n")
     for note in result.probe.info.training["notes"]:
         warn(note)
