@@ -390,7 +390,7 @@ def test_blocks_are_dropped_one_by_one_and_folds_are_not_copied() -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
 
     def read() -> Iterator[torch.Tensor]:
-        for part in features.split(2, dim=1):
+        for part in torch.split(features, 2, dim=1):
             assert all(each() is None for each in alive)
             block = part.clone()
             alive.append(weakref.ref(block))

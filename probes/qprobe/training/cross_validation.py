@@ -82,7 +82,7 @@ class Problem:
 
     def split(self, features: Tensor) -> list[Tensor]:
         """Return the part of each fold of features in its order: (samples, width), no copies."""
-        return list(features.split([len(places) for places in self.places]))
+        return list(torch.split(features, [len(places) for places in self.places]))
 
     def make_loss(self, fold: int | None) -> Loss:
         """Return the loss of scores of all folds' samples but one's, in order of the folds."""

@@ -193,7 +193,7 @@ def _standardise(name: str, raw: Tensor, place: Tensor, order: Tensor) -> tuple[
             name,
             f"must be (samples, width), of {len(order)!r} samples each, got {tuple(raw.shape)!r}",
         )
-    for rows, some in zip(order.split(_ROWS), place.split(_ROWS), strict=True):
+    for rows, some in zip(torch.split(order, _ROWS), torch.split(place, _ROWS), strict=True):
         some.copy_(raw[rows])
     variance, mean = torch.var_mean(place, dim=0, correction=0)
     spoilt = ~torch.isfinite(variance)
