@@ -135,7 +135,7 @@ def test_it_may_know_nothing_but_which_prompts_are_hard() -> None:
     order = Problem(dataset.rewards, dataset.groups, COMPARING).order
     inputs = prepare([dataset.features(READING)], order=order)
     noise = np.random.default_rng(1).normal(size=len(full.rewards))
-    fitted = FittedProbe([torch.ones(1)], torch.zeros(0), 0.0, 1.0, 1.0, [], noise)
+    fitted = FittedProbe([torch.ones(1)], torch.zeros(0), 0.0, 1.0, 1.0, [], noise, noise)
     found, reason = find_confidence(dataset, design.to_terms, inputs, fitted, COMPARING)
     assert reason is None
     assert found is not None
@@ -203,7 +203,7 @@ def test_scores_of_noise_give_none() -> None:
         rng = np.random.default_rng(seed)
         dataset = make_dataset(rng.random(160).round(), np.zeros((160, 1)), n=4)
         scores = rng.normal(size=160)
-        fitted = FittedProbe([torch.ones(1)], torch.zeros(0), 0.0, 1.0, 1.0, [], scores)
+        fitted = FittedProbe([torch.ones(1)], torch.zeros(0), 0.0, 1.0, 1.0, [], scores, scores)
         design, inputs = Design((READING,)), prepare([torch.eye(160)])
         found, _ = find_confidence(dataset, design.to_terms, inputs, fitted, TrainingSettings())
         assert found is None

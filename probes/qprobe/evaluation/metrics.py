@@ -17,7 +17,7 @@ from qprobe.errors import EvaluationError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expect, expected_rewards, expected_vote_rewards
 
-__all__ = ["BETAS", "choose_freely", "measure", "rank_within_prompts"]
+__all__ = ["BETAS", "choose_freely", "compare", "measure", "rank_within_prompts"]
 
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -95,7 +95,7 @@ def measure(
             "best_of_k": _best_of_k(scores, dataset, num_choices),
         },
         "baselines": {
-            name: _compare(policy.rewards, values, bootstrap) for name, values in baselines.items()
+            name: compare(policy.rewards, values, bootstrap) for name, values in baselines.items()
         },
         "correlation": _correlate(scores, rewards, groups, bootstrap),
         "calibration": _calibrate(scores, rewards, groups, bootstrap),
@@ -112,7 +112,7 @@ def _describe(dataset: Dataset) -> Json:
     }
 
 
-def _compare(policy: Floats, others: Floats, bootstrap: Bootstrap) -> Json:
+def compare(policy: Floats, others: Floats, bootstrap: Bootstrap) -> Json:
     """Return what a baseline earns, and what the policy earns more: (prompts,) each."""
     return {
         **bootstrap.mean(others).to_json("reward"),

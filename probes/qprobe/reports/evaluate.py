@@ -118,7 +118,8 @@ def _measure_votes(
 
 def _describe(probe: Probe) -> Json:
     info = probe.info
-    hidden = (SEEN, SEEN_BY_SCHEDULE)  # a line of digits for each prompt
+    # A line of digits for each prompt; and what these prompts say with figures of their own.
+    hidden = (SEEN, SEEN_BY_SCHEDULE, "cross_validated")
     return {
         "model": info.base_model,
         "terms": probe.terms.describe(),

@@ -43,6 +43,8 @@ class FittedProbe:
             is the mean expected reward on held-out prompts.
         held_out_scores: Shape (samples,): each by the weights of a fit without its prompt, and this
             probe's bias, in the same unit.
+        held_out_rewards: Shape (prompts,): the expected reward of each by the fit without it, at
+            the weight decay chosen, and so a little too high.
         notes: What one must know to believe it, in words.
     """
 
@@ -53,6 +55,7 @@ class FittedProbe:
     scale: float
     cross_validation: list[Json]
     held_out_scores: Floats
+    held_out_rewards: Floats
     notes: tuple[str, ...] = ()
 
     def score(self, blocks: Sequence[Tensor], numbers: Tensor | None = None) -> Tensor:
@@ -154,6 +157,7 @@ def fit_inputs(
             for each, reward in zip(tried.weight_decays, tried.rewards.mean(1), strict=True)
         ],
         held_out_scores=(scores / scale).numpy(),
+        held_out_rewards=tried.rewards[tried.best],
         notes=tuple(describe_edge(tried, problem)),
     )
 

@@ -7,19 +7,23 @@ from numpy.typing import NDArray
 
 from qprobe.data.dataset import Dataset
 from qprobe.errors import TrainingError
+from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.confidence import measure_confidence
-from qprobe.evaluation.metrics import measure
+from qprobe.evaluation.expectation import expected_rewards
+from qprobe.evaluation.metrics import choose_freely, compare, measure
 from qprobe.evaluation.scoring import score, score_confidence
 from qprobe.evaluation.votes import find_free_classes
 from qprobe.probe.pooling import LOGPROB_NUMBERS
 from qprobe.probe.probe import Probe
+from qprobe.probe.terms import Terms
 from qprobe.probe.values import NUMBERS
 from qprobe.training.design import Design, has_logprobs
 from qprobe.training.fit import TrainingSettings, fit_probe
 
-__all__ = ["judge"]
+__all__ = ["judge", "judge_held_out"]
 
 Json = dict[str, Any]
+Floats = NDArray[np.float64]
 
 
 def judge(probe: Probe, dataset: Dataset, *, known: Dataset | None, k: int, beta: float) -> Json:
@@ -41,7 +45,7 @@ def judge(probe: Probe, dataset: Dataset, *, known: Dataset | None, k: int, beta
     Raises:
         QProbeError: Something is not stored, or an argument is out of range.
     """
-    numbers = _score_by_numbers(probe, dataset, known)
+    numbers = _score_by_numbers(probe.terms, dataset, known)
     metrics = measure(
         score(probe.terms, dataset),
         dataset,
@@ -56,9 +60,53 @@ def judge(probe: Probe, dataset: Dataset, *, known: Dataset | None, k: int, beta
     return metrics
 
 
-def _score_by_numbers(
-    probe: Probe, dataset: Dataset, known: Dataset | None
-) -> NDArray[np.float64] | None:
+def judge_held_out(terms: Terms, rewards: Floats, dataset: Dataset) -> Json:
+    """Compare what a probe earns in cross-validation with what needs no probe.
+
+    All samples of a prompt are the candidates, as there.
+
+    Args:
+        terms: The probe's.
+        rewards: Shape (prompts,): what each prompt earns by a fit without it.
+        dataset: What it was trained on.
+
+    Returns:
+        As ``judge`` does: ``num_questions``, ``gain`` and ``baselines``, the numbers alone among
+        them, by fits of them that have not seen the prompt either.
+    """
+    bootstrap = Bootstrap(len(dataset.prompts), dataset.questions)
+    every, groups = dataset.rewards, dataset.groups
+    free = _choose_among_all(dataset, _score_by_numbers(terms, dataset, None))
+    base = expected_rewards(every, every, groups, k=1, beta=0)
+    return {
+        "num_questions": bootstrap.num_questions,
+        "gain": bootstrap.mean(rewards - base).to_json("difference"),
+        "baselines": {name: compare(rewards, each, bootstrap) for name, each in free.items()},
+    }
+
+
+def _choose_among_all(dataset: Dataset, numbers: Floats | None) -> dict[str, Floats]:
+    """Return what needs no probe earns among all samples of each prompt: (prompts,) each.
+
+    NaN where it is not known, as the greedy answers of some prompts.
+    """
+    sizes, classes = dataset.num_samples, find_free_classes(dataset)
+    found: dict[str, Floats] = {}
+    for size in np.unique(sizes):
+        prompts = np.flatnonzero(sizes == size)
+        inside = sizes[dataset.groups] == size
+        part = dataset.subset(prompts.tolist())
+        here = choose_freely(part, int(size), None if classes is None else classes[inside])
+        if numbers is not None:
+            here["numbers"] = expected_rewards(
+                numbers[inside], part.rewards, part.groups, k=int(size), beta=0
+            )
+        for name, each in here.items():
+            found.setdefault(name, np.full(len(sizes), np.nan))[prompts] = each
+    return found
+
+
+def _score_by_numbers(terms: Terms, dataset: Dataset, known: Dataset | None) -> Floats | None:
     """Score samples by a fit to the numbers alone; None if they, or rewards, teach nothing.
 
     Likewise if the probe is all the numbers that are known, and nothing else. Of answers that an
@@ -70,7 +118,7 @@ def _score_by_numbers(
     names: tuple[str, ...] = NUMBERS
     if not (has_logprobs(dataset) and has_logprobs(teaching)):
         names = tuple(each for each in NUMBERS if each not in LOGPROB_NUMBERS)
-    if not probe.terms.layers and set(names) <= set(probe.terms.numbers):
+    if not terms.layers and set(names) <= set(terms.numbers):
         return None
     columns = Design((), names).read(teaching)
     try:

@@ -13,7 +13,6 @@ from qprobe.data.provenance import SEEN, note_seen
 from qprobe.data.split import split_prompts
 from qprobe.errors import ProbeFileError, TrainingError
 from qprobe.evaluation.expectation import expected_rewards
-from qprobe.evaluation.metrics import choose_freely
 from qprobe.probe.probe import Endpoint, Probe, ProbeInfo
 from qprobe.probe.reading import Reading
 from qprobe.probe.terms import Terms
@@ -22,6 +21,7 @@ from qprobe.training.cross_validation import Problem
 from qprobe.training.design import Design, has_logprobs, settle_numbers
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
 from qprobe.training.gate import GATE_FITS, Gate, fit_gate
+from qprobe.training.judgement import judge_held_out
 
 __all__ = ["DEFAULT_K", "make_probe", "read_settings", "train"]
 
@@ -178,6 +178,7 @@ def make_probe(
         settings,
         progress=progress,
     )
+    terms = design.to_terms(fitted, gates)
     every = (*fitted.notes, *notes, *([reason] if reason else []))
     info = ProbeInfo(
         base_model=dataset.manifest["model"],
@@ -186,13 +187,17 @@ def make_probe(
         objective=settings.objective,
         k=k,
         beta=settings.beta,
-        training={**_describe(known, settings, fitted, k=k), "notes": list(every)},
+        training={
+            **_describe(known, settings, fitted, k=k),
+            "cross_validated": judge_held_out(terms, fitted.held_out_rewards, known),
+            "notes": list(every),
+        },
         licence=licence,
         checkpoints=tuple(heads or ()),
         adapter=(dataset.manifest.get("adapter") or {}).get("name"),
         endpoint=_read_endpoint(dataset.manifest),
     )
-    return Probe(info, design.to_terms(fitted, gates), heads, confidence)
+    return Probe(info, terms, heads, confidence)
 
 
 def _describe(
@@ -200,7 +205,6 @@ def _describe(
 ) -> dict[str, Any]:
     """Return what the header says of the training on a dataset of these prompts."""
     manifest, rewards, groups = known.manifest, known.rewards, known.groups
-    best = max(float(row["reward"]) for row in fitted.cross_validation)
     return {
         "dataset": known.digest,
         "adapter": manifest.get("adapter"),
@@ -212,8 +216,7 @@ def _describe(
         "train_prompts": len(known.prompts),
         "train_samples": len(groups),
         "train_base": float(expected_rewards(rewards, rewards, groups, k=1, beta=0).mean()),
-        "train_free": _measure_free(known),
-        "cross_validated_reward": best,
+        "cross_validated_reward": float(fitted.held_out_rewards.mean()),
         "weight_decay": fitted.weight_decay,
         "weight_decays": list(settings.weight_decays),
         "per_prompt": settings.per_prompt,
@@ -224,19 +227,6 @@ def _describe(
         "folds": settings.num_folds,
         "qprobe": version("qprobe"),
         SEEN: note_seen([known.prompts[i] for i in np.unique(groups)]),
-    }
-
-
-def _measure_free(dataset: Dataset) -> dict[str, float]:
-    """Return what needs no probe earns among all samples of each prompt, as probes are compared."""
-    sizes = dataset.num_samples
-    parts = [
-        choose_freely(dataset.subset(np.flatnonzero(sizes == size).tolist()), int(size))
-        for size in np.unique(sizes)
-    ]
-    return {
-        name: float(np.nanmean(np.concatenate([each[name] for each in parts if name in each])))
-        for name in choose_freely(dataset, 1)  # a part may lack greedy answers
     }
 
 
