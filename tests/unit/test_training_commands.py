@@ -23,6 +23,7 @@ from qprobe.reports import evaluation
 from qprobe.training.design import Design, settle_numbers
 from qprobe.training.judgement import judge
 from qprobe_server import cli
+from qprobe_server.commands.printing import suggest_vote
 
 NUM_PROMPTS, N, HIDDEN = 20, 4, 3
 MANIFEST: dict[str, Any] = {
@@ -490,6 +491,15 @@ def test_train_tells_of_what_is_free_and_better(
         assert (free["greedy"]["policy_minus_baseline"]["high"] < 0) == warned
         said = "What needs no probe is better: greedy answer."
         assert (said in capsys.readouterr().err) == warned
+
+
+def test_votes_by_code_are_named_where_all_rows_have_what_they_need(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = {"prompt": "p", "visible_tests": ["assert f(1) == 1"]}
+    for rows, named in (([shown, shown], True), ([shown, {"prompt": "q"}], False)):
+        suggest_vote(rows)
+        assert ("--vote code" in capsys.readouterr().out) == named
 
 
 def test_what_is_free_chooses_among_as_many_samples_as_the_probe(tmp_path: Path) -> None:
