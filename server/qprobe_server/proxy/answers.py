@@ -8,8 +8,9 @@ from qprobe_server.errors import RequestError, UpstreamError
 from qprobe_server.proxy.events import Event
 from qprobe_server.proxy.reader import Prompt, Written
 from qprobe_server.proxy.upstream import Reply
+from qprobe_server.proxy.usage import Usage
 
-__all__ = ["Answer", "Body", "Candidate", "Format", "add_usages", "check_list", "reading"]
+__all__ = ["Answer", "Body", "Candidate", "Format", "check_list", "reading"]
 
 Body = dict[str, Any]
 
@@ -30,7 +31,7 @@ class Answer:
     parts: Sequence[Body]
     events: Sequence[Event]
     choices: Sequence[Written]
-    usage: Body | None
+    usage: Usage | None
 
 
 @dataclass(frozen=True)
@@ -119,17 +120,3 @@ def check_list(body: Body, name: str) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise RequestError(f"{name}: must be a list that is not empty", param=name)
     return value
-
-
-def add_usages(usages: Sequence[Mapping[str, Any]]) -> Body | None:
-    """Add up what an upstream counts, field by field, also within objects; None of nothing."""
-    total: Body = {}
-    for usage in usages:
-        for name, value in usage.items():
-            if isinstance(value, Mapping):
-                former = total.get(name)
-                both = [former, value] if isinstance(former, Mapping) else [value]
-                total[name] = add_usages(both) or {}
-            elif isinstance(value, int | float) and not isinstance(value, bool):
-                total[name] = total.get(name, 0) + value
-    return total if usages else None

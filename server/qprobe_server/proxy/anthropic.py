@@ -13,6 +13,7 @@ from qprobe_server.proxy.chat_prompt import make_chat_prompt
 from qprobe_server.proxy.events import read_events
 from qprobe_server.proxy.reader import Prompt, Written
 from qprobe_server.proxy.upstream import Reply
+from qprobe_server.proxy.usage import Usage, count_of, read_usage
 
 __all__ = ["Messages"]
 
@@ -73,14 +74,15 @@ async def _read(reply: Reply, body: Body) -> Answer:
 
 def _read_json(reply: Reply, body: Body) -> Answer:
     message = json.loads(reply.body)
+    usage = read_usage(message["usage"])
     if read_lax(body.get("stream"), bool):
         raise UpstreamError("no stream")
     return Answer(
         raw=reply.body,
         parts=[message],
         events=(),
-        choices=[_convert_answer(message["content"], message.get("stop_reason"), message["usage"])],
-        usage=message["usage"],
+        choices=[_convert_answer(message["content"], message.get("stop_reason"), usage)],
+        usage=usage,
     )
 
 
@@ -96,12 +98,13 @@ async def _read_stream(reply: Reply) -> Answer:
         parts.append(part)
     if not growing.is_done:
         raise UpstreamError("a stream that was cut off")
+    usage = read_usage(growing.usage)
     return Answer(
         raw=b"",
         parts=parts,
         events=events,
-        choices=[_convert_answer(growing.finish(), growing.stop_reason, growing.usage)],
-        usage=growing.usage,
+        choices=[_convert_answer(growing.finish(), growing.stop_reason, usage)],
+        usage=usage,
     )
 
 
@@ -156,13 +159,12 @@ def _add_delta(block: Body, delta: Mapping[str, Any]) -> None:
 
 
 def _convert_answer(
-    content: Sequence[Mapping[str, Any]], stop_reason: str | None, usage: Mapping[str, Any]
+    content: Sequence[Mapping[str, Any]], stop_reason: str | None, usage: Usage | None
 ) -> Written:
     message = convert_answer(content)
-    num_tokens = usage.get("output_tokens")
     return Written(
         text=message["content"] or "",
         message=message,
         finish_reason=None if stop_reason is None else _FINISH_REASONS.get(stop_reason, "stop"),
-        num_tokens=num_tokens if isinstance(num_tokens, int) else None,
+        num_tokens=count_of(usage, "output_tokens"),
     )

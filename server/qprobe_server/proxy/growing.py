@@ -34,7 +34,11 @@ class GrowingChoice:
         return made
 
     def add(self, choice: Mapping[str, Any]) -> None:
-        """Take a chunk's piece of it."""
+        """Take a chunk's piece of it.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: It is not what the API promises.
+        """
         self.text += choice.get("text") or ""
         for name, value in _split_content(choice.get("delta") or {}).items():
             if name == "tool_calls":
@@ -44,7 +48,10 @@ class GrowingChoice:
                 self.message[name] += value
             elif value is not None:
                 self.message[name] = value
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        reason = choice.get("finish_reason")
+        if not isinstance(reason, str | None):
+            raise TypeError("finish_reason")
+        self.finish_reason = reason or self.finish_reason
         self._add_logprobs(choice.get("logprobs") or {})
 
     def _add_call(self, piece: Mapping[str, Any]) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 from qprobe_server.choice.fields import read_lax
 from qprobe_server.edge.turns import Turns
 from qprobe_server.errors import RequestError, UpstreamError
-from qprobe_server.proxy.answers import Answer, Body, Candidate, add_usages, check_list, reading
+from qprobe_server.proxy.answers import Answer, Body, Candidate, check_list, reading
 from qprobe_server.proxy.chat_prompt import make_chat_prompt, strip_begun
 from qprobe_server.proxy.events import Event, read_events
 from qprobe_server.proxy.growing import GrowingChoice
 from qprobe_server.proxy.reader import Prompt, Written
 from qprobe_server.proxy.upstream import Reply
+from qprobe_server.proxy.usage import Usage, add_usages, count_of, read_usage
 
 __all__ = ["ChatCompletions", "Completions"]
 
@@ -95,13 +96,12 @@ class _OpenAI(ABC):
         )
 
     def _finish(
-        self, choices: Sequence[GrowingChoice], body: Body, usage: Body | None
+        self, choices: Sequence[GrowingChoice], body: Body, usage: Usage | None
     ) -> list[Written]:
         if not choices:
             raise UpstreamError("a reply without a choice")
         # With several nobody says which has taken how many.
-        counted = (usage or {}).get("completion_tokens") if len(choices) == 1 else None
-        num_tokens = counted if isinstance(counted, int) else None
+        num_tokens = count_of(usage, "completion_tokens") if len(choices) == 1 else None
         return [self._finish_one(each, body, num_tokens) for each in choices]
 
     @abstractmethod
@@ -244,13 +244,10 @@ def _check_error(fields: Mapping[str, Any]) -> None:
         raise UpstreamError("an error instead of an answer")
 
 
-def _find_usage(parts: Sequence[Body]) -> Body | None:
+def _find_usage(parts: Sequence[Body]) -> Usage | None:
     """Return the last usage, which counts everything."""
-    for part in reversed(parts):
-        if isinstance(part.get("usage"), dict):
-            usage: Body = part["usage"]
-            return usage
-    return None
+    found = (read_usage(part.get("usage")) for part in reversed(parts))
+    return next((usage for usage in found if usage is not None), None)
 
 
 def _is_whole(winners: Sequence[Candidate]) -> bool:
@@ -258,10 +255,10 @@ def _is_whole(winners: Sequence[Candidate]) -> bool:
     return len(winners) == 1 and len(winners[0].answer.choices) == 1
 
 
-def _join_usages(winners: Sequence[Candidate]) -> Body | None:
+def _join_usages(winners: Sequence[Candidate]) -> Usage | None:
     """Return the usage of several answers; a reply of several choices counts them all."""
     prompts: set[int] = set()
-    usages: dict[int, Body] = {}  # by reply
+    usages: dict[int, Usage] = {}  # by reply
     for each in winners:
         usage = each.answer.usage
         if usage is None:
@@ -274,7 +271,8 @@ def _join_usages(winners: Sequence[Candidate]) -> Body | None:
             prompts.add(each.prompt_index)
     total = add_usages(list(usages.values())) or {}
     if "total_tokens" in total:
-        total["total_tokens"] = total.get("prompt_tokens", 0) + total.get("completion_tokens", 0)
+        parts = (count_of(total, name) or 0 for name in ("prompt_tokens", "completion_tokens"))
+        total["total_tokens"] = sum(parts)
     return total
 
 

@@ -12,10 +12,11 @@ from qprobe_server.choice.result import make_result
 from qprobe_server.choice.schemas import CandidateReply, ResultReply
 from qprobe_server.edge.metrics import Outcome, RerankMetrics
 from qprobe_server.errors import ReadingError, UpstreamError
-from qprobe_server.proxy.answers import Candidate, add_usages
+from qprobe_server.proxy.answers import Candidate
 from qprobe_server.proxy.chat_text import write_answer
 from qprobe_server.proxy.reader import Prompt, Read, Reader
 from qprobe_server.proxy.sampling import Asked, Sample, sample
+from qprobe_server.proxy.usage import add_usages, count_of
 
 __all__ = ["PromptRun"]
 
@@ -189,10 +190,10 @@ class PromptRun:
 
     def _add_sampled(self, result: ResultReply, came: Sample) -> None:
         """Say what is paid for: also for candidates that could not be read."""
-        result.sampled_usage = add_usages(came.usages)
-        usage = result.sampled_usage or {}
-        counted = usage.get("completion_tokens", usage.get("output_tokens"))  # Anthropic's
-        result.sampled_tokens = counted if isinstance(counted, int) else None
+        usage = add_usages(came.usages)
+        result.sampled_usage = usage
+        # The other name is Anthropic's.
+        result.sampled_tokens = count_of(usage, "completion_tokens", "output_tokens")
 
     async def _note(self, result: ResultReply) -> None:
         if result.candidates is None:

@@ -15,6 +15,7 @@ from qprobe_server.errors import UpstreamError
 from qprobe_server.proxy.answers import Answer, Body, Candidate, Format
 from qprobe_server.proxy.headers import Header
 from qprobe_server.proxy.upstream import Reply, Upstream
+from qprobe_server.proxy.usage import Usage
 
 __all__ = ["Asked", "Sample", "sample"]
 
@@ -59,7 +60,7 @@ class Sample:
     """
 
     candidates: Sequence[Candidate]
-    usages: Sequence[Body]
+    usages: Sequence[Usage]
     failures: Sequence[str]
 
     def describe_failures(self) -> str | None:

@@ -1,6 +1,7 @@
 """An upstream that fails in every way: partly, for a while, for good, in the midst of a stream."""
 
 import asyncio
+import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -60,6 +61,10 @@ BAD_REPLIES: dict[str, tuple[Any, str]] = {
         lambda: Response(b"x", headers={"content-encoding": "gzip"}),
         "a compressed reply (2)",
     ),
+    "ends for an odd reason": (
+        lambda: JSONResponse({"choices": [{"message": {}, "finish_reason": ["stop"]}]}),
+        "a broken reply (TypeError) (2)",
+    ),
     "is slow": (sleep_long, "no answer in time (2)"),
 }
 
@@ -78,6 +83,61 @@ async def test_the_choice_is_among_the_candidates_that_came(
     assert f"{setting.stub.url}: 2 of 4 candidates are missing: {said}" in caplog.text
     assert reply["q_probe"]["k"] == 4
     assert reply["q_probe"]["results"][0]["scores"] == [6, 6]
+
+
+ODD_USAGES: list[Json] = [
+    {"completion_tokens": -1},
+    {"completion_tokens": {"all": 4}},
+    {"completion_tokens": 10**400},
+    {"completion_tokens": float("nan"), "prompt_tokens": {}},
+    {"completion_tokens": True, "completion_tokens_details": 3},
+    {"completion_tokens": 4, "completion_tokens_details": {"a": {"b": 1}}},
+    {"completion_tokens": 4, "cost": float("inf")},
+]
+
+
+@pytest.mark.parametrize("has_n", [False, True])
+@pytest.mark.parametrize("usage", ODD_USAGES, ids=lambda usage: str(usage)[:60])
+async def test_a_count_that_none_can_be_costs_no_answer(
+    setting: Any, make: Any, usage: Json, has_n: bool
+) -> None:
+    """Of one candidate, beside others that count as ever; with several answers, too."""
+
+    async def answer(request: Any, body: Json, number: int) -> Response:
+        reply = make.complete("four")
+        if number == 1 or has_n:
+            reply["usage"] = usage
+            reply["choices"] *= 4 if has_n else 1
+        return Response(json.dumps(reply), media_type="application/json")
+
+    setting.stub.answer = answer
+    async with setting.open(has_n=has_n) as proxy:
+        for body in (ASK, {**ASK, "n": 2}):
+            reply = await proxy.post(CHAT, json=body)
+            assert reply.status_code == 200
+            (result,) = reply.json()["q_probe"]["results"]
+            assert result["scores"] == [4, 4, 4, 4]
+            assert result["sampled_tokens"] in (None, 4, 12, 16)
+
+
+@pytest.mark.parametrize(
+    ("told", "given"),
+    [
+        ("9" * 400, "31536000"),
+        ("Wed, 21 Oct 9999 07:28:00 GMT", "31536000"),
+        ("Wed, 21 Oct 99999999999 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2030 07:28:00 +9999999999999999", None),
+    ],
+)
+async def test_a_pause_that_no_calendar_has_is_no_failure_of_ours(
+    setting: Any, make: Any, monkeypatch: pytest.MonkeyPatch, told: str, given: str | None
+) -> None:
+    monkeypatch.setattr("qprobe_server.proxy.upstream._FIRST_PAUSE_S", 0.004)
+    setting.stub.answer = make.answer_with(Response(b"busy", 429, {"retry-after": told}))
+    async with setting.open() as proxy:
+        reply = await proxy.post(CHAT, json=ASK)
+    assert (reply.status_code, reply.text) == (429, "busy")
+    assert reply.headers.get("retry-after") == given
 
 
 BROKEN_STREAMS: dict[str, tuple[Any, str]] = {
