@@ -145,7 +145,7 @@ class EmbeddingsEndpoint:
         try:
             reply = await self._upstream.ask(make, deadline_s=deadline_s)
         except UpstreamError as error:
-            if error.own is not None and error.status in _REFUSED:
+            if error.status in _REFUSED:
                 raise _RefusedError(error.status) from error
             raise self._fail(str(error)) from error
         return self._parse(reply.body, len(texts))

@@ -186,27 +186,38 @@ def _describe(error: ServerError) -> tuple[int, Any]:
     match error:
         case RequestError():
             return error.status, error.body()
-        case UpstreamError(own=(_, raw)):
-            try:
-                return error.status, json.loads(raw)
-            except ValueError:
-                return error.status, describe_error(f"upstream: {error}", status=error.status)
         case UpstreamError():
-            return error.status, describe_error(f"upstream: {error}", status=error.status)
+            said = describe_error(f"upstream: {error}", status=error.status)
+            return error.status, said if error.own is None else _join_own(error.own[1], said)
         case ReadingError():
             return 502, describe_error(str(error), status=502)
         case _:
             return 500, describe_error(str(error), status=500)
 
 
+def _join_own(raw: bytes, said: dict[str, Any]) -> dict[str, Any]:
+    """Return an upstream's own error where clients find it, or with it the one that says so.
+
+    Clients take an event of a stream for an error by its field ``error``, which not every API has.
+    """
+    try:
+        own = json.loads(raw)
+    except (ValueError, RecursionError):
+        return said
+    if not isinstance(own, dict):
+        return said
+    return own if own.get("error") else {**own, **said}
+
+
 def _make_reply(error: ServerError) -> Response:
     """Return what a client gets for a failure: the upstream's own words, if it has some."""
-    if not isinstance(error, UpstreamError) or error.own is None:
-        status, body = _describe(error)
-        headers = error.headers if isinstance(error, RequestError) else None
-        return JSONResponse(body, status_code=status, headers=headers)
-    content_type, raw = error.own
-    headers = {"content-type": content_type} if content_type else {}
-    if error.retry_after_s is not None:
+    headers = dict(error.headers) if isinstance(error, RequestError) else {}
+    if isinstance(error, UpstreamError) and error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    return Response(raw, error.status, headers)
+    if isinstance(error, UpstreamError) and error.own is not None:
+        content_type, raw = error.own
+        if content_type:
+            headers["content-type"] = content_type
+        return Response(raw, error.status, headers)
+    status, body = _describe(error)
+    return JSONResponse(body, status_code=status, headers=headers)

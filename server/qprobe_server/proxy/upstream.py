@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -139,22 +140,29 @@ class Upstream:
         sent.status = response.status_code
         try:
             check_redirect(response)
+            if response.status_code != HTTPStatus.OK:
+                raise await self._read_error(response, sent)
             body = await self._read(response, sent)
         except httpx.HTTPError as error:
             raise UpstreamError("the connection was lost") from error
         finally:
             await response.aclose()
-        content_type = response.headers.get("content-type", "")
-        if response.status_code != HTTPStatus.OK:
-            raise UpstreamError(
-                f"status {response.status_code}",
-                status=response.status_code if response.is_error else HTTPStatus.BAD_GATEWAY,
-                own=(content_type, body) if response.is_error else None,
-                retry_after_s=read_pause(response.headers),
-                may_pass=response.status_code == HTTPStatus.TOO_MANY_REQUESTS
-                or response.is_server_error,
-            )
-        return Reply(content_type.startswith("text/event-stream"), body)
+        return Reply(_find_type(response).startswith("text/event-stream"), body)
+
+    async def _read_error(self, response: httpx.Response, sent: SentRequest) -> UpstreamError:
+        """Return what another status than 200 says, also where its body cannot be read."""
+        status = response.status_code
+        own = None
+        if response.is_error:
+            with suppress(UpstreamError, httpx.HTTPError):
+                own = (_find_type(response), await self._read(response, sent))
+        return UpstreamError(
+            f"status {status}",
+            status=status if response.is_error else HTTPStatus.BAD_GATEWAY,
+            own=own,
+            retry_after_s=read_pause(response.headers),
+            may_pass=status == HTTPStatus.TOO_MANY_REQUESTS or response.is_server_error,
+        )
 
     async def _read(self, response: httpx.Response, sent: SentRequest) -> bytes:
         """Read a reply as far as it is allowed to go.
@@ -172,6 +180,11 @@ class Upstream:
                 raise UpstreamError(f"a reply of more than {self.bounds.max_reply_mib} MiB")
             chunks.append(chunk)
         return b"".join(chunks)
+
+
+def _find_type(response: httpx.Response) -> str:
+    found: str = response.headers.get("content-type", "")
+    return found
 
 
 def check_redirect(response: httpx.Response) -> None:

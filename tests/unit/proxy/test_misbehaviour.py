@@ -96,22 +96,22 @@ ODD_USAGES: list[Json] = [
 ]
 
 
-@pytest.mark.parametrize("has_n", [False, True])
+@pytest.mark.parametrize("num_choices", [1, 4])
 @pytest.mark.parametrize("usage", ODD_USAGES, ids=lambda usage: str(usage)[:60])
 async def test_a_count_that_none_can_be_costs_no_answer(
-    setting: Any, make: Any, usage: Json, has_n: bool
+    setting: Any, make: Any, usage: Json, num_choices: int
 ) -> None:
     """Of one candidate, beside others that count as ever; with several answers, too."""
 
     async def answer(request: Any, body: Json, number: int) -> Response:
         reply = make.complete("four")
-        if number == 1 or has_n:
+        if number == 1 or num_choices > 1:
             reply["usage"] = usage
-            reply["choices"] *= 4 if has_n else 1
+            reply["choices"] *= num_choices
         return Response(json.dumps(reply), media_type="application/json")
 
     setting.stub.answer = answer
-    async with setting.open(has_n=has_n) as proxy:
+    async with setting.open(has_n=num_choices > 1) as proxy:
         for body in (ASK, {**ASK, "n": 2}):
             reply = await proxy.post(CHAT, json=body)
             assert reply.status_code == 200
@@ -242,6 +242,42 @@ async def test_a_failing_upstream_is_asked_again_a_few_times(
     assert len(setting.stub.bodies) == 4
 
 
+UNREADABLE = [
+    Response(b"packed", 429, {"retry-after": "0", "content-encoding": "gzip"}),
+    Response(b"x" * (2 << 20), 429, {"retry-after": "0"}),
+]
+
+
+@pytest.mark.parametrize("refusal", UNREADABLE, ids=["compressed", "too long"])
+async def test_an_error_that_cannot_be_read_has_its_status_all_the_same(
+    setting: Any, make: Any, monkeypatch: pytest.MonkeyPatch, refusal: Response
+) -> None:
+    """It is tried again for it, and the client hears of it."""
+    monkeypatch.setattr("qprobe_server.proxy.upstream._FIRST_PAUSE_S", 0.004)
+    setting.stub.answer = make.answer_with(*[refusal] * 4, make.complete("now"))
+    async with setting.open(bounds=Bounds(max_reply_mib=1)) as proxy:
+        assert (await proxy.post(CHAT, json=ASK)).status_code == 200
+        setting.stub.answer = make.answer_with(refusal)
+        reply = await proxy.post(CHAT, json=ASK)
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "0")
+    assert reply.json()["error"]["message"] == "upstream: status 429"
+
+
+async def test_an_error_that_breaks_off_has_its_status_all_the_same(setting: Any) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 1000\r\n\r\n{")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with setting.open(upstreams=[url]) as proxy:
+            reply = await proxy.post(CHAT, json=ASK)
+    assert reply.status_code == 404
+    assert reply.json()["error"]["message"] == "upstream: status 404"
+
+
 async def test_an_upstreams_own_refusal_comes_through(setting: Any, make: Any) -> None:
     refusal = JSONResponse({"error": {"message": "no such model", "code": "model_not_found"}}, 404)
     setting.stub.answer = make.answer_with(refusal)
@@ -349,6 +385,35 @@ async def test_a_late_failure_ends_the_stream_with_an_error(setting: Any, make: 
     assert reply.status_code == 200
     assert reply.text.startswith(": keep-alive\n\n")
     assert reply.text.endswith('event: error\ndata: {"error": {"message": "their words"}}\n\n')
+
+
+LATE_ERRORS: list[tuple[bytes, str, Json]] = [
+    (b'{"detail": "not so"}', "application/json", {"detail": "not so"}),
+    (b'{"message": "not so", "error": null}', "application/json", {"message": "not so"}),
+    (b'["not so"]', "application/json", {}),
+    (b"[" * 100_000, "application/json", {}),
+    (b"\xff", "text/plain", {}),
+]
+
+
+@pytest.mark.parametrize(("raw", "kind", "kept"), LATE_ERRORS, ids=range(len(LATE_ERRORS)))
+async def test_a_late_failure_is_an_error_to_clients_whatever_its_words_are(
+    setting: Any, make: Any, raw: bytes, kind: str, kept: Json
+) -> None:
+    """OpenAI's client takes what has no field ``error`` for a chunk."""
+
+    async def answer(request: Any, body: Json, number: int) -> Response:
+        await asyncio.sleep(0.3)
+        return Response(raw, 400, media_type=kind)
+
+    setting.stub.answer = answer
+    async with setting.open(settings=Settings(keep_alive_s=0.1)) as proxy:
+        text = (await proxy.post(CHAT, json=STREAM)).text
+    event, data = text.removesuffix("\n\n").rsplit("\n\n", 1)[1].split("\n")
+    said = json.loads(data.removeprefix("data: "))
+    assert event == "event: error"
+    assert said["error"]["message"] == "upstream: status 400"
+    assert kept.items() <= said.items()
 
 
 async def until_idle(setting: Any) -> None:
