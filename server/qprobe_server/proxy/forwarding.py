@@ -79,10 +79,7 @@ async def _exchange(upstream: Upstream, scope: Scope, body: "_Body", send: Send)
 async def _pass_on(
     upstream: Upstream, request: httpx.Request, sent: SentRequest, send: Send
 ) -> None:
-    try:
-        response = await upstream.client.send(request, stream=True)
-    except httpx.HTTPError as error:
-        raise UpstreamError("it cannot be reached") from error
+    response = await upstream.send(request)
     sent.status = response.status_code
     try:
         check_redirect(response)

@@ -62,8 +62,9 @@ def _pass(headers: Iterable[Header], dropped: frozenset[bytes]) -> list[Header]:
         if name == b"connection"
         for each in value.split(b",")
     }
+    # uvicorn keeps the white space after a value, which httpx sends nobody.
     return [
-        (name, value)
+        (name, value.strip(b" \t"))
         for name, value in headers
         if name not in _HOP_BY_HOP and name not in dropped and name not in named
     ]

@@ -20,6 +20,11 @@ from qprobe_server.retry_after import read_pause
 __all__ = ["Bounds", "Reply", "Upstream", "check_redirect", "explain"]
 
 _CONNECT_S = 10.0
+# Less than the least after which usual servers close a connection: uvicorn's, and so vLLM's, is 5.
+_MAX_IDLE_S = 3.0
+# As httpx says that a connection is made, and that one was closed before there was a reply.
+_CONNECTING = "connection.connect_tcp.started"
+_CLOSED = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 # Tries of a request whose failure does not say when to come again, and of one that does.
 _MAX_TRIES = 4
 _MAX_TOLD_TRIES = 12
@@ -90,7 +95,11 @@ class Upstream:
         # Requests are made without it, so that nothing of its own is in them, cookies least of all.
         self.client = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=256,
+                keepalive_expiry=_MAX_IDLE_S,
+            ),
         )
 
     async def close(self) -> None:
@@ -100,7 +109,39 @@ class Upstream:
     def headers(self, headers: Sequence[Header]) -> list[Header]:
         """Return what it gets of a client's headers, and its key."""
         passed = to_upstream(headers, passes_credentials=self._passes_credentials)
-        return passed if self._key is None else [*passed, self._key]
+        if self._key is None:
+            return passed
+        # One of the key's name beside it would be another key, and some servers take the first.
+        return [*(each for each in passed if each[0] != self._key[0]), self._key]
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; return the reply as far as its headers, to be closed.
+
+        Servers close connections that idle, at times just when a request is sent on one: it is
+        sent once more then, if its body is at hand. On a new connection nobody knows what became
+        of it.
+
+        Raises:
+            UpstreamError: There is no reply.
+        """
+        is_new = False
+
+        async def note(event: str, _: object) -> None:
+            nonlocal is_new
+            is_new = is_new or event == _CONNECTING
+
+        request.extensions["trace"] = note
+        try:
+            try:
+                return await self.client.send(request, stream=True)
+            except _CLOSED:
+                if is_new or not isinstance(request.stream, httpx.ByteStream):
+                    raise
+                return await self.client.send(request, stream=True)
+        except httpx.LocalProtocolError as error:
+            raise UpstreamError("it cannot be sent such a request") from error
+        except httpx.HTTPError as error:
+            raise UpstreamError("it cannot be reached", may_pass=True) from error
 
     async def ask(self, make: Callable[[], httpx.Request], *, deadline_s: float) -> Reply:
         """Ask for a candidate; again, where that may help and there is time.
@@ -133,10 +174,7 @@ class Upstream:
             self.meter.count_retry()
 
     async def _ask_once(self, request: httpx.Request, sent: SentRequest) -> Reply:
-        try:
-            response = await self.client.send(request, stream=True)
-        except httpx.HTTPError as error:  # also of a connection that was closed while it idled
-            raise UpstreamError("it cannot be reached", may_pass=True) from error
+        response = await self.send(request)
         sent.status = response.status_code
         try:
             check_redirect(response)

@@ -1,6 +1,8 @@
 """What is not reranked passes through: bytes, headers, pace, and nothing that is not theirs."""
 
 import asyncio
+import contextlib
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -112,6 +114,75 @@ async def test_a_clients_own_key_passes_where_that_is_asked_for(setting: Any) ->
         await proxy.post("/v1/chat/completions", json=body, headers=sent)
     for got in setting.stub.headers:
         assert {name: got[name] for name in sent} == sent
+
+
+async def test_white_space_around_a_header_is_no_part_of_it(setting: Any) -> None:
+    """uvicorn hands it on as it came."""
+    raw = b'{"model": "m:good", "messages": [{"role": "user", "content": "hi"}]}'
+    async with setting.open() as proxy:
+        for path in (b"/v1/embeddings", b"/v1/chat/completions"):
+            head = b"POST %s HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-kept: 1 2 \t\r\n" % path
+            head += b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(raw)
+            url = proxy.base_url
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            writer.write(head + raw)
+            assert b" 200 " in await reader.readline()
+            writer.close()
+    assert {each["x-kept"] for each in setting.stub.headers} == {"1 2"}
+
+
+async def test_a_header_of_the_keys_name_is_not_sent_beside_the_key(setting: Any) -> None:
+    keys = {None: (b"x-own-key", b"ours")}
+    body = {"model": "m:good", "messages": [{"role": "user", "content": "hi"}]}
+    async with setting.open(keys=keys) as proxy:
+        await proxy.get("/v1/models", headers={"X-Own-Key": "theirs"})
+        await proxy.post("/v1/chat/completions", json=body, headers={"X-Own-Key": "theirs"})
+    for got in setting.stub.headers:
+        assert got.getlist("x-own-key") == ["ours"]
+
+
+async def close_while_idle(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: int
+) -> int:
+    """Answer so many requests of a connection, close it at the next; return how many came."""
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        for number in range(replies + 1):
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = re.search(rb"content-length: (\d+)", head)
+            await reader.readexactly(int(size[1]) if size else 0)
+            if number == replies:
+                writer.close()
+                return number + 1
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+    return 0
+
+
+async def test_a_connection_that_is_closed_while_it_idles_costs_no_request(setting: Any) -> None:
+    """As by a server that closes it just when the next request is on its way."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await close_while_idle(reader, writer, replies=1)
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with setting.open(upstreams=[url]) as proxy:
+            for method in ("GET", "POST", "GET", "POST"):
+                reply = await proxy.request(method, "/v1/x", content=b"x" * (method == "POST"))
+                assert (reply.status_code, reply.content) == (200, b"{}")
+
+
+async def test_a_new_connection_that_is_closed_is_a_failure(setting: Any) -> None:
+    """What came of the request nobody knows; twice it may do something twice."""
+    came: list[int] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(await close_while_idle(reader, writer, replies=0))
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with setting.open(upstreams=[url]) as proxy:
+            assert (await proxy.post("/v1/x", content=b"x")).status_code == 502
+    assert came == [1]
 
 
 async def test_only_those_with_a_key_get_to_the_upstream(setting: Any) -> None:
