@@ -310,6 +310,57 @@ def test_an_address_where_nobody_is_says_why(
         assert str(caught.value).startswith(f"{flag}: ")
 
 
+def test_keys_are_put_where_the_apis_look(playing: Any, run: Callable[..., Path]) -> None:
+    played = playing(play)
+    run(played, "--upstream-key-header", "api-key", "--embeddings-key-header", "X-Key")
+    for path, headers in zip(played.paths, played.headers, strict=True):
+        assert "authorization" not in headers
+        of_it = {name: headers.get(name) for name in ("api-key", "x-key")}
+        if path.endswith("/embeddings"):
+            assert of_it == {"api-key": None, "x-key": "another"}
+        else:
+            assert of_it == {"api-key": SECRET, "x-key": None}
+
+
+@pytest.mark.parametrize("unknown", [{"seed"}, {"max_tokens"}, {"seed", "max_tokens"}])
+def test_what_an_api_does_not_take_is_not_said_again(
+    playing: Any, run: Callable[..., Path], capsys: pytest.CaptureFixture[str], unknown: set[str]
+) -> None:
+    """As Mistral's, which refuses seeds, and OpenAI's of models that reason."""
+    chats: list[Json] = []
+
+    def refuse(request: Json, number: int) -> Any:
+        if "input" in request:
+            return play(request, number)
+        chats.append(request)
+        if unknown & {*request}:
+            return (422, {}, {"detail": "extra inputs are not permitted"})
+        return play({**request, "seed": request.get("seed", len(chats))}, number)
+
+    played = playing(refuse)
+    data = Dataset.load(run(played, "--upstream-concurrency", "1"))
+    assert len(data.samples) == 8 * N
+    assert len(chats) <= 8 * (N + 1) + 4  # a refused form each of the first greedy and sampled
+    last = chats[-1]
+    limit = "max_completion_tokens" if "max_tokens" in unknown else "max_tokens"
+    assert last[limit] == 256
+    assert not unknown & {*last}
+    has_seeds = "seed" not in unknown
+    assert all((each.seed is not None) == has_seeds for each in data.samples)
+    assert ("the API takes no seed" in capsys.readouterr().err) == (not has_seeds)
+
+
+def test_a_refused_greedy_answer_says_how_to_do_without(
+    playing: Any, run: Callable[..., Path]
+) -> None:
+    def refuse(request: Json, number: int) -> Any:
+        is_greedy = request.get("temperature") == 0
+        return (400, {}, {}) if is_greedy else play(request, number)
+
+    with pytest.raises(StartupError, match=r"line \d; --no-greedy asks for no greedy answers;"):
+        run(playing(refuse))
+
+
 def test_datasets_of_one_template_are_joined_and_of_two_are_not(
     playing: Any, run: Callable[..., Path]
 ) -> None:
@@ -378,6 +429,8 @@ def test_a_flag_that_differs_from_those_it_was_begun_with_is_named(
         (("--embeddings", "e", "--embedding-model", "m"), "goes with --upstream or --completions"),
         (("--upstream-concurrency", "4"), "--upstream-concurrency goes with --upstream"),
         (("--on-refusal", "stop"), "--on-refusal goes with --upstream"),
+        (("--upstream-key-header", "api-key"), "--upstream-key-header goes with --upstream"),
+        (("--embeddings-key-header", "k"), "--embeddings-key-header goes with --embeddings"),
         (
             ("--upstream", "u", "--upstream-model", "m", "--reader", "r", "--model", "m"),
             "--model does not go with --upstream",

@@ -25,7 +25,7 @@ class Sample:
         logprob: Sum over the generated tokens, in nats, under the sampling distribution's model
             (temperature 1). None where an API does not tell it.
         finish_reason: ``stop`` or ``length``; ``given`` if it was not sampled.
-        seed: The one that it was sampled with; None if it was not sampled.
+        seed: The one that it was sampled with; None if it was not sampled, or with none.
         reward: Finite; None if the reward failed. ``Dataset.load`` leaves such samples out.
         reason: Of the reward, in a word or two, or None.
         logprobs: What ``logprob`` is the sum of, rounded; None if it was not kept.

@@ -4,7 +4,7 @@ While a shard is embedded the next one is sampled already.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -124,7 +124,8 @@ def collect_from_api(
         for place, written in arrivals:
             what = asked[place]
             if isinstance(written, ServerError):
-                refusals.add(what.prompt, written, is_first=not done)
+                is_greedy = what.index == GREEDY
+                refusals.add(what.prompt, written, is_first=not done, is_greedy=is_greedy)
             else:
                 rated = begin_reward(rewarding, rows[what.prompt], what.index, written)
                 done[place] = Answer(what.prompt, what.index, what.seed, written, rated)
@@ -135,6 +136,8 @@ def collect_from_api(
         refused = [each for each in writer.prompts_of(shard) if each in refusals.prompts]
         refusals.check([each.prompt for each in answers], refused)
         coming = None if following is None else begin(following)
+        if not sampler.takes_seeds:
+            answers = [replace(each, seed=None) for each in answers]
         embedded = embedder.embed(list_readable(answers)) if answers else ()
         write_shard(writer, shard, embedder, answers, embedded)
     writer.finish()

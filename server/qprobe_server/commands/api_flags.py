@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qprobe_server.commands import values
+from qprobe_server.commands.key_flags import add_key_header
 from qprobe_server.commands.parser import refuse_flags
 from qprobe_server.errors import StartupError
 
@@ -34,9 +35,10 @@ API_FLAGS = {
 _ENGINE_ONLY = ("model", "adapter", "token_states")
 _READER_ONLY = ("layers", "windows")
 _UPSTREAM_ONLY = (
-    *("upstream_model", "upstream_logprobs", "upstream_concurrency", "on_refusal", "reader"),
+    *("upstream_model", "upstream_logprobs", "upstream_concurrency", "upstream_key_header"),
+    *("on_refusal", "reader"),
 )
-_ENDPOINT_ONLY = ("embedding_model", "embedding_template")
+_ENDPOINT_ONLY = ("embedding_model", "embedding_template", "embeddings_key_header")
 
 
 def add_api_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +51,7 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
         "QPROBE_UPSTREAM_API_KEY in the environment.",
     )
     group.add_argument("--upstream-model", metavar="NAME", help="Its model.")
+    add_key_header(group, "upstream")
     group.add_argument(
         "--upstream-logprobs",
         action="store_true",
@@ -78,6 +81,7 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
         "in the environment.",
     )
     group.add_argument("--embedding-model", metavar="NAME", help="Its model; with --embeddings.")
+    add_key_header(group, "embeddings")
     group.add_argument(
         "--embedding-template",
         metavar="TEXT",

@@ -6,7 +6,8 @@ from collections.abc import Coroutine, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, Self, TypeVar
 
-from qprobe_server.errors import ServerError
+from qprobe_server.commands.api_dialect import REFUSALS, Dialect
+from qprobe_server.errors import ServerError, UpstreamError
 from qprobe_server.proxy.address import read_address
 from qprobe_server.proxy.answers import Format
 from qprobe_server.proxy.headers import make_key_header
@@ -32,19 +33,21 @@ class ApiSampler:
     Args:
         url: Of an OpenAI-compatible API, as ``--upstream`` has it.
         concurrency: Samples that are asked for at a time, >= 1.
+        key_header: Where the key in the environment is put; None: a bearer token.
 
     Raises:
         StartupError: The URL is none, or the key in the environment is not valid.
     """
 
-    def __init__(self, url: str, *, concurrency: int) -> None:
+    def __init__(self, url: str, *, concurrency: int, key_header: str | None = None) -> None:
         address = read_address("--upstream", url)
         key = find_upstream_keys({None: address}).get(None)
         self._upstream = Upstream(
             address,
             Bounds(concurrency=concurrency),
-            key=None if key is None else make_key_header(key),
+            key=None if key is None else make_key_header(key, name=key_header),
         )
+        self._dialect = Dialect()
         self._turns = asyncio.Semaphore(concurrency)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -58,6 +61,11 @@ class ApiSampler:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    @property
+    def takes_seeds(self) -> bool:
+        """Whether samples have a seed, as far as the API has said."""
+        return self._dialect.takes_seeds
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Run something on the sampler's event loop, and return what it returns."""
@@ -90,6 +98,23 @@ class ApiSampler:
         await asyncio.gather(*(ask(index, body) for index, body in enumerate(bodies)))
 
     async def _sample(self, body: Body) -> Written:
+        refusal: UpstreamError | None = None
+        async with self._turns:  # its time begins when its turn comes
+            deadline_s = self._loop.time() + _DEADLINE_S
+            for changes, form in self._dialect.forms(body):
+                try:
+                    written = await self._ask(form, deadline_s)
+                except UpstreamError as error:
+                    if error.status not in REFUSALS:
+                        raise
+                    refusal = refusal or error
+                else:
+                    self._dialect.learn(changes)
+                    return written
+        assert refusal is not None  # there is a form
+        raise refusal
+
+    async def _ask(self, body: Body, deadline_s: float) -> Written:
         is_chat = "messages" in body
         route = b"/v1/chat/completions" if is_chat else b"/v1/completions"
         shape: Format = ChatCompletions() if is_chat else Completions()
@@ -100,9 +125,7 @@ class ApiSampler:
             headers=self._upstream.headers([]),
             body=body,
         )
-        async with self._turns:  # its time begins when its turn comes
-            deadline_s = self._loop.time() + _DEADLINE_S
-            (candidate,) = (await sample(asked, 0, k=1, deadline_s=deadline_s)).candidates
+        (candidate,) = (await sample(asked, 0, k=1, deadline_s=deadline_s)).candidates
         return candidate.written
 
     async def _close(self) -> None:

@@ -28,6 +28,7 @@ from qprobe_server.commands.manifest import (
     describe_engine,
     describe_flags,
 )
+from qprobe_server.commands.printing import warn
 from qprobe_server.commands.rewarding import HowToReward, Rewarding
 from qprobe_server.errors import ReadingError, StartupError
 from qprobe_server.proxy.address import read_address
@@ -112,6 +113,7 @@ def _open_embedder(
         read_address("--embeddings", args.embeddings),
         model=args.embedding_model,
         api_key=find_embeddings_key(),
+        key_header=args.embeddings_key_header,
     )
     try:
         template = flags["endpoint"]["template"]
@@ -134,7 +136,11 @@ def _open_embedder(
 
 
 def _open_sampler(args: argparse.Namespace) -> ApiSampler:
-    return ApiSampler(args.upstream, concurrency=args.upstream_concurrency or DEFAULT_CONCURRENCY)
+    return ApiSampler(
+        args.upstream,
+        key_header=args.upstream_key_header,
+        concurrency=args.upstream_concurrency or DEFAULT_CONCURRENCY,
+    )
 
 
 def _collect(
@@ -173,6 +179,8 @@ def _collect(
             skip_refused=skip,
             progress=bar.update,
         )
+    if not sampler.takes_seeds:
+        warn("--upstream: the API takes no seed, so that its samples cannot be had again")
 
 
 def _open_bar(writer: DatasetWriter, counts: Sequence[int]) -> tqdm:

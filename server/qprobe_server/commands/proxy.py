@@ -62,7 +62,7 @@ def _choose_reader(given: argparse.Namespace) -> OpenReader:
         StartupError: There are flags of the other kind of reader.
     """
     if given.reader is not None:
-        refuse_flags(given, ["embedding_model"], "goes with --embeddings")
+        refuse_flags(given, ["embedding_model", "embeddings_key_header"], "goes with --embeddings")
         check_model(given.reader, given)
         check_worker(given)
         return _open_engine(given)
@@ -74,7 +74,10 @@ def _choose_reader(given: argparse.Namespace) -> OpenReader:
 
     async def open_reader(probes: Sequence[LoadedProbe]) -> Reader:
         return await open_embeddings_reader(
-            given.embeddings, model=given.embedding_model, api_key=key
+            given.embeddings,
+            model=given.embedding_model,
+            api_key=key,
+            key_header=given.embeddings_key_header,
         )
 
     return open_reader

@@ -3,6 +3,7 @@
 import argparse
 
 from qprobe_server.commands import values
+from qprobe_server.commands.key_flags import add_key_header
 from qprobe_server.commands.serve_flags import (
     add_choice_flags,
     add_code_flags,
@@ -80,13 +81,7 @@ def _add_upstream(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="The largest reply of a candidate, in MiB. Default: 16.",
     )
-    group.add_argument(
-        "--upstream-key-header",
-        default="authorization",
-        metavar="NAME",
-        help="Header for the upstream's key, QPROBE_UPSTREAM_API_KEY in the environment: x-api-key "
-        "for Anthropic, api-key for Azure. Default: authorization, as a bearer token.",
-    )
+    add_key_header(group, "upstream")
     group.add_argument(
         "--pass-authorization",
         action="store_true",
@@ -110,6 +105,7 @@ def _add_reader(parser: argparse.ArgumentParser) -> None:
         "QPROBE_EMBEDDINGS_API_KEY in the environment.",
     )
     group.add_argument("--embedding-model", metavar="NAME", help="Its model; with --embeddings.")
+    add_key_header(group, "embeddings")
     group.add_argument(
         "--chat-template",
         metavar="FILE",

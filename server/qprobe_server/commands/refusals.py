@@ -45,13 +45,16 @@ class Refusals:
         self._skip = skip
         self.prompts: dict[int, ServerError] = {}
 
-    def add(self, prompt: int, error: ServerError, *, is_first: bool) -> None:
+    def add(
+        self, prompt: int, error: ServerError, *, is_first: bool, is_greedy: bool
+    ) -> None:
         """Leave a prompt out whose request has failed.
 
         Args:
             prompt: Its index.
             error: Why.
             is_first: Whether no other request of this shard was answered before.
+            is_greedy: Whether it was asked for the greedy answer.
 
         Raises:
             StartupError: It may not be left out, or it is the very first of the collection.
@@ -60,7 +63,9 @@ class Refusals:
         said = f"--upstream: {explain(error)} for the prompt of line {self._lines[prompt]}"
         if not self._skip or not is_refusal:
             hint = "; --on-refusal skip leaves out what the API refuses" if is_refusal else ""
-            raise StartupError(f"{said}; {_GOES_ON}{hint}") from error
+            # Some models take no temperature of 0.
+            greedy = "; --no-greedy asks for no greedy answers" if is_greedy else ""
+            raise StartupError(f"{said}{greedy}; {_GOES_ON}{hint}") from error
         if prompt == 0 and is_first and self._answered is None:
             raise self._blame_request(prompt, error)
         self.prompts.setdefault(prompt, error)

@@ -1,6 +1,7 @@
 """What the value of a flag may be; argparse names the flag when it is not."""
 
 import math
+import re
 from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,7 @@ __all__ = [
     "counts",
     "file",
     "folder",
+    "header_name",
     "layer",
     "layers",
     "names",
@@ -28,6 +30,8 @@ __all__ = [
     "seconds",
     "windows",
 ]
+
+_HEADER_NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")  # RFC 9110, section 5.6.2
 
 
 def count(text: str) -> int:
@@ -46,6 +50,13 @@ def seconds(text: str) -> float:
     if not 0 < value < math.inf:
         raise ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
     return value
+
+
+def header_name(text: str) -> str:
+    """Read the name of an HTTP header."""
+    if not _HEADER_NAME.fullmatch(text):
+        raise ArgumentTypeError(f"must be a header's name, got {text!r}")
+    return text
 
 
 def counts(text: str) -> tuple[int, ...]:

@@ -21,18 +21,22 @@ __all__ = ["EmbeddingsReader", "embed_answers", "normalize", "open_embeddings_re
 Floats = NDArray[np.float32]
 
 
-async def open_embeddings_reader(url: str, *, model: str, api_key: str | None) -> Reader:
+async def open_embeddings_reader(
+    url: str, *, model: str, api_key: str | None, key_header: str | None = None
+) -> Reader:
     """Ask an endpoint for one embedding, to see what it gives.
 
     Args:
         url: Of its API, as ``--embeddings`` has it.
         model: As it calls it.
         api_key: Its, or None.
+        key_header: Where that is put; None: a bearer token.
 
     Raises:
         StartupError: The URL is none, or the endpoint gives no embedding.
     """
-    endpoint = EmbeddingsEndpoint(read_address("--embeddings", url), model=model, api_key=api_key)
+    address = read_address("--embeddings", url)
+    endpoint = EmbeddingsEndpoint(address, model=model, api_key=api_key, key_header=key_header)
     try:
         return EmbeddingsReader(endpoint, await endpoint.probe())
     except ReadingError as error:

@@ -51,7 +51,8 @@ class EmbeddingsEndpoint:
     Args:
         address: Of the API.
         model: As the endpoint calls it.
-        api_key: Sent as a bearer token; None sends none.
+        api_key: Its key; None sends none.
+        key_header: Where that is put; None: a bearer token.
         total_s: For a batch with all its tries and pauses, > 0.
 
     Raises:
@@ -62,12 +63,18 @@ class EmbeddingsEndpoint:
     """
 
     def __init__(
-        self, address: Address, *, model: str, api_key: str | None = None, total_s: float = 60.0
+        self,
+        address: Address,
+        *,
+        model: str,
+        api_key: str | None = None,
+        key_header: str | None = None,
+        total_s: float = 60.0,
     ) -> None:
         self.address = address
         self.model = model
         self._total_s = total_s
-        key = None if api_key is None else make_key_header(api_key)
+        key = None if api_key is None else make_key_header(api_key, name=key_header)
         self._upstream = Upstream(address, _BOUNDS, key=key)
 
     async def close(self) -> None:

@@ -25,15 +25,17 @@ _CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"api-key", b"cookie")
 _OF_THE_REPLY = frozenset((b"set-cookie",))
 
 
-def make_key_header(key: str, *, name: str = _AUTHORIZATION) -> Header:
-    """Return the header that carries a key; in ``authorization`` it is a bearer token.
+def make_key_header(key: str, *, name: str | None = None) -> Header:
+    """Return the header that carries a key.
+
+    Without a name it is ``authorization``, and the key a bearer token.
 
     Raises:
         StartupError: The key has a character that no header can have; it is not quoted.
     """
     if not key.isascii() or not key.isprintable() or " " in key:
         raise StartupError("a key in the environment has a character that no key can have")
-    name = name.lower()
+    name = (name or _AUTHORIZATION).lower()
     return name.encode(), (f"Bearer {key}" if name == _AUTHORIZATION else key).encode()
 
 

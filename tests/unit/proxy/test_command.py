@@ -48,6 +48,11 @@ WRONG = [
     (["--upstream", URL, *EMBEDDED, "--dtype", "float32"], "--dtype goes with --reader"),
     (["--upstream", URL, *EMBEDDED, "--probe-layers", "3"], "--probe-layers goes with --reader"),
     (["--upstream", URL, *EMBEDDED, "--schedule", "off"], "--schedule"),
+    (
+        ["--upstream", URL, "--reader", "org/m", "--embeddings-key-header", "k"],
+        "--embeddings-key-header goes with --embeddings",
+    ),
+    (["--upstream", URL, *EMBEDDED, "--upstream-key-header", "a b"], "must be a header's name"),
     (["--upstream", "nowhere", *EMBEDDED], "--upstream 'nowhere'"),
     (["--upstream", URL, *EMBEDDED, "--port", "99999"], "--port must be"),
     (["--upstream", URL, *EMBEDDED, "--probe", "p=/none"], "there is none"),
