@@ -33,6 +33,7 @@ class Settings:
         max_body_mib: The most MiB that a request's body may have, where the edge reads it, >= 1.
         schedule: When candidates are dropped where the request does not say: ``default`` as the
             probe recommends; empty never.
+        rejects_early: Whether candidates can be dropped before they are whole.
         keep_alive_s: A reranked stream that is silent for so many seconds gets an SSE comment, > 0.
         allow_model_mismatch: Whether a probe of an adapter's states scores those of others.
         admin_api_key: Opens the routes that change probes; None: there are none.
@@ -103,19 +104,25 @@ def find_admin_key(args: argparse.Namespace) -> str | None:
     return given if given is not None else os.environ.get(ADMIN_KEY_VARIABLE) or None
 
 
-def read_settings(args: argparse.Namespace) -> Settings:
+def read_settings(
+    args: argparse.Namespace, *, api_keys: Sequence[str | None] | None = None
+) -> Settings:
     """Return our settings from the flags of ``serve``, whichever parser has read them.
+
+    Args:
+        args: The flags.
+        api_keys: What opens the routes for everyone; None: what vLLM would take.
 
     Raises:
         StartupError: The admin key is empty, or everyone's.
     """
     admin_key = find_admin_key(args)
     if admin_key is not None:
-        # vLLM takes --api-key, else its environment.
-        keys = args.api_key or [os.environ.get("VLLM_API_KEY")]
+        if api_keys is None:
+            api_keys = args.api_key or [os.environ.get("VLLM_API_KEY")]
         if not admin_key.strip():
             raise StartupError("--admin-api-key must not be empty")
-        if admin_key in keys:
+        if admin_key in api_keys:
             raise StartupError("--admin-api-key must differ from --api-key")
     return Settings(
         default_probe=args.default_probe,

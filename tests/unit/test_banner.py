@@ -8,7 +8,7 @@ import pytest
 
 from qprobe import Probe, ProbeInfo, Terms
 from qprobe.probe.schedule import Step
-from qprobe_server.edge.banner import Listening, describe_server
+from qprobe_server.edge.banner import Listening, describe_proxy, describe_server
 from qprobe_server.library.registry import LoadedProbe, ProbeRegistry, ServedProbe
 from qprobe_server.settings import Settings
 
@@ -125,3 +125,28 @@ def test_a_probe_of_an_adapter_is_asked_with_it() -> None:
     assert "own  is of the LoRA adapter 'sql-3', which is not served" in without
     assert json.loads(read_curl(without)[-1])["model"] == "m:any"
     assert "m:own" in describe(HERE, *probes, allow_model_mismatch=True)
+
+
+def test_a_proxy_says_what_is_behind_it_and_how_to_ask_it() -> None:
+    block = describe_proxy(
+        Listening(host=None, port=8000, key="YOUR_API_KEY"),
+        upstreams={None: "https://any.example"},
+        probes=[make_probe("good"), make_probe("kind")],
+        settings=Settings(default_probe="kind", k=4),
+    )
+    assert "  upstream    https://any.example\n" in block
+    assert "  probe       MODEL:good  best of 4\n" in block
+    assert "  no probe    means the probe kind\n" in block
+    assert "Try, with one of its models for MODEL:\n" in block
+    command = read_curl(block)
+    assert "http://localhost:8000/v1/chat/completions" in command
+    assert "authorization: Bearer YOUR_API_KEY" in command
+    assert json.loads(command[-1])["model"] == "MODEL:kind"
+
+
+def test_a_proxy_with_named_upstreams_asks_one_of_them() -> None:
+    block = describe_proxy(
+        HERE, upstreams={"gpt": "https://a", None: "https://b"}, probes=[], settings=Settings()
+    )
+    assert "  no probe    means that a request passes through\n" in block
+    assert json.loads(read_curl(block)[-1])["model"] == "gpt"

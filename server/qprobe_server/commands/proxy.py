@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 
 import uvloop
 
@@ -39,8 +38,7 @@ def run(args: argparse.Namespace) -> None:
     """
     quiet.be_quiet(verbose=args.verbose)
     own = read_proxy_settings(args)
-    args.api_key = list(own.api_keys)
-    settings = replace(read_settings(args), rejects_early=False)
+    settings = read_settings(args, api_keys=own.api_keys)
     open_reader = _choose_reader(args)
     check_address(args)
     if settings.allow_code_execution:

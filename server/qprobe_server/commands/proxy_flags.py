@@ -130,4 +130,5 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="A stream that waits gets a comment as often. Default: 10.",
     )
+    # Of `serve` alone; what is shared with it looks for them.
     parser.set_defaults(uds=None, schedule=None)

@@ -45,9 +45,7 @@ class Refusals:
         self._skip = skip
         self.prompts: dict[int, ServerError] = {}
 
-    def add(
-        self, prompt: int, error: ServerError, *, is_first: bool, is_greedy: bool
-    ) -> None:
+    def add(self, prompt: int, error: ServerError, *, is_first: bool, is_greedy: bool) -> None:
         """Leave a prompt out whose request has failed.
 
         Args:

@@ -1,4 +1,4 @@
-"""What ``qprobe serve`` says when it is ready: where it is, what it serves, how to ask it."""
+"""What a server says when it is ready: where it is, what it serves, how to ask it."""
 
 import json
 import shlex
@@ -9,10 +9,12 @@ from types import MappingProxyType
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.settings import Settings
 
-__all__ = ["Listening", "describe_server"]
+__all__ = ["Listening", "describe_proxy", "describe_server"]
 
 _PROMPT = "Write a Python function `is_odd(n)`."
 _SHOWN_PROBES = 8
+# For the name of one of the upstream's, which only itself knows.
+_ANY_MODEL = "MODEL"
 _NO_ADAPTERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -65,27 +67,69 @@ def describe_server(
         settings: The server's flags.
         adapters: By the names that they are served by, what LoRA adapters are called to probes.
     """
-    where = f" on the socket {listening.socket}" if listening.socket else ""
-    rows = [("API", f"{listening.url}/v1{where}"), ("playground", f"{listening.url}/playground")]
     names = {model: None, **adapters}
     aliases = {probe: _find_alias(probe, names, settings) for probe in probes}
-    rows += [
-        ("probe", _describe_probe(probe, aliases[probe], settings))
-        for probe in probes[:_SHOWN_PROBES]
-    ]
-    if len(probes) > _SHOWN_PROBES:
-        rows.append(("", f"and {len(probes) - _SHOWN_PROBES} more: {listening.url}/v1/probes"))
+    rows = _list_addresses(listening)
+    rows += _list_probes(listening, aliases, settings)
     if settings.default_probe is not None:
         rows.append((model, f"takes the probe {settings.default_probe}"))
     else:
         rows.append((model, "without a probe is sampled as by vLLM"))
-    width = max(len(name) for name, _ in rows)
-    lines = [f"  {name:<{width}}  {value}" for name, value in rows]
     asked = _pick([probe for probe in probes if aliases[probe]], settings)
     alias = (asked and aliases[asked]) or model
     curl = _make_curl(listening, alias, is_chat=is_chat)
-    about = [f"qprobe serves {model}; Ctrl-C stops it.", *lines]
-    return "\n".join(["", *about, "", "Try:", "", curl, "", ""])
+    return _lay_out(f"qprobe serves {model}", rows, "Try:", curl)
+
+
+def describe_proxy(
+    listening: Listening,
+    *,
+    upstreams: Mapping[str | None, str],
+    probes: Sequence[ServedProbe],
+    settings: Settings,
+) -> str:
+    """Return the block that ends a proxy's start.
+
+    Args:
+        listening: Where.
+        upstreams: Where they are, by the models that they answer for; that of None takes others.
+        probes: In the order in which they are listed.
+        settings: The server's flags.
+    """
+    model = next((name for name in upstreams if name is not None), _ANY_MODEL)
+    aliases = {probe: f"{model}:{probe.name}" for probe in probes}
+    rows = _list_addresses(listening)
+    rows += [(name or "upstream", where) for name, where in upstreams.items()]
+    rows += _list_probes(listening, aliases, settings)
+    if settings.default_probe is not None:
+        rows.append(("no probe", f"means the probe {settings.default_probe}"))
+    else:
+        rows.append(("no probe", "means that a request passes through"))
+    asked = _pick(probes, settings)
+    curl = _make_curl(listening, aliases[asked] if asked else model, is_chat=True)
+    hint = "Try:" if model != _ANY_MODEL else f"Try, with one of its models for {_ANY_MODEL}:"
+    return _lay_out("qprobe reranks for these upstreams", rows, hint, curl)
+
+
+def _list_addresses(listening: Listening) -> list[tuple[str, str]]:
+    where = f" on the socket {listening.socket}" if listening.socket else ""
+    return [("API", f"{listening.url}/v1{where}"), ("playground", f"{listening.url}/playground")]
+
+
+def _list_probes(
+    listening: Listening, aliases: Mapping[ServedProbe, str | None], settings: Settings
+) -> list[tuple[str, str]]:
+    """Return the rows of the first probes, by the aliases that they are answered by."""
+    rows = [("probe", _describe_probe(probe, alias, settings)) for probe, alias in aliases.items()]
+    num_more = len(rows) - _SHOWN_PROBES
+    more = [("", f"and {num_more} more: {listening.url}/v1/probes")] if num_more > 0 else []
+    return [*rows[:_SHOWN_PROBES], *more]
+
+
+def _lay_out(said: str, rows: Sequence[tuple[str, str]], hint: str, curl: str) -> str:
+    width = max(len(name) for name, _ in rows)
+    lines = [f"  {name:<{width}}  {value}" for name, value in rows]
+    return "\n".join(["", f"{said}; Ctrl-C stops it.", *lines, "", hint, "", curl, "", ""])
 
 
 def _describe_probe(probe: ServedProbe, alias: str | None, settings: Settings) -> str:

@@ -104,7 +104,7 @@ def _is_cleaning_up(child: psutil.Process) -> bool:
 
 async def serve_until_signalled(
     app: FastAPI,
-    serve: Coroutine[Any, Any, Awaitable[None]],
+    serve: Coroutine[Any, Any, Awaitable[None] | None],
     requests: OpenRequests,
     *,
     let_end_s: float,
@@ -118,7 +118,7 @@ async def serve_until_signalled(
     Args:
         app: What is served.
         serve: Serves it until uvicorn's server, which it puts at ``app.state.server``, should exit;
-            returns what is left to do then.
+            returns what is left to do then, if there is something.
         requests: Those that are open.
         let_end_s: Seconds for open requests to end by themselves, >= 0.
         on_ready: Called when the server listens.
@@ -142,7 +142,9 @@ async def serve_until_signalled(
     if signalled.is_set():
         await requests.stop(let_end_s=let_end_s, let_leave_s=GRACE_S)
         app.state.server.should_exit = True
-    await (await serving)
+    left = await serving
+    if left is not None:
+        await left
     return max(0.0, let_end_s - (loop.time() - begun_s)) if signalled.is_set() else let_end_s
 
 

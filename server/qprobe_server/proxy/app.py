@@ -1,7 +1,9 @@
 """The proxy's app, and its life from start to end."""
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import uvicorn
 from fastapi import FastAPI
@@ -14,7 +16,7 @@ from qprobe_server import quiet
 from qprobe_server.choice.code_vote import make_code_runner
 from qprobe_server.choice.vote import VoteReader
 from qprobe_server.edge.attachment import attach
-from qprobe_server.edge.banner import Listening
+from qprobe_server.edge.banner import Listening, describe_proxy
 from qprobe_server.edge.lifetime import GRACE_S, ending_at_once, serve_until_signalled
 from qprobe_server.edge.metrics import RerankMetrics
 from qprobe_server.edge.middleware import AppState
@@ -59,11 +61,13 @@ async def serve(
         StartupError: The reader cannot start, or a probe is not for it.
     """
     requests = OpenRequests()
-    with ending_at_once():
-        reader = await open_reader(probes)
     counted = CollectorRegistry()
-    upstreams = open_upstreams(own, counted)
-    try:
+    async with AsyncExitStack() as stack:
+        # Before the reader, which may take minutes.
+        upstreams = await stack.enter_async_context(open_upstreams(own, counted))
+        with ending_at_once():
+            reader = await open_reader(probes)
+        stack.push_async_callback(reader.close)
         app = await make_app(own, settings, probes, store, reader, upstreams, counted)
         probes.clear()  # the reader has the weights
         app.user_middleware.insert(-1, Middleware(StoppingMiddleware, requests=requests))
@@ -74,30 +78,34 @@ async def serve(
             let_end_s=own.shutdown_timeout_s,
             on_ready=lambda: _announce(app, own),
         )
-    finally:
-        for each in upstreams.values():
-            await each.close()
-        await reader.close()
 
 
-def open_upstreams(own: ProxySettings, counted: CollectorRegistry) -> dict[str | None, Upstream]:
-    """Return the upstreams by name, each to be closed.
+@asynccontextmanager
+async def open_upstreams(
+    own: ProxySettings, counted: CollectorRegistry
+) -> AsyncIterator[Mapping[str | None, Upstream]]:
+    """Give the upstreams of the settings by name, and close them in the end.
 
     Args:
         own: The proxy's settings.
         counted: Gets their metrics.
+
+    Raises:
+        StartupError: The environment says of connections what cannot be.
     """
-    metrics = UpstreamMetrics(counted)
-    return {
-        name: Upstream(
-            address,
-            own.bounds,
-            key=own.keys.get(name),
-            passes_credentials=own.passes_credentials,
-            meter=metrics.meter(name),
-        )
-        for name, address in own.upstreams.items()
-    }
+    async with AsyncExitStack() as stack:
+        metrics = UpstreamMetrics(counted)
+        upstreams = {}
+        for name, address in own.upstreams.items():
+            upstreams[name] = Upstream(
+                address,
+                own.bounds,
+                key=own.keys.get(name),
+                passes_credentials=own.passes_credentials,
+                meter=metrics.meter(name),
+            )
+            stack.push_async_callback(upstreams[name].close)
+        yield upstreams
 
 
 async def make_app(
@@ -113,7 +121,7 @@ async def make_app(
 
     Args:
         own: See ``serve``, as the others.
-        settings: Likewise.
+        settings: Likewise; nothing is rejected early, as candidates are read when they are whole.
         probes: Likewise; stays as it is.
         store: Likewise.
         reader: Of candidates.
@@ -123,6 +131,7 @@ async def make_app(
     Raises:
         StartupError: The reader cannot score by a probe.
     """
+    settings = replace(settings, rejects_early=False)
     registry = ProbeRegistry()
     lifecycle = await _load(registry, settings, probes, store, reader)
     metrics = RerankMetrics(counted)
@@ -177,7 +186,7 @@ async def _load(
     return lifecycle
 
 
-async def _run(app: FastAPI, own: ProxySettings, *, has_log: bool) -> Awaitable[None]:
+async def _run(app: FastAPI, own: ProxySettings, *, has_log: bool) -> None:
     """Run uvicorn's server until it should exit."""
     config = uvicorn.Config(
         app,
@@ -194,24 +203,18 @@ async def _run(app: FastAPI, own: ProxySettings, *, has_log: bool) -> Awaitable[
     app.state.server = server = uvicorn.Server(config)
     quiet.hush_uvicorn()
     await server.serve()
-    return _nothing()
-
-
-async def _nothing() -> None:
-    """Wait for nothing: the server has ended."""
 
 
 def _announce(app: FastAPI, own: ProxySettings) -> None:
     """Say on the terminal that the proxy is ready."""
     port = app.state.server.servers[0].sockets[0].getsockname()[1]
-    listening = Listening(host=own.host, port=port)
     state: AppState = app.state.qprobe
-    rows = [("API", f"{listening.url}/v1"), ("playground", f"{listening.url}/playground")]
-    rows += [(name or "upstream", address.origin) for name, address in own.upstreams.items()]
-    rows += [("probe", f"MODEL:{each.name}") for each in state.registry.probes()]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"  {name:<{width}}  {value}" for name, value in rows]
-    sys.stdout.write(
-        "\n".join(["", "qprobe reranks for these upstreams; Ctrl-C stops it.", *lines, "", ""])
+    block = describe_proxy(
+        # Whoever reads the terminal need not know the key.
+        Listening(host=own.host, port=port, key="YOUR_API_KEY" if own.api_keys else None),
+        upstreams={name: address.origin for name, address in own.upstreams.items()},
+        probes=state.registry.probes(),
+        settings=state.settings,
     )
+    sys.stdout.write(block)
     sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from http import HTTPStatus
 import httpx
 from prometheus_client import CollectorRegistry
 
-from qprobe_server.errors import UpstreamError
+from qprobe_server.errors import StartupError, UpstreamError
 from qprobe_server.proxy.address import Address
 from qprobe_server.proxy.headers import Header, to_upstream
 from qprobe_server.proxy.metrics import Meter, SentRequest, UpstreamMetrics
@@ -19,6 +20,7 @@ from qprobe_server.retry_after import read_pause
 
 __all__ = ["Bounds", "Reply", "Upstream", "check_redirect", "explain"]
 
+_CERTIFICATES = "SSL_CERT_FILE"
 _CONNECT_S = 10.0
 # Less than the least after which usual servers close a connection: uvicorn's, and so vLLM's, is 5.
 _MAX_IDLE_S = 3.0
@@ -75,6 +77,9 @@ class Upstream:
         key: The header that carries its key, or None.
         passes_credentials: Whether it gets its clients' own.
         meter: Counts what it is sent; None: nobody asks.
+
+    Raises:
+        StartupError: The environment says of connections what cannot be.
     """
 
     def __init__(
@@ -93,14 +98,7 @@ class Upstream:
         self._passes_credentials = passes_credentials
         self._slots = asyncio.Semaphore(bounds.concurrency)
         # Requests are made without it, so that nothing of its own is in them, cookies least of all.
-        self.client = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=_CONNECT_S),
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=256,
-                keepalive_expiry=_MAX_IDLE_S,
-            ),
-        )
+        self.client = _open_client()
 
     async def close(self) -> None:
         """Close its connections."""
@@ -218,6 +216,23 @@ class Upstream:
                 raise UpstreamError(f"a reply of more than {self.bounds.max_reply_mib} MiB")
             chunks.append(chunk)
         return b"".join(chunks)
+
+
+def _open_client() -> httpx.AsyncClient:
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=256, keepalive_expiry=_MAX_IDLE_S
+    )
+    try:
+        return httpx.AsyncClient(timeout=httpx.Timeout(None, connect=_CONNECT_S), limits=limits)
+    except OSError as error:
+        given = os.environ.get(_CERTIFICATES, "")
+        said = error.strerror or "it holds no certificates"
+        raise StartupError(f"{_CERTIFICATES} {given!r}: {said}") from error
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        # Not what it says: the address may have a password.
+        raise StartupError(
+            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is no address of a proxy for HTTP"
+        ) from error
 
 
 def _find_type(response: httpx.Response) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -232,17 +232,14 @@ class Setting:
         """Start the proxy; gives a client of it. Keywords are fields of its settings."""
         given = upstreams or [f"{self.stub.url}/v1"]
         made = ProxySettings(upstreams=read_upstreams(given), **own)
-        counted = CollectorRegistry()
-        behind = open_upstreams(made, counted)
-        settings = replace(settings or Settings(), rejects_early=False)
-        app = await make_app(made, settings, self.probes, None, self.reader, behind, counted)
-        async with (
-            listen(app) as url,
-            httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
-        ):
-            yield client
-        for each in behind.values():
-            await each.close()
+        counted, settings = CollectorRegistry(), settings or Settings()
+        async with open_upstreams(made, counted) as behind:
+            app = await make_app(made, settings, self.probes, None, self.reader, behind, counted)
+            async with (
+                listen(app) as url,
+                httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
+            ):
+                yield client
 
 
 @pytest.fixture

@@ -72,6 +72,29 @@ def test_wrong_flags_are_told(run_qprobe: Callable[..., Any], flags: list[str], 
     assert not ran.heavy
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("SSL_CERT_FILE", "/none.pem", "SSL_CERT_FILE '/none.pem': No such file"),
+        ("SSL_CERT_FILE", __file__, f"SSL_CERT_FILE {__file__!r}: "),
+        ("HTTPS_PROXY", "ftp://user:secret@x", "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is no"),
+    ],
+)
+def test_what_the_environment_says_of_connections_is_checked(
+    run_qprobe: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    said: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    ran = run_qprobe("proxy", "--upstream", URL, *EMBEDDED)
+    assert ran.status != 0
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+    assert "secret" not in ran.err
+
+
 def answer_all(make: Any) -> Any:
     """Return what answers chats by texts of growing length, and embeds them by that."""
 
@@ -102,7 +125,7 @@ async def test_the_light_form_starts_at_once_and_reranks(
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    shown = (await process.stdout.readuntil(b"MODEL:p\n")).decode()
+    shown = (await process.stdout.readuntil(b"curl ")).decode()
     used = psutil.Process(process.pid).cpu_times()
     address = next(line.split()[1] for line in shown.splitlines() if line.strip().startswith("API"))
     body = {"model": "m:p", "messages": [{"role": "user", "content": "hi"}], "seed": 0}
@@ -111,6 +134,7 @@ async def test_the_light_form_starts_at_once_and_reranks(
         health = await client.get(address.replace("/v1", "/health"))
     process.send_signal(signal.SIGTERM)
     _, err = await process.communicate()
+    assert "  probe       MODEL:p  best of 3\n" in shown
     assert reply["choices"][0]["message"]["content"] == "xxx"
     assert reply["q_probe"]["results"][0]["scores"] == [1, 2, 3]
     assert reply["q_probe"]["results"][0]["confidence"] == [0.5] * 3
