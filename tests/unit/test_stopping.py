@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
@@ -95,6 +95,53 @@ async def test_a_stream_ends_with_an_error_that_clients_see(server: Server) -> N
     assert is_error(json.loads(data.removeprefix("data: ")))
     assert rest == ""
     assert server.left == ["stream"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "headers", "num_told"),
+    [
+        ((), {}, 1),
+        ((b"data: 1\r\n\r", b"\n"), {}, 1),
+        ((b"data: 1\n\nda",), {}, 0),
+        ((b"data: 1\n\n",), {"content-encoding": "gzip"}, 0),
+    ],
+)
+async def test_a_stream_that_can_have_no_error_breaks_off(
+    server: Server, sent: Sequence[bytes], headers: dict[str, str], num_told: int
+) -> None:
+    """As one may that is passed on: what comes after half an event would be part of it."""
+
+    async def stream() -> StreamingResponse:
+        async def events() -> AsyncIterator[bytes]:
+            for each in sent:
+                yield each
+            server.begun.set()
+            await asyncio.sleep(60)
+
+        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+
+    server.app.post("/passed")(stream)
+    messages: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        messages.append(message)
+
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/passed"},
+        **{"headers": [], "query_string": b""},
+    }
+    asked = asyncio.create_task(server.app(scope, receive, send))
+    await server.begun.wait()
+    await server.requests.stop(let_end_s=0, let_leave_s=2)
+    await asked
+    bodies = [each["body"] for each in messages[1:]]
+    assert bodies[: len(sent)] == [*sent]
+    assert [b"event: error" in each for each in bodies[len(sent) :]] == [True] * num_told
+    assert messages[-1].get("more_body", False) == (not num_told)
 
 
 async def test_a_stream_from_the_background_ends_as_others_do(server: Server) -> None:

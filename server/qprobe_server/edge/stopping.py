@@ -31,6 +31,9 @@ _AT_ONCE = (
     "/redoc",
     "/openapi.json",
 )
+# How an event may end.
+_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_LONGEST_END = max(map(len, _ENDS))
 
 
 class OpenRequests:
@@ -130,6 +133,8 @@ class _Exchange:
         self._has_started = False
         self._is_stream = False
         self._is_whole = False
+        self._is_plain = True
+        self._tail = _ENDS[0]  # of what was sent
 
     @property
     def has_ended(self) -> bool:
@@ -174,14 +179,23 @@ class _Exchange:
             return
         if message["type"] == "http.response.start":
             self._has_started = True
-            kind = Headers(raw=message["headers"]).get("content-type", "")
-            self._is_stream = kind.startswith("text/event-stream")
-        elif not message.get("more_body", False):
-            self._is_whole = True
+            headers = Headers(raw=message["headers"])
+            self._is_stream = headers.get("content-type", "").startswith("text/event-stream")
+            self._is_plain = headers.get("content-encoding", "identity") == "identity"
+        else:
+            sent = message.get("body", b"")[-_LONGEST_END:]
+            self._tail = (self._tail + sent)[-_LONGEST_END:]
+            self._is_whole = not message.get("more_body", False)
         await self._send(message)
 
     async def send_error(self, scope: Scope) -> None:
-        """Send the rest of the reply: an error."""
+        """Send the rest of the reply: an error.
+
+        A stream that is compressed, or ends in the midst of an event, as one may that was passed
+        on, cannot have one: it breaks off, by which uvicorn closes the connection.
+        """
+        if self._is_stream and not (self._is_plain and self._tail.endswith(_ENDS)):
+            return
         if self._is_stream:
             # As clients of OpenAI and of Anthropic read it: one by the data, one by the name.
             body = b"event: error\ndata: " + json.dumps(_error()).encode() + b"\n\n"
