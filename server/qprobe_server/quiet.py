@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Mapping
 
-__all__ = ["EXPECTED", "be_quiet", "hush_libraries", "hush_uvicorn", "is_quiet"]
+__all__ = ["EXPECTED", "be_quiet", "hide_queries", "hush_libraries", "hush_uvicorn", "is_quiet"]
 
 _QUIET = "QPROBE_QUIET"
 # Whoever sets one of these wants to see what vLLM logs.
@@ -78,6 +78,11 @@ def hush_uvicorn() -> None:
     logging.getLogger("uvicorn.error").addFilter(_is_warning)
 
 
+def hide_queries() -> None:
+    """Leave the queries out of uvicorn's access log: some APIs take a key in them."""
+    logging.getLogger("uvicorn.access").addFilter(_cut_query)
+
+
 class _LeaveOut(logging.Filter):
     """Filters messages by how they begin, before their arguments are put in."""
 
@@ -88,6 +93,13 @@ class _LeaveOut(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is to be logged."""
         return not str(record.msg).startswith(self._beginnings)
+
+
+def _cut_query(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple) and len(record.args) == 5:
+        client, method, path, version, status = record.args
+        record.args = (client, method, str(path).partition("?")[0], version, status)
+    return True
 
 
 def _is_warning(record: logging.LogRecord) -> bool:

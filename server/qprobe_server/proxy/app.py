@@ -202,6 +202,7 @@ async def _run(app: FastAPI, own: ProxySettings, *, has_log: bool) -> None:
     )
     app.state.server = server = uvicorn.Server(config)
     quiet.hush_uvicorn()
+    quiet.hide_queries()
     await server.serve()
 
 

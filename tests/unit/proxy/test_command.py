@@ -105,7 +105,7 @@ def answer_all(make: Any) -> Any:
                 for index, text in enumerate(body["input"])
             ]
             return JSONResponse({"model": "e", "data": data})
-        return JSONResponse(make.complete("x" * (body["seed"] + 1)))
+        return JSONResponse(make.complete("x" * (body.get("seed", 0) + 1)))
 
     return answer
 
@@ -131,13 +131,16 @@ async def test_the_light_form_starts_at_once_and_reranks(
     body = {"model": "m:p", "messages": [{"role": "user", "content": "hi"}], "seed": 0}
     async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
         reply = (await client.post(f"{address}/chat/completions", json=body)).json()
+        await client.get(f"{address}/models?key=of-theirs")
         health = await client.get(address.replace("/v1", "/health"))
     process.send_signal(signal.SIGTERM)
-    _, err = await process.communicate()
+    out, err = await process.communicate()
     assert "  probe       MODEL:p  best of 3\n" in shown
     assert reply["choices"][0]["message"]["content"] == "xxx"
     assert reply["q_probe"]["results"][0]["scores"] == [1, 2, 3]
     assert reply["q_probe"]["results"][0]["confidence"] == [0.5] * 3
+    assert b'"GET /v1/models HTTP/1.1" 200' in out
+    assert b"of-theirs" not in out + err
     assert health.json() == {"status": "ok"}
     assert process.returncode == 0
     imported = {
