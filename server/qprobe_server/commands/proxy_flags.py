@@ -125,6 +125,13 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         "environment; without one everybody may ask.",
     )
     group.add_argument(
+        "--allowed-origins",
+        type=values.origins,
+        metavar="LIST",
+        help="Origins of pages that may ask from a browser, as a JSON list; '[\"*\"]' is any. "
+        "Default: none but the playground.",
+    )
+    group.add_argument(
         "--sse-keep-alive-interval",
         type=values.seconds,
         metavar="SECONDS",

@@ -1,5 +1,6 @@
 """What the value of a flag may be; argparse names the flag when it is not."""
 
+import json
 import math
 import re
 from argparse import ArgumentTypeError
@@ -24,6 +25,7 @@ __all__ = [
     "names",
     "number_names",
     "numbers",
+    "origins",
     "reading",
     "readings",
     "schedule",
@@ -57,6 +59,19 @@ def header_name(text: str) -> str:
     if not _HEADER_NAME.fullmatch(text):
         raise ArgumentTypeError(f"must be a header's name, got {text!r}")
     return text
+
+
+def origins(text: str) -> list[str]:
+    """Read a JSON list of origins of pages, as vLLM's flag of that name takes it."""
+    try:
+        read = json.loads(text)
+    except ValueError:
+        read = None
+    if not isinstance(read, list) or not all(isinstance(each, str) for each in read):
+        raise ArgumentTypeError(
+            f"must be a JSON list such as '[\"https://a.example\"]', got {text!r}"
+        )
+    return read
 
 
 def counts(text: str) -> tuple[int, ...]:

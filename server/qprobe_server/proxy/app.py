@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from qprobe import Probe
@@ -146,6 +147,15 @@ async def make_app(
     endpoint = Endpoint(directory, reader, metrics, limits)
     app = FastAPI(title="qprobe proxy", docs_url=None, redoc_url=None)
     app.router.routes.append(Route("/{path:path}", endpoint, include_in_schema=False))
+    if own.allowed_origins:  # outside the check of keys: a browser asks first, without one
+        app.user_middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=own.allowed_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+            )
+        )
     if own.api_keys:
         admin = [] if settings.admin_api_key is None else [settings.admin_api_key]
         app.user_middleware.append(Middleware(KeyMiddleware, keys=[*own.api_keys, *admin]))

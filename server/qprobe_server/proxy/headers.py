@@ -52,7 +52,10 @@ def to_upstream(headers: Iterable[Header], *, passes_credentials: bool) -> list[
 
 def to_client(headers: Iterable[Header]) -> list[Header]:
     """Return the headers of an upstream's reply that go on to the client, in lower case."""
-    return _pass([(name.lower(), value) for name, value in headers], _OF_THE_REPLY)
+    lower = [(name.lower(), value) for name, value in headers]
+    # Which pages may read a reply is a matter of this server's own, as its owner's key pays for it.
+    of_pages = {name for name, _ in lower if name.startswith(b"access-control-")}
+    return _pass(lower, _OF_THE_REPLY | of_pages)
 
 
 def _pass(headers: Iterable[Header], dropped: frozenset[bytes]) -> list[Header]:

@@ -37,6 +37,10 @@ def make_router(directory: Directory, reader: Reader, registry: CollectorRegistr
     def get_metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
+    # As some load balancers and monitors ask; uvicorn leaves the body out.
+    for path, answer in (("/health", check_health), ("/metrics", get_metrics)):
+        router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
+
     if len(directory) > 1:
 
         @router.get("/v1/models")

@@ -25,6 +25,7 @@ class ProxySettings:
         bounds: For what is sampled at an upstream.
         budget_tokens: The most tokens of the candidates of a request, >= 1; None: any.
         api_keys: Each opens the proxy; none: it is open.
+        allowed_origins: Of pages that may ask from a browser, beside its own; ``*`` is any.
         host: To listen on; None: all of this machine's addresses.
         port: Likewise; 0 is any.
         shutdown_timeout_s: Seconds for open requests when the proxy stops, >= 0.
@@ -37,6 +38,7 @@ class ProxySettings:
     bounds: Bounds = field(default_factory=Bounds)
     budget_tokens: int | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    allowed_origins: tuple[str, ...] = ()
     host: str | None = None
     port: int = 8000
     shutdown_timeout_s: float = 0.0
@@ -70,6 +72,7 @@ def read_proxy_settings(args: argparse.Namespace) -> ProxySettings:
         ),
         budget_tokens=args.budget_tokens,
         api_keys=tuple(api_keys),
+        allowed_origins=tuple(args.allowed_origins or ()),
         host=args.host,
         port=args.port,
         shutdown_timeout_s=float(args.shutdown_timeout or 0),

@@ -52,6 +52,7 @@ WRONG = [
         ["--upstream", URL, "--reader", "org/m", "--embeddings-key-header", "k"],
         "--embeddings-key-header goes with --embeddings",
     ),
+    (["--upstream", URL, *EMBEDDED, "--allowed-origins", "*"], "must be a JSON list"),
     (["--upstream", URL, *EMBEDDED, "--upstream-key-header", "a b"], "must be a header's name"),
     (["--upstream", "nowhere", *EMBEDDED], "--upstream 'nowhere'"),
     (["--upstream", URL, *EMBEDDED, "--port", "99999"], "--port must be"),

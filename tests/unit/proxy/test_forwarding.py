@@ -209,6 +209,52 @@ async def test_only_those_with_a_key_get_to_the_upstream(setting: Any) -> None:
         assert not {"x-api-key", "api-key"} & {*got}
 
 
+ASKED_FIRST = {
+    "origin": "https://app.example",
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type",
+}
+MAY = "access-control-allow-origin"
+
+
+async def test_pages_of_other_origins_may_ask_where_that_is_allowed(
+    setting: Any, make: Any
+) -> None:
+    """Also before they show a key, as browsers do; also what is reranked, and what is refused."""
+    body = {"model": "m:good", "messages": [{"role": "user", "content": "hi"}]}
+    origin = {"origin": ASKED_FIRST["origin"]}
+    origins = (ASKED_FIRST["origin"],)
+    async with setting.open(api_keys=("one",), allowed_origins=origins) as proxy:
+        asked = await proxy.options("/v1/chat/completions", headers=ASKED_FIRST)
+        assert (asked.status_code, asked.headers[MAY]) == (200, *origins)
+        assert "authorization" in asked.headers["access-control-allow-headers"]
+        for key, status in (("one", 200), ("no", 401)):
+            headers = {**origin, "authorization": f"Bearer {key}"}
+            reply = await proxy.post("/v1/chat/completions", json=body, headers=headers)
+            assert (reply.status_code, reply.headers[MAY]) == (status, *origins)
+        other = {**ASKED_FIRST, "origin": "https://other.example"}
+        assert (await proxy.options("/v1/models", headers=other)).status_code == 400
+
+
+async def test_an_upstream_does_not_say_which_pages_may_ask_the_proxy(
+    setting: Any, make: Any
+) -> None:
+    """As vLLM does, which lets all: they would ask with the key of the proxy's owner."""
+    setting.stub.answer = make.answer_with(JSONResponse({}, headers={MAY: "*"}))
+    async with setting.open() as proxy:
+        for method in ("GET", "OPTIONS"):
+            reply = await proxy.request(method, "/v1/models", headers=ASKED_FIRST)
+            assert MAY not in reply.headers
+
+
+async def test_health_and_metrics_can_be_asked_without_their_text(setting: Any) -> None:
+    async with setting.open(api_keys=("one",)) as proxy:
+        for path in ("/health", "/metrics"):
+            reply = await proxy.head(path)
+            assert (reply.status_code, reply.content) == (200, b"")
+    assert setting.stub.paths == []
+
+
 async def test_what_is_open_has_nothing_of_the_upstreams_below_it(setting: Any) -> None:
     paths = ("/health/x", "/metrics/x", "/openapi.json/x", "/openapi.json%2Fx", "/openapi.jsonx")
     async with setting.open(api_keys=("one",)) as proxy:
