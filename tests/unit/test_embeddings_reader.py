@@ -58,6 +58,7 @@ async def reader(playing: Any) -> EmbeddingsReader:
     [
         (make_probe(), None, ""),
         (make_probe(base_model="e5"), None, ""),
+        (make_probe(base_model="ORG/E5"), None, ""),
         (make_probe(base_model="org/e5-large"), "base_model", "the endpoint's is 'e5'"),
         (make_probe(weight=(1, 0)), "hidden_size", "is 2, the embeddings of 'e5' have 3"),
         (make_probe(endpoint=None), "endpoint", "reads states of 'org/e5'"),

@@ -62,7 +62,7 @@ class ReplyWriter:
         self._last_sent_s = 0.0
 
     async def send(self, message: Message) -> None:
-        """Take one message of vLLM's app."""
+        """Take one message of the app behind."""
         if message["type"] == "http.response.start":
             await self._start(message)
         elif self._alive is not None:

@@ -1,7 +1,5 @@
 """Our own routes: what probes there are, and how they come and go."""
 
-import hashlib
-import secrets
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -9,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from qprobe_server.choice.schemas import ErrorReply
 from qprobe_server.edge.cards import ProbeCard, ProbeDeleted, ProbeList, make_card
+from qprobe_server.edge.credentials import Keys, find_bearer
 from qprobe_server.edge.middleware import AppState
 from qprobe_server.errors import RequestError
 from qprobe_server.library.lifecycle import ProbeLifecycle
@@ -52,11 +51,11 @@ async def get_probe(request: Request, name: str) -> ProbeCard:
 
 def make_admin_router(lifecycle: ProbeLifecycle, admin_api_key: str) -> APIRouter:
     """Return the routes that change probes, behind a key of their own."""
-    digest = _digest(admin_api_key)
+    keys = Keys([admin_api_key])
 
     def check_key(request: Request) -> None:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not secrets.compare_digest(_digest(token), digest):
+        given = find_bearer(request.headers)
+        if given is None or not keys.holds([given]):
             raise RequestError(
                 "this route wants the server's admin key as a bearer token",
                 param="authorization",
@@ -116,7 +115,3 @@ async def _read_body(request: Request) -> bytes:
 def _state(request: Request) -> AppState:
     state: AppState = request.app.state.qprobe
     return state
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()

@@ -12,7 +12,7 @@ from qprobe_server.errors import ReadingError, RequestError, StartupError
 from qprobe_server.library.registry import ServedProbe
 from qprobe_server.proxy.address import read_address
 from qprobe_server.proxy.chat_text import check_text_only, fill, write_answer, write_prompt
-from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint
+from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint, shorten
 from qprobe_server.proxy.reader import Prompt, Read, Reader, Written
 from qprobe_server.proxy.upstream import explain
 
@@ -73,7 +73,7 @@ class EmbeddingsReader:
                 f"is none: the probe reads states of {info.base_model!r}, and an embeddings "
                 "endpoint gives none; --reader does",
             )
-        if _last(info.base_model) != _last(model):
+        if shorten(info.base_model) != shorten(model):
             raise ProbeFileError(
                 "base_model", f"is {info.base_model!r}, the endpoint's is {model!r}"
             )
@@ -192,7 +192,3 @@ def _score(terms: Terms, vector: Floats) -> float:
     return terms.bias + sum(
         float(wide @ np.asarray(each.weight, np.float64)) for each in terms.states
     )
-
-
-def _last(name: str) -> str:
-    return name.rsplit("/", 1)[-1]

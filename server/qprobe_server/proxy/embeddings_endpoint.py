@@ -20,7 +20,7 @@ from qprobe_server.proxy.address import Address
 from qprobe_server.proxy.headers import make_key_header
 from qprobe_server.proxy.upstream import Bounds, Upstream
 
-__all__ = ["EmbeddingsEndpoint"]
+__all__ = ["EmbeddingsEndpoint", "shorten"]
 
 Floats = NDArray[np.float32]
 
@@ -176,7 +176,7 @@ class EmbeddingsEndpoint:
 
     def _check_model(self, name: object) -> None:
         """Check who has embedded: the name may lack the owner's, or add a version's."""
-        if isinstance(name, str) and not _last(name).startswith(_last(self.model)):
+        if isinstance(name, str) and not shorten(name).startswith(shorten(self.model)):
             raise self._fail(f"{self.model!r} was asked, and {name[:80]!r} has answered")
 
     def _read_vector(self, value: object) -> Floats:
@@ -195,5 +195,6 @@ class EmbeddingsEndpoint:
         return ReadingError(f"the embeddings endpoint {self.address.origin}: {what}")
 
 
-def _last(name: str) -> str:
+def shorten(name: str) -> str:
+    """Return a model's name as it is compared: without the owner's, in lower case."""
     return name.rsplit("/", 1)[-1].lower()

@@ -1,15 +1,14 @@
 """Keys: those that clients of the proxy need, and those that it shows to others."""
 
-import hashlib
 import json
 import os
-import secrets
 from collections.abc import Collection, Iterable, Mapping
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from qprobe_server.edge.credentials import Keys, find_bearer
 from qprobe_server.errors import StartupError, describe_error
 from qprobe_server.proxy.address import Address
 
@@ -34,7 +33,7 @@ class KeyMiddleware:
 
     def __init__(self, app: ASGIApp, *, keys: Iterable[str]) -> None:
         self._app = app
-        self._digests = [_digest(each) for each in keys]
+        self._keys = Keys(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -48,13 +47,8 @@ class KeyMiddleware:
     def _has_key(self, scope: Scope) -> bool:
         """Whether it has a key where OpenAI's, Azure's or Anthropic's clients put it."""
         headers = Headers(scope=scope)
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = [headers.get("x-api-key"), headers.get("api-key")]
-        given.append(token if scheme.lower() == "bearer" else None)
-        digests = [_digest(each) for each in given if each]
-        # All of them, so that the time tells nothing.
-        matches = [secrets.compare_digest(a, b) for a in digests for b in self._digests]
-        return any(matches)
+        given = (find_bearer(headers), headers.get("x-api-key"), headers.get("api-key"))
+        return self._keys.holds(each for each in given if each)
 
 
 def find_api_keys(given: Collection[str] | None) -> list[str]:
@@ -117,7 +111,3 @@ def _read_keys(text: str, upstreams: Mapping[str | None, Address]) -> dict[str |
 def _is_open(scope: Scope) -> bool:
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     return scope["method"] in ("GET", "HEAD") and (path in _OPEN or path.startswith(_OPEN_FILES))
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
