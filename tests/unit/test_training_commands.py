@@ -496,8 +496,9 @@ def test_train_tells_of_what_is_free_and_better(
 def test_votes_by_code_are_named_where_all_rows_have_what_they_need(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shown = {"prompt": "p", "visible_tests": ["assert f(1) == 1"]}
-    for rows, named in (([shown, shown], True), ([shown, {"prompt": "q"}], False)):
+    shown: dict[str, Any] = {"prompt": "p", "visible_tests": ["assert f(1) == 1"]}
+    bare: dict[str, Any] = {"prompt": "q"}
+    for rows, named in (([shown, shown], True), ([shown, bare], False)):
         suggest_vote(rows)
         assert ("--vote code" in capsys.readouterr().out) == named
 

@@ -16,7 +16,7 @@ from ways import BETA, BOTH, CE, NUMBERS_ALONE, PG, STATES, WAYS, Scorer, Way
 from qprobe.data.dataset import Dataset
 from qprobe.evaluation.executions import Execution
 from qprobe.evaluation.expectation import expected_vote_rewards
-from qprobe.evaluation.votes import Vote, find_classes
+from qprobe.evaluation.votes import Answers, Vote, find_answers
 
 __all__ = ["Votes", "tell_humaneval", "tell_mbpp"]
 
@@ -32,8 +32,8 @@ class Votes:
     given: Sequence[Vote]
     folder: Path
 
-    def find(self, dataset: Dataset) -> dict[str, NDArray[np.int64]]:
-        """Return the classes of a dataset's samples by each vote; runs them the first time."""
+    def find(self, dataset: Dataset) -> dict[str, Answers]:
+        """Return what a dataset's samples say to each vote; runs them the first time."""
         found = {}
         for vote in self.given:
             with tqdm(total=len(dataset.samples), desc=f"vote by {vote.by}", leave=False) as bar:
@@ -42,7 +42,7 @@ class Votes:
                     num_workers=os.cpu_count() or 1,
                     progress=bar.update,
                 )
-                found[vote.by] = find_classes(dataset, vote, execution)
+                found[vote.by] = find_answers(dataset, vote, execution)
         return found
 
 
@@ -51,14 +51,15 @@ def tell_mbpp(study: Study, votes: Votes, figures: Path) -> str:
     test = Judged(study.mbpp.subset(study.test), study.k)
     whole = Judged(study.mbpp, study.k)
     of_test = _score(study.scorers("mbpp"), test.dataset)
-    classes = votes.find(study.mbpp)
+    answers = votes.find(study.mbpp)
     in_test = np.isin(study.mbpp.groups, study.test)
+    of_these = {by: _take(each, in_test) for by, each in answers.items()}
     parts = [
         f"{len(study.train)} problems to train on, {len(study.test)} for the test. "
         f"{_tell_setting(study.scorers('mbpp'), test)}\n",
-        str(_compare(test, of_test, {by: each[in_test] for by, each in classes.items()})),
+        str(_compare(test, of_test, of_these)),
         f"\nAll {len(whole.dataset.prompts)} problems, each held out in one of eight folds.\n",
-        str(_compare(whole, study.held_out, classes)),
+        str(_compare(whole, study.held_out, answers)),
         "\nReward by k, test problems.\n",
         str(_vary_k(test, of_test)),
         "\nReward by k, all problems in eight folds.\n",
@@ -95,9 +96,7 @@ def _tell_setting(scorers: Mapping[Way, Scorer], judged: Judged) -> str:
     return f"States: {read}. k = {judged.k}, beta = {BETA:g} for what is trained, else 0."
 
 
-def _compare(
-    judged: Judged, scores: Mapping[Way, Floats], classes: Mapping[str, NDArray[np.int64]]
-) -> Table:
+def _compare(judged: Judged, scores: Mapping[Way, Floats], answers: Mapping[str, Answers]) -> Table:
     base, ceiling = judged.base, judged.ceiling()
     best = judged.best_logprob()
     rivals = {"base": base, "greedy": judged.greedy, "best by log-probability": best}
@@ -117,8 +116,8 @@ def _compare(
     for way in WAYS:
         if way in scores:
             add(str(way), judged.choose(scores[way]))
-    for by, each in classes.items():
-        voters = {"all alike": np.zeros(len(each)), "by log-probability": judged.logprobs}
+    for by, each in answers.items():
+        voters = {"all alike": np.zeros(len(each.classes)), "by log-probability": judged.logprobs}
         if BOTH in scores:
             voters |= {f"by {BOTH}": scores[BOTH]}
         for name, weights in voters.items():
@@ -127,12 +126,22 @@ def _compare(
     return table
 
 
-def _vote(judged: Judged, scores: Floats, classes: NDArray[np.int64]) -> Floats:
+def _take(answers: Answers, rows: NDArray[np.bool_]) -> Answers:
+    return Answers(answers.classes[rows], answers.ranks[rows])
+
+
+def _vote(judged: Judged, scores: Floats, answers: Answers) -> Floats:
     rewards, groups = judged.dataset.rewards, judged.dataset.groups
     # The weights of a vote are of scores that vary by 1 within prompts, as a probe's do.
     spread = np.sqrt(np.mean([np.var(scores[groups == each]) for each in np.unique(groups)]))
     return expected_vote_rewards(
-        scores / (spread or 1.0), classes, rewards, groups, k=judged.k, beta=BETA
+        scores / (spread or 1.0),
+        answers.classes,
+        rewards,
+        groups,
+        k=judged.k,
+        beta=BETA,
+        ranks=answers.ranks,
     )
 
 
