@@ -14,7 +14,7 @@ from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.design import Design
 from qprobe.training.fit import FittedProbe, fit_inputs
 from qprobe.training.folds import count_folds
-from qprobe.training.inputs import Inputs, prepare
+from qprobe.training.inputs import Inputs
 from qprobe.training.settings import TrainingSettings
 
 __all__ = [
@@ -101,7 +101,7 @@ def choose_reading(dataset: Dataset, candidates: Sequence[Reading]) -> Reading:
     problem = make_problem(dataset, "ce")
 
     def earn(reading: Reading) -> float:
-        tried = cross_validate(problem, prepare([dataset.features(reading)]))
+        tried = cross_validate(problem, Design((reading,)).prepare(dataset, problem.order))
         return float(tried.rewards[tried.best].mean())
 
     return max(candidates, key=earn)
@@ -125,10 +125,10 @@ def fit_ways(
             continue
         design = way.design(reading)
         with suppress(TrainingError):
+            problem = make_problem(dataset, way.objective)
             if design not in prepared:
-                columns = design.read(dataset)
-                prepared[design] = prepare(columns.blocks, columns.numbers)
-            fitted = fit_inputs(make_problem(dataset, way.objective), prepared[design])
+                prepared[design] = design.prepare(dataset, problem.order)
+            fitted = fit_inputs(problem, prepared[design])
             found[way] = Scorer(design, fitted)
     return found
 

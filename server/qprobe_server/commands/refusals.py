@@ -62,7 +62,7 @@ class Refusals:
         if not self._skip or not is_refusal:
             hint = "; --on-refusal skip leaves out what the API refuses" if is_refusal else ""
             # Some models take no temperature of 0.
-            greedy = "; --no-greedy asks for no greedy answers" if is_greedy else ""
+            greedy = "; --no-greedy asks for no greedy answers" if is_refusal and is_greedy else ""
             raise StartupError(f"{said}{greedy}; {_GOES_ON}{hint}") from error
         if prompt == 0 and is_first and self._answered is None:
             raise self._blame_request(prompt, error)

@@ -16,6 +16,7 @@ from qprobe_server.proxy.openai import ChatCompletions
 from qprobe_server.proxy.upstream import Reply
 
 NUM_TOKENS = 2000
+BODY = {"stream": True, "messages": [{"role": "user", "content": "hi"}]}
 
 
 def chat_stream() -> bytes:
@@ -69,7 +70,7 @@ async def test_reading_k_of_them_gives_way_to_others(shape: Format, raw: bytes) 
     beating = asyncio.create_task(beat())
     await asyncio.sleep(0)
     reply = Reply(is_stream=True, body=raw)
-    answers = await asyncio.gather(*(shape.read(reply, {"stream": True}) for _ in range(16)))
+    answers = await asyncio.gather(*(shape.read(reply, BODY) for _ in range(16)))
     beating.cancel()
     assert {each.choices[0].text for each in answers} == {"x" * NUM_TOKENS}
     assert longest_s < 0.03
