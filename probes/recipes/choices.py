@@ -10,13 +10,11 @@ chosen within them. Ways are compared pairwise, prompt by prompt.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from qprobe.data.dataset import Dataset
@@ -27,10 +25,11 @@ from qprobe.evaluation.expectation import expected_rewards, expected_vote_reward
 from qprobe.evaluation.scoring import score
 from qprobe.evaluation.votes import VISIBLE_TESTS, Vote, find_answers
 from qprobe.probe.reading import Reading
-from qprobe.probe.terms import Terms
 from qprobe.probe.values import NUMBERS
-from qprobe.training.fit import TrainingSettings, fit_probe
-from qprobe.training.gate import Gate, fit_gate
+from qprobe.training.design import Design
+from qprobe.training.gate import Gate
+from qprobe.training.part import fit_part
+from qprobe.training.settings import TrainingSettings
 
 __all__ = ["main", "score_held_out"]
 
@@ -39,86 +38,25 @@ _NUM_FOLDS = 8
 _HEAD = ("reward", "of the gap", "minus base", "minus greedy", "minus best log-probability")
 
 
-@dataclass(frozen=True)
-class _Way:
-    """A way of scoring that is trained: by embeddings, by numbers, or by both."""
-
-    name: str
-    readings: tuple[Reading, ...]
-    has_numbers: bool
-    objective: str
-
-
-def score_held_out(
-    dataset: Dataset, blocks: Sequence[Tensor], numbers: Tensor | None, settings: TrainingSettings
-) -> Floats:
+def score_held_out(dataset: Dataset, design: Design, settings: TrainingSettings) -> Floats:
     """Score each prompt's samples by a probe of the folds that it is not in: (samples,).
 
     Args:
-        dataset: The samples.
-        blocks: Their embeddings, shape (samples, hidden) each.
-        numbers: Their numbers, shape (samples, numbers), or None.
+        dataset: The samples; has what is read.
+        design: What the score is the sum of.
         settings: Of the training; seed also of the folds.
     """
     questions = dataset.questions
-    of_samples = _split(dataset, settings)[dataset.groups]
-    scores = np.zeros(len(dataset.samples))
-    for fold in range(_NUM_FOLDS):
-        rest, known = np.flatnonzero(of_samples == fold), np.flatnonzero(of_samples != fold)
-        fitted = fit_probe(
-            [each[known] for each in blocks],
-            dataset.rewards[known],
-            dataset.groups[known],
-            settings,
-            questions[dataset.groups[known]],
-            numbers=None if numbers is None else numbers[known],
-        )
-        some = None if numbers is None else numbers[rest]
-        scores[rest] = fitted.score([each[rest] for each in blocks], some).double().numpy()
-    return scores
-
-
-def score_gate_held_out(
-    dataset: Dataset, gate: Gate, numbers: Tensor | None, settings: TrainingSettings
-) -> Floats:
-    """Score each prompt's samples by a gate of the folds that it is not in: (samples,).
-
-    Args:
-        dataset: The samples.
-        gate: Which.
-        numbers: To be weighed with it, shape (samples, numbers), or None.
-        settings: As in ``score_held_out``.
-    """
-    folds = _split(dataset, settings)
-    scores = np.zeros(len(dataset.samples))
-    for fold in tqdm(range(_NUM_FOLDS), desc="gate", leave=False):
-        known = dataset.subset(np.flatnonzero(folds != fold).tolist())
-        rest = dataset.subset(np.flatnonzero(folds == fold).tolist())
-        fitted = fit_gate(known, gate, settings)
-        found = score(Terms(gates=(fitted.term,)), rest)
-        inside = folds[dataset.groups] == fold
-        if numbers is not None:
-            seen = torch.from_numpy(fitted.held_out_scores)[:, None]
-            weighed = fit_probe(
-                [],
-                known.rewards,
-                known.groups,
-                settings,
-                known.questions[known.groups],
-                numbers=torch.cat([numbers[~inside], seen], 1),
-            )
-            column = torch.from_numpy(found)[:, None]
-            some = torch.cat([numbers[inside], column], 1)
-            found = weighed.score([], some).double().numpy()
-        scores[inside] = found
-    return scores
-
-
-def _split(dataset: Dataset, settings: TrainingSettings) -> NDArray[np.int64]:
-    """Return each prompt's fold, the same for equal questions: (prompts,)."""
-    questions = dataset.questions
     folds = np.random.default_rng(settings.seed).permutation(int(questions.max()) + 1) % _NUM_FOLDS
-    return np.asarray(folds[questions], np.int64)
+    folds = folds[questions]
+    columns = design.read(dataset)
+    scores = np.zeros(len(dataset.samples))
+    for fold in tqdm(range(_NUM_FOLDS), desc=str(design), leave=False):
+        inside = (folds == fold)[dataset.groups]
+        fitted = fit_part(dataset, columns, np.flatnonzero(~inside), settings)
+        rest = dataset.subset(np.flatnonzero(folds == fold).tolist())
+        scores[inside] = score(design.to_terms(fitted), rest)
+    return scores
 
 
 def main(argv: Sequence[str]) -> None:
@@ -191,21 +129,19 @@ def _compare(dataset: Dataset, args: argparse.Namespace, votes: Sequence[Vote]) 
 
 def _score_ways(dataset: Dataset, args: argparse.Namespace) -> Iterator[tuple[str, Floats]]:
     """Give each trained way's name and scores of prompts held out."""
-    numbers = torch.from_numpy(dataset.numbers())
-    for way in _list_ways(dataset, args):
-        settings = TrainingSettings(objective=way.objective, beta=args.beta)
-        blocks = [dataset.features(each) for each in way.readings]
-        some = numbers if way.has_numbers else None
-        yield f"{way.name}, {way.objective}", score_held_out(dataset, blocks, some, settings)
-    for text in args.gates:
-        gate = Gate.parse(text)
-        dataset.require(gate.readings, gate.token_layers)
-        for objective in args.objectives.split(","):
-            settings = TrainingSettings(objective=objective, beta=args.beta)
-            alone = score_gate_held_out(dataset, gate, None, settings)
-            yield f"gate {text}, {objective}", _standardise(alone, dataset.groups)
-            both = score_gate_held_out(dataset, gate, numbers, settings)
-            yield f"gate {text} + numbers, {objective}", both
+    layers = tuple(Reading.parse(f"{each}/mean") for each in args.layers.split(","))
+    designs = [Design((), NUMBERS)]
+    for each in layers:
+        designs += [Design((each,)), Design((each,), NUMBERS)]
+    if len(layers) > 1:
+        designs.append(Design(layers, NUMBERS))
+    for gate in map(Gate.parse, args.gates):
+        designs += [Design((), (), (gate,)), Design((), NUMBERS, (gate,))]
+    for each in designs:
+        each.require(dataset)
+    for design, objective in product(designs, args.objectives.split(",")):
+        settings = TrainingSettings(objective=objective, beta=args.beta)
+        yield f"{design}, {objective}", score_held_out(dataset, design, settings)
 
 
 def _standardise(values: Floats, groups: NDArray[np.int64]) -> Floats:
@@ -213,19 +149,6 @@ def _standardise(values: Floats, groups: NDArray[np.int64]) -> Floats:
     counts = np.bincount(groups)
     deviations = values - (np.bincount(groups, values) / counts)[groups]
     return deviations / float(np.sqrt((deviations**2).sum() / (counts - 1).sum()))
-
-
-def _list_ways(dataset: Dataset, args: argparse.Namespace) -> Iterator[_Way]:
-    layers = [Reading.parse(f"{each}/mean") for each in args.layers.split(",")]
-    dataset.require(layers)
-    for objective in args.objectives.split(","):
-        yield _Way("five numbers", (), has_numbers=True, objective=objective)
-        for each in layers:
-            yield _Way(f"states {each}", (each,), has_numbers=False, objective=objective)
-            yield _Way(f"{each} + numbers", (each,), has_numbers=True, objective=objective)
-        if len(layers) > 1:
-            name = f"{len(layers)} layers + numbers"
-            yield _Way(name, tuple(layers), has_numbers=True, objective=objective)
 
 
 if __name__ == "__main__":

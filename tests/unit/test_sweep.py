@@ -16,13 +16,15 @@ from qprobe.data.dataset import Dataset, Reading, Sample
 from qprobe.data.provenance import identify_prompts
 from qprobe.data.split import split_prompts
 from qprobe.errors import DatasetError, EvaluationError, TrainingError
-from qprobe.training import cells, design, part
+from qprobe.training import cells, design
+from qprobe.training import learning_curve as curves
 from qprobe.training.cells import Cell, CellFile, TriedCell, choose_cell
 from qprobe.training.cross_validation import Problem, cross_validate
-from qprobe.training.design import Design
+from qprobe.training.design import Columns, Design
 from qprobe.training.fit import TrainingSettings, fit_probe
 from qprobe.training.inputs import prepare_each
 from qprobe.training.learning_curve import learning_curve
+from qprobe.training.part import fit_part
 from qprobe.training.sweep import count_cells, drop_equal, format_table, run_sweep, write_sweep
 
 NUM_PROMPTS, N, HIDDEN = 40, 6, 4
@@ -190,6 +192,26 @@ def test_what_states_and_numbers_tell_is_found_together() -> None:
     assert again == [each.terms for each in result.cells]
 
 
+def test_the_best_layer_with_windows_is_heard_through_a_gate_too() -> None:
+    """Alone, with the numbers; where every layer lacks windows or the plain mean there is none."""
+    dataset = make_dataset()
+    plain, other = dataset.embeddings_of(GOOD), Reading(4, "mean")
+    embeddings = {Reading(3, "mean"): plain, GOOD: plain, other: dataset.embeddings_of(BAD)}
+    made = Dataset(
+        dataset.manifest,
+        dataset.prompts,
+        [replace(each, num_scored=9 + each.index, logprob=each.index) for each in dataset.samples],
+        {**embeddings, Reading(3, "mean", 4): plain},
+        dataset.greedy_rewards,
+    )
+    result = run_sweep(made, readings=made.readings, objectives=["mse"], settings=SETTINGS)
+    names = [str(each.terms) for each in result.cells]
+    assert names[-2:] == ["3/gate/4,8", "3/gate/4,8 + numbers"]
+    assert len(names) == count_cells(made.readings, numbers=True, objectives=1)
+    assert all(each.reward is not None for each in result.cells)
+    assert count_cells([GOOD, other], numbers=False, objectives=1) == 3
+
+
 def test_files_say_what_was_found(tmp_path: Path) -> None:
     write_sweep(RESULT, tmp_path / "new")
     names = sorted(path.name for path in (tmp_path / "new").iterdir())
@@ -223,6 +245,7 @@ def test_table() -> None:
         (["3/mean/9", "3/mean/1", "3/mean/8"], ["3/mean/1", "3/mean/8"]),
         (["final/last", "final/mean/2", "3/mean/2"], ["final/last", "final/mean/2", "3/mean/2"]),
         (["3/mean/1", "3/mean"], ["3/mean/1", "3/mean"]),
+        (["3/mean", "3/max/2", "3/max/1"], ["3/mean", "3/max/1"]),
     ],
 )
 def test_windows_that_no_answer_outgrows_are_one_reading(given: list[str], kept: list[str]) -> None:
@@ -343,15 +366,15 @@ def test_a_learning_curve_climbs_to_the_probe_of_all_prompts(
     """Every size trains on that many prompts, on 5 different choices of them."""
     sets: list[bytes] = []
 
-    def record(blocks: list[torch.Tensor], *rest: Any, **named: Any) -> Any:
-        sets.append(blocks[0].numpy().tobytes())
-        return fit_probe(blocks, *rest, **named)
+    def record(dataset: Dataset, columns: Columns, rows: Any, *rest: Any) -> Any:
+        sets.append(columns[rows].blocks[0].numpy().tobytes())
+        return fit_part(dataset, columns, rows, *rest)
 
-    monkeypatch.setattr(part, "fit_probe", record)
+    monkeypatch.setattr(curves, "fit_part", record)
     known, unseen = DATASET.subset(RESULT.development), DATASET.subset(RESULT.test)
     settings = RESULT.settings
-    design = RESULT.winner.terms
-    rows = learning_curve(known, unseen, design=design, settings=settings, k=N, sizes=(2, 8, 99))
+    terms = RESULT.winner.terms
+    rows = learning_curve(known, unseen, design=terms, settings=settings, k=N, sizes=(2, 8, 99))
     assert [row["num_prompts"] for row in rows] == [2, 8, 30]
     assert [len(row["runs"]) for row in rows] == [5, 5, 1]
     assert rows[-1]["reward"] == pytest.approx(RESULT.metrics["policy"]["reward"])

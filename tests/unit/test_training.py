@@ -22,6 +22,7 @@ from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
 from qprobe.training.inputs import prepare, prepare_each
 from qprobe.training.objectives import make_loss
+from qprobe.training.pooled import Axes, Part, Pooled
 
 Vector = NDArray[np.float64]
 Drawn = tuple[Tensor, Vector, NDArray[np.int64]]
@@ -400,9 +401,17 @@ def test_blocks_are_dropped_one_by_one_and_folds_are_not_copied() -> None:
     found = prepare_each(read(), widths=[2, 2, 2], order=problem.order)
     assert len(alive) == 3
     assert torch.equal(found.reduced, prepare([features], order=problem.order).reduced)
-    parts = problem.split(found.reduced)
-    assert [each.shape[0] for each in parts] == [len(each) for each in problem.places]
-    assert all(each.untyped_storage().data_ptr() == found.reduced.data_ptr() for each in parts)
+    heard = features[problem.order, None]
+    axes = Axes(torch.zeros(6), torch.eye(6))
+    pooled = Pooled(axes, heard, torch.ones(len(heard), 1), gated=True)
+    parts = problem.split(Part(found.reduced, (pooled,)))
+    sizes = [len(each) for each in problem.places]
+    for whole, some in (
+        (found.reduced, [each.features for each in parts]),
+        (heard, [each.pooled[0].means for each in parts]),
+    ):
+        assert [len(each) for each in some] == sizes
+        assert all(each.untyped_storage().data_ptr() == whole.data_ptr() for each in some)
 
 
 def test_the_axes_hold_all_that_varies() -> None:

@@ -54,7 +54,7 @@ def cross_fit(
     Raises:
         DatasetError: What a term reads is not stored.
         TrainingError: There are fewer prompts with differing rewards than folds, a probe cannot be
-            trained on all folds but one, or has terms that are not trained here.
+            trained on all folds but one, or a head has a gate or a maximum.
     """
     num_folds = settings.num_folds
     questions = dataset.questions[dataset.groups]  # (samples,)
@@ -64,12 +64,14 @@ def cross_fit(
     ).numpy()[prompts]
 
     def fit_and_score(terms: Terms, tokens: int | None = None) -> Floats:
-        columns = Design.of(terms).read(dataset, tokens=tokens)
+        design = Design.of(terms)
+        columns = design.read(dataset, tokens=tokens)
         scores = np.empty(len(dataset.groups))
         for fold in range(num_folds):
-            known, rest = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            fitted, unseen = fit_part(dataset, columns, known, settings), columns[rest]
-            scores[rest] = fitted.score(unseen.blocks, unseen.numbers).double().numpy()
+            inside = folds == fold
+            fitted = fit_part(dataset, columns, np.flatnonzero(~inside), settings)
+            rest = dataset.subset(np.unique(dataset.groups[inside]).tolist())
+            scores[inside] = score(design.to_terms(fitted), rest, tokens=tokens)
         progress()
         return scores
 

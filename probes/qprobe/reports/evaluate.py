@@ -84,9 +84,7 @@ def evaluate(
             metrics["schedule"] = judge_schedule(samples, info.schedule, k=k, beta=beta)
         except DatasetError as error:  # collected without what its checkpoints read
             notes.append(f"the probe's schedule is not measured: {error}")
-    if curve and development is not None and probe.terms.gates:
-        notes.append("there is no learning curve of a probe with a gate")
-    elif curve and development is not None:
+    if curve and development is not None:
         settings = replace(read_settings(info), beta=beta)
         metrics["learning_curve"] = learning_curve(
             development,

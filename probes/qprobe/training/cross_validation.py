@@ -16,7 +16,8 @@ from qprobe.evaluation.bootstrap import find_error
 from qprobe.training.folds import make_folds
 from qprobe.training.inputs import Inputs, use_threads
 from qprobe.training.objectives import make_loss
-from qprobe.training.optimiser import Linear, Loss, minimise
+from qprobe.training.optimiser import Loss
+from qprobe.training.pooled import Part, solve
 from qprobe.training.segments import segment_mean, segment_softmax, segment_spread
 from qprobe.training.settings import TrainingSettings
 
@@ -80,9 +81,9 @@ class Problem:
         self.places = [(folds == fold).nonzero()[:, 0] for fold in range(settings.num_folds)]
         self.order = torch.cat(self.places)
 
-    def split(self, features: Tensor) -> list[Tensor]:
-        """Return the part of each fold of features in its order: (samples, width), no copies."""
-        return list(torch.split(features, [len(places) for places in self.places]))
+    def split(self, every: Part) -> list[Part]:
+        """Return the part of each fold of all samples in its order: no copies."""
+        return every.split([len(places) for places in self.places])
 
     def make_loss(self, fold: int | None) -> Loss:
         """Return the loss of scores of all folds' samples but one's, in order of the folds."""
@@ -94,22 +95,24 @@ class Problem:
         return make_loss(objective, rewards, groups, per_prompt=self.settings.per_prompt)
 
     def score_held_out(
-        self, parts: Sequence[Tensor], found: Sequence[Tensor], bias: Tensor | None = None
+        self, every: Part, found: Sequence[Tensor], level: Tensor | None = None
     ) -> Tensor:
         """Return the scores of all samples, each by the fit without its fold: (samples,).
 
-        With one bias: those of the folds differ, by much beside weights of a strong decay, and each
+        At one level: those of the folds differ, by much beside weights of a strong decay, and each
         by what was held out.
 
         Args:
-            parts: The features of each fold.
-            found: The parameters of the fit without it.
-            bias: Shape (1,); None takes the mean of theirs.
+            every: All samples, in its order.
+            found: Of each fold the parameters of the fit without it.
+            level: Of all samples by one fit; None takes the mean of theirs.
         """
-        bias = torch.stack([each[-1:] for each in found]).mean(0) if bias is None else bias
+        levels = torch.stack([every.find_level(each) for each in found])
+        level = levels.mean() if level is None else level
         scores = torch.empty_like(self.rewards)
-        for places, part, parameters in zip(self.places, parts, found, strict=True):
-            scores[places] = Linear(part).score(torch.cat([parameters[:-1], bias]))
+        each_fold = zip(self.places, self.split(every), found, levels, strict=True)
+        for places, part, parameters, own in each_fold:
+            scores[places] = part.score(parameters) - own + level
         return scores
 
     def earn(self, scores: Tensor, parameters: list[Tensor]) -> Floats:
@@ -178,7 +181,7 @@ class CrossValidation:
         weight_decays: Strongest first.
         rewards: Shape (decays, prompts): the expected reward of each prompt by the fit without it;
             or, with a criterion, what that says.
-        parameters: Of each decay and fold, by the axes: shape (axes + 1,).
+        parameters: Of each decay and fold, by the axes, as ``Part`` takes them.
     """
 
     weight_decays: tuple[float, ...]
@@ -212,18 +215,18 @@ def cross_validate(
     """
     assert torch.equal(inputs.order, problem.order)
     decays, folds = problem.settings.decays, range(problem.settings.num_folds)
-    with use_threads(inputs.reduced):
-        parts = problem.split(inputs.reduced)
-        lines = [Linear(*parts[:fold], *parts[fold + 1 :]) for fold in folds]
+    every = Part(inputs.reduced, inputs.pooled)
+    with use_threads(*every.tensors):
+        parts = problem.split(every)
         losses = [problem.make_loss(fold) for fold in folds]
         preconditioner = problem.precondition(inputs)
-        found = [torch.zeros(inputs.reduced.shape[1] + 1, dtype=torch.float64) for _ in folds]
+        found = [torch.zeros_like(every.decayed) for _ in folds]
         spread = segment_spread(problem.rewards, problem.groups)
         tried, earned = [], []
         for decay in decays:
             found = [
-                minimise(
-                    lines[fold],
+                solve(
+                    parts[:fold] + parts[fold + 1 :],
                     losses[fold],
                     found[fold],
                     decay=decay,
@@ -233,7 +236,7 @@ def cross_validate(
                 for fold in folds
             ]
             tried.append(found)
-            scores = problem.score_held_out(parts, found)
+            scores = problem.score_held_out(every, found)
             if criterion is None:
                 earned.append(problem.earn(scores, found))
             else:

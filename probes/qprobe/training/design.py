@@ -16,35 +16,41 @@ from qprobe.probe.reading import EMBEDDING, Reading
 from qprobe.probe.terms import GateTerm, StateTerm, Terms
 from qprobe.probe.values import NUMBERS
 from qprobe.training.fit import FittedProbe
-from qprobe.training.gate import FittedGate, Gate, weigh
-from qprobe.training.inputs import Inputs, prepare_each
+from qprobe.training.gate import Gate, read_gate, read_maximum
+from qprobe.training.inputs import Inputs, prepare, prepare_each
+from qprobe.training.pooled import Pooled
 
 __all__ = ["Columns", "Design", "has_logprobs", "settle_numbers"]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a fit reads of samples, as ``fit_probe`` takes it.
+    """What a fit reads of samples.
 
     Attributes:
         blocks: Shape (samples, hidden) for each reading, float32.
         numbers: Shape (samples, numbers), float64; None without any.
+        pooled: What rolling maxima and gates read, along axes that all samples give.
     """
 
     blocks: list[Tensor]
     numbers: Tensor | None
+    pooled: tuple[Pooled, ...] = ()
 
-    def add(self, scores: Sequence[NDArray[np.float64]]) -> "Columns":
-        """Return them with more numbers, shape (samples,) each, after those that there are."""
-        more = [torch.from_numpy(each)[:, None] for each in scores]
-        parts = [*([] if self.numbers is None else [self.numbers]), *more]
-        return Columns(self.blocks, torch.cat(parts, 1) if parts else None)
+    def prepare(self, order: Tensor) -> Inputs:
+        """Return what a fit takes, in an order as ``Problem`` has it: shape (samples,).
+
+        Raises:
+            TrainingError: As ``qprobe.training.inputs.prepare``.
+        """
+        return prepare(self.blocks, self.numbers, order=order, pooled=self.pooled)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> "Columns":
         """Return some samples, in the order given."""
         picked = torch.from_numpy(rows)
         numbers = None if self.numbers is None else self.numbers[picked]
-        return Columns([each[picked] for each in self.blocks], numbers)
+        pooled = tuple(each.take(picked) for each in self.pooled)
+        return Columns([each[picked] for each in self.blocks], numbers, pooled)
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,8 @@ class Design:
         gates: Each another one.
 
     Raises:
-        TrainingError: There is no term, or one twice, or a number that there is not, or a reading
-            beside a gate.
+        TrainingError: There is no term, or one twice, or a number that there is not, or an
+            endpoint's embedding beside states.
     """
 
     readings: tuple[Reading, ...] = ()
@@ -76,23 +82,7 @@ class Design:
         for number in self.numbers:
             if number not in NUMBERS:
                 raise TrainingError("numbers", f"must be of {', '.join(NUMBERS)}, got {number!r}")
-        for reading in self.readings:
-            if reading.pooling == "max":
-                raise TrainingError(
-                    "reading", f"{str(reading)!r} is no mean of states, and cannot be trained"
-                )
-        self._check_together()
-
-    def _check_together(self) -> None:
-        if self.gates and self.readings:
-            # A gate's score of a prompt comes from gates that have seen the rewards of all others;
-            # its states beside it decode these, also where the others are held out.
-            raise TrainingError(
-                "gates",
-                "go with numbers (--gate with --numbers), not with readings: their held-out scores "
-                "would leak the rewards of other prompts into cross-validation",
-            )
-        if EMBEDDING in self.readings and self.readings != (EMBEDDING,):
+        if EMBEDDING in self.readings and (self.readings != (EMBEDDING,) or self.gates):
             raise TrainingError("readings", "must be an endpoint's embedding, or a model's states")
 
     def __str__(self) -> str:
@@ -108,28 +98,31 @@ class Design:
         Raises:
             QProbeError: It is not that.
         """
-        *parts, last = text.split(" + ")
-        found = re.fullmatch(r"numbers(?:\((.+)\))?", last)
-        if found is None:
-            return cls(tuple(map(Reading.parse, [*parts, last])))
-        numbers = NUMBERS if found[1] is None else tuple(found[1].split(","))
-        return cls(tuple(map(Reading.parse, parts)), numbers)
+        parts, numbers = text.split(" + "), ()
+        found = re.fullmatch(r"numbers(?:\((.+)\))?", parts[-1])
+        if found is not None:
+            parts.pop()
+            numbers = NUMBERS if found[1] is None else tuple(found[1].split(","))
+        gates = [each.replace("/gate", "") for each in parts if "/gate" in each]
+        readings = [each for each in parts if "/gate" not in each]
+        return cls(tuple(map(Reading.parse, readings)), numbers, tuple(map(Gate.parse, gates)))
 
     @classmethod
     def of(cls, terms: Terms) -> "Design":
-        """Return the terms of a probe that was trained.
+        """Return the terms of a probe that was trained."""
+        gates = tuple(Gate(each.layer, each.segments) for each in terms.gates)
+        return cls(tuple(terms.readings), tuple(terms.numbers), gates)
+
+    def require(self, dataset: Dataset) -> None:
+        """Check that a dataset has what is read.
 
         Raises:
-            TrainingError: One of them is a gate, which is not trained anew for a part of the
-                prompts.
+            DatasetError: It has not.
         """
-        if terms.gates:
-            raise TrainingError(
-                "terms",
-                f"{terms.describe()!r} have a gate, which is not trained anew for a part of the "
-                "prompts",
-            )
-        return cls(tuple(terms.readings), tuple(terms.numbers))
+        dataset.require(self._linear)
+        dataset.require((), [each.layer for each in self._maxima])
+        for gate in self.gates:
+            dataset.require(gate.readings, gate.token_layers)
 
     def begin(self, tokens: int) -> "Design":
         """Return the terms of a head: the means of each layer over the first so many tokens.
@@ -147,57 +140,69 @@ class Design:
 
         Args:
             dataset: Has the readings.
-            tokens: The numbers are those of the first so many tokens.
+            tokens: The numbers are those of the first so many tokens, as a head's.
 
         Raises:
             DatasetError: Something is not stored.
+            TrainingError: A head is asked for with a gate or a maximum.
         """
-        blocks = [dataset.features(each) for each in self.readings]
-        return Columns(blocks, self._read_numbers(dataset, tokens))
+        pooled = self._read_pooled(dataset, tokens)
+        blocks = [dataset.features(each) for each in self._linear]
+        return Columns(blocks, self._read_numbers(dataset, tokens), pooled)
 
-    def _read_numbers(self, dataset: Dataset, tokens: int | None) -> Tensor | None:
-        if not self.numbers:
-            return None
-        return torch.from_numpy(dataset.numbers(self.numbers, tokens=tokens))
-
-    def prepare(
-        self,
-        dataset: Dataset,
-        order: Tensor,
-        *,
-        tokens: int | None = None,
-        scores: Sequence[NDArray[np.float64]] = (),
-    ) -> Inputs:
+    def prepare(self, dataset: Dataset, order: Tensor, *, tokens: int | None = None) -> Inputs:
         """Prepare what ``read`` returns without ever holding more than one reading of it.
 
         Args:
             dataset: Has the readings.
             order: Shape (samples,), as ``Problem`` has it.
             tokens: As in ``read``.
-            scores: More numbers, shape (samples,) each.
 
         Raises:
             DatasetError: Something is not stored.
-            TrainingError: As ``prepare_each``.
+            TrainingError: As ``read`` and ``prepare_each``.
         """
+        pooled = self._read_pooled(dataset, tokens)
         return prepare_each(
-            map(dataset.features, self.readings),
-            Columns([], self._read_numbers(dataset, tokens)).add(scores).numbers,
-            widths=[dataset.manifest["hidden_size"]] * len(self.readings),
+            map(dataset.features, self._linear),
+            self._read_numbers(dataset, tokens),
+            widths=[dataset.manifest["hidden_size"]] * len(self._linear),
             order=order,
+            pooled=pooled,
         )
 
-    def to_terms(self, fitted: FittedProbe, gates: Sequence[FittedGate] = ()) -> Terms:
-        """Return the terms with the weights of a fit to their columns, those of gates last."""
-        pairs = zip(self.readings, fitted.weights, strict=True)
-        weights = fitted.number_weights.tolist()
-        count = len(self.numbers)
-        return Terms(
-            tuple(StateTerm(reading, weight.numpy()) for reading, weight in pairs),
-            tuple(weigh(each.term, w) for each, w in zip(gates, weights[count:], strict=True)),
-            dict(zip(self.numbers, weights[:count], strict=True)),
-            fitted.bias,
+    @property
+    def _linear(self) -> list[Reading]:
+        return [each for each in self.readings if each.pooling != "max"]
+
+    @property
+    def _maxima(self) -> list[Reading]:
+        return [each for each in self.readings if each.pooling == "max"]
+
+    def _read_numbers(self, dataset: Dataset, tokens: int | None) -> Tensor | None:
+        if not self.numbers:
+            return None
+        return torch.from_numpy(dataset.numbers(self.numbers, tokens=tokens))
+
+    def _read_pooled(self, dataset: Dataset, tokens: int | None) -> tuple[Pooled, ...]:
+        if tokens is not None and (self._maxima or self.gates):
+            raise TrainingError("terms", f"{str(self)!r} are not trained as a head")
+        maxima = (read_maximum(dataset, each) for each in self._maxima)
+        return (*maxima, *(read_gate(dataset, each) for each in self.gates))
+
+    def to_terms(self, fitted: FittedProbe) -> Terms:
+        """Return the terms with the weights of a fit to their columns."""
+        weights, pooled = iter(fitted.weights), iter(fitted.pooled)
+        states = tuple(
+            StateTerm(each, next(pooled).value if each.pooling == "max" else next(weights).numpy())
+            for each in self.readings
         )
+        gates = tuple(
+            GateTerm(gate.layer, gate.segments, own.gate, own.value, own.gate_bias)
+            for gate, own in zip(self.gates, pooled, strict=True)
+        )
+        numbers = dict(zip(self.numbers, fitted.number_weights.tolist(), strict=True))
+        return Terms(states, gates, numbers, fitted.bias)
 
 
 def settle_numbers(dataset: Dataset, numbers: Sequence[str] | None) -> tuple[str, ...]:

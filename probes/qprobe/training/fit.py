@@ -16,7 +16,7 @@ from qprobe.errors import TrainingError
 from qprobe.evaluation.bootstrap import find_error
 from qprobe.training.cross_validation import Criterion, CrossValidation, Problem, cross_validate
 from qprobe.training.inputs import Inputs, prepare, use_threads
-from qprobe.training.optimiser import Linear, minimise
+from qprobe.training.pooled import Part, PooledWeights, solve
 from qprobe.training.settings import TrainingSettings
 
 __all__ = ["FittedProbe", "TrainingSettings", "describe_edge", "fit_inputs", "fit_probe"]
@@ -29,7 +29,7 @@ _TOLERANCE = 1e-10
 
 @dataclass(frozen=True)
 class FittedProbe:
-    """A trained linear probe, and how it came about.
+    """A trained probe, and how it came about.
 
     Attributes:
         weights: Shape (width,) for each block, float32 on CPU: for raw features, in units of the
@@ -46,6 +46,7 @@ class FittedProbe:
         held_out_rewards: Shape (prompts,): the expected reward of each by the fit without it, at
             the weight decay chosen, and so a little too high.
         notes: What one must know to believe it, in words.
+        pooled: The weights of the other terms that were fitted with these, if any.
     """
 
     weights: list[Tensor]
@@ -57,9 +58,14 @@ class FittedProbe:
     held_out_scores: Floats
     held_out_rewards: Floats
     notes: tuple[str, ...] = ()
+    pooled: tuple[PooledWeights, ...] = ()
 
     def score(self, blocks: Sequence[Tensor], numbers: Tensor | None = None) -> Tensor:
-        """Score raw features: (samples, width) each, any float dtype, to (samples,) float32."""
+        """Score raw features: (samples, width) each, any float dtype, to (samples,) float32.
+
+        Not of a probe with other terms: ``qprobe.evaluation.scoring`` scores all.
+        """
+        assert not self.pooled
         parts = zip(blocks, self.weights, strict=True)
         terms = [block.to(torch.float32) @ weight for block, weight in parts]
         if numbers is not None:
@@ -136,20 +142,24 @@ def fit_inputs(
     if inputs.whole is not None:
         features = inputs.whole
         starts = [torch.cat([inputs.expand(each[:-1]), each[-1:]]) for each in starts]
-    with use_threads(features):
-        scores, found = _refit(problem, inputs, features, starts, decay)
+    every = Part(features, inputs.pooled)
+    with use_threads(*every.tensors):
+        scores, found = _refit(problem, inputs, every, starts, decay)
     scale = problem.find_scale(scores, starts, within=criterion is None)
     if scale is None:
         raise TrainingError(
             "features", "tell nothing of prompts held out: what was learnt scores them all the same"
         )
-    weights = found[:-1] if inputs.whole is not None else inputs.expand(found[:-1])
-    raw = inputs.undo(weights / scale, float(found[-1]) / scale)
+    weights, *others, bias = every.divide(found)
+    weights = weights if inputs.whole is not None else inputs.expand(weights)
+    pairs = zip(inputs.pooled, others, strict=True)
+    pooled = [each.undo(parameters, scale) for each, parameters in pairs]
+    raw = inputs.undo(weights / scale, float(bias) / scale)
     progress()
     return FittedProbe(
         weights=raw.blocks,
         number_weights=raw.numbers,
-        bias=raw.bias,
+        bias=raw.bias + sum(offset for _, offset in pooled),
         weight_decay=decay,
         scale=scale,
         cross_validation=[
@@ -159,6 +169,7 @@ def fit_inputs(
         held_out_scores=(scores / scale).numpy(),
         held_out_rewards=tried.rewards[tried.best],
         notes=tuple(describe_edge(tried, problem)),
+        pooled=tuple(each for each, _ in pooled),
     )
 
 
@@ -181,15 +192,18 @@ def describe_edge(tried: CrossValidation, problem: Problem) -> list[str]:
 
 
 def _refit(
-    problem: Problem, inputs: Inputs, features: Tensor, starts: Sequence[Tensor], decay: float
+    problem: Problem,
+    inputs: Inputs,
+    every: Part,
+    starts: Sequence[Tensor],
+    decay: float,
 ) -> tuple[Tensor, Tensor]:
     """Return raw scores, each by a fit without its fold, and the parameters of the fit to all."""
-    parts, precondition = problem.split(features), problem.precondition(inputs)(decay)
+    parts, precondition = problem.split(every), problem.precondition(inputs)(decay)
 
     def fit(fold: int | None, start: Tensor) -> Tensor:
-        kept = [part for at, part in enumerate(parts) if at != fold]
-        return minimise(
-            Linear(*kept),
+        return solve(
+            [part for at, part in enumerate(parts) if at != fold],
             problem.make_loss(fold),
             start,
             decay=decay,
@@ -199,4 +213,4 @@ def _refit(
 
     found = [fit(fold, start) for fold, start in enumerate(starts)]
     whole = fit(None, torch.stack(found).mean(0))
-    return problem.score_held_out(parts, found, whole[-1:]), whole
+    return problem.score_held_out(every, found, every.find_level(whole)), whole

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qprobe.errors import TrainingError
+from qprobe.training.pooled import Pooled
 
 __all__ = ["Inputs", "Weights", "prepare", "prepare_each", "use_threads"]
 
@@ -69,6 +70,7 @@ class Inputs:
         means: Shape (width,), of the raw features; float64 on CPU.
         scales: Shape (width,): features = (raw - means) * scales; 0 for constant ones.
         widths: Of each block, then the number of numbers.
+        pooled: What terms read that are fitted with the features, along all their axes then.
     """
 
     order: Tensor
@@ -80,9 +82,7 @@ class Inputs:
     means: Tensor
     scales: Tensor
     widths: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.reduced)
+    pooled: tuple[Pooled, ...] = ()
 
     def expand(self, weights: Tensor) -> Tensor:
         """Return weights of the axes as those of the features: (axes,) to (width,), float64."""
@@ -100,7 +100,11 @@ class Inputs:
 
 
 def prepare(
-    blocks: Sequence[Tensor], numbers: Tensor | None = None, *, order: Tensor | None = None
+    blocks: Sequence[Tensor],
+    numbers: Tensor | None = None,
+    *,
+    order: Tensor | None = None,
+    pooled: Sequence[Pooled] = (),
 ) -> Inputs:
     """Standardise features, each by itself, and find their axes; see ``prepare_each``.
 
@@ -108,17 +112,18 @@ def prepare(
         blocks: Shape (samples, width) each, any float dtype, finite.
         numbers: Shape (samples, numbers), or None.
         order: Shape (samples,): which sample each row is to be; None leaves them as they are.
+        pooled: What terms read of the same samples that are fitted with these.
 
     Raises:
         TrainingError: Shapes do not fit, a value or a spread is not finite in float32, or no
             feature varies; the message says which.
     """
-    every = [*blocks, *([] if numbers is None else [numbers])]
+    every = [*blocks, *([] if numbers is None else [numbers]), *(each.means for each in pooled)]
     if not every:
         raise TrainingError("features", "must be there, or numbers")
     widths = [each.shape[1] if each.ndim == 2 else 0 for each in blocks]
     order = torch.arange(len(every[0])) if order is None else order
-    return prepare_each(blocks, numbers, widths=widths, order=order)
+    return prepare_each(blocks, numbers, widths=widths, order=order, pooled=pooled)
 
 
 def prepare_each(
@@ -127,6 +132,7 @@ def prepare_each(
     *,
     widths: Sequence[int],
     order: Tensor,
+    pooled: Sequence[Pooled] = (),
 ) -> Inputs:
     """Prepare blocks that come one by one; each is dropped before the next is asked for.
 
@@ -138,7 +144,11 @@ def prepare_each(
         numbers: Shape (samples, numbers), or None.
         widths: Of each block.
         order: Shape (samples,).
+        pooled: Likewise.
     """
+    others = tuple(each.take(order) for each in pooled)
+    if others and not widths and numbers is None:
+        return _leave_empty(order, others)
     num_numbers = 0 if numbers is None else numbers.shape[-1]
     names = [f"features.{index}" if index else "features" for index in range(len(widths))]
     standard = torch.empty(len(order), sum(widths) + num_numbers)
@@ -158,7 +168,7 @@ def prepare_each(
         reduced = standard @ axes
         variances = _mean_squares(reduced)
         left_out = float(_mean_squares(standard).sum() - variances.sum())
-    is_whole = min(standard.shape[1], len(standard) / 2) <= _MAX_FEATURES
+    is_whole = bool(others) or min(standard.shape[1], len(standard) / 2) <= _MAX_FEATURES
     return Inputs(
         order,
         reduced,
@@ -169,21 +179,28 @@ def prepare_each(
         means,
         scales,
         (*widths, num_numbers),
+        others,
     )
 
 
 @contextmanager
-def use_threads(features: Tensor) -> Iterator[None]:
+def use_threads(*features: Tensor) -> Iterator[None]:
     """Take all of torch's threads if there is work for them, else one.
 
     Two threads took up to 5 times as long as one for 2,500 x 576 on a busy machine.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads if features.numel() >= _MIN_THREADED else 1)
+    torch.set_num_threads(threads if sum(each.numel() for each in features) >= _MIN_THREADED else 1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _leave_empty(order: Tensor, pooled: tuple[Pooled, ...]) -> Inputs:
+    """Return inputs without a feature."""
+    nothing, none = torch.zeros(0, dtype=torch.float64), torch.zeros(len(order), 0)
+    return Inputs(order, none, nothing, None, none[:0], 0.0, nothing, nothing, (0,), pooled)
 
 
 def _standardise(name: str, raw: Tensor, place: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from qprobe.data.dataset import Dataset
 from qprobe.errors import TrainingError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expected_rewards
+from qprobe.evaluation.scoring import score
 from qprobe.training.design import Design
 from qprobe.training.fit import TrainingSettings
 from qprobe.training.part import fit_part
@@ -59,7 +60,7 @@ def learning_curve(
         EvaluationError: The test prompts cannot be evaluated.
     """
     total = len(development.prompts)
-    columns, unseen = design.read(development), design.read(test)
+    columns = design.read(development)
     bootstrap = Bootstrap(len(test.prompts), test.questions)
     rng = np.random.default_rng(_SEED)
     orders = [rng.permutation(total) for _ in range(_NUM_ORDERS)]
@@ -70,7 +71,7 @@ def learning_curve(
     def run(prompts: Sequence[int]) -> Floats:
         rows = np.flatnonzero(np.isin(development.groups, prompts))
         fitted = fit_part(development, columns, rows, settings)
-        return expect(fitted.score(unseen.blocks, unseen.numbers).double().numpy())
+        return expect(score(design.to_terms(fitted), test))
 
     # First, so that what no set of prompts can be trained with is an error, not the base model.
     curve = {total: run(range(total))[None]}

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qprobe.data.dataset import Dataset
+from qprobe.training.cross_validation import Problem
 from qprobe.training.design import Columns
-from qprobe.training.fit import FittedProbe, TrainingSettings, fit_probe
+from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
 from qprobe.training.folds import count_folds
 
 __all__ = ["fit_part"]
@@ -30,12 +31,5 @@ def fit_part(
     rewards, groups = dataset.rewards[rows], dataset.groups[rows]
     questions = dataset.questions[groups]
     num_folds = count_folds(rewards, groups, questions, most=settings.num_folds)
-    picked = columns[rows]
-    return fit_probe(
-        picked.blocks,
-        rewards,
-        groups,
-        replace(settings, num_folds=num_folds),
-        questions,
-        numbers=picked.numbers,
-    )
+    problem = Problem(rewards, groups, replace(settings, num_folds=num_folds), questions)
+    return fit_inputs(problem, columns[rows].prepare(problem.order))

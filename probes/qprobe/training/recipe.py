@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -20,7 +19,7 @@ from qprobe.training.confidence import choose_own_settings, find_confidence
 from qprobe.training.cross_validation import Problem
 from qprobe.training.design import Design, has_logprobs, settle_numbers
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
-from qprobe.training.gate import GATE_FITS, Gate, fit_gate
+from qprobe.training.gate import Gate
 from qprobe.training.judgement import judge_held_out
 
 __all__ = ["DEFAULT_K", "make_probe", "read_settings", "train"]
@@ -46,15 +45,14 @@ def train(
 
     Args:
         dataset: Loaded whole.
-        readings: Stored in it; of several the score is the sum. There may be none if there are
-            numbers.
+        readings: Stored in it; of several the score is the sum. Of pooling ``max`` it needs the
+            states of single tokens. There may be none if there are numbers or gates.
         settings: Of the training; the seed also of the split.
         numbers: Of ``NUMBERS``, which the score reads too. None takes all of them if the dataset
             knows the log-probabilities and its model has sampled every answer, and else none.
         gates: Each as LAYER/END,END,...: the score also hears segments of the completion, as far as
             a gate lets it. Needs ``LAYER/mean`` and the means of the first END tokens. Or as LAYER:
-            every token by itself; needs the states of single tokens. With numbers, not with
-            readings.
+            every token by itself; needs the states of single tokens.
         k: How many candidates the probe will recommend, from 1 to the fewest samples of a prompt;
             None takes 16, or these if they are fewer. The training does not depend on it.
         test_fraction: Of the prompts, 0 <= test_fraction < 1; None as in ``split_prompts``.
@@ -82,12 +80,11 @@ def train(
     given = (readings,) if isinstance(readings, Reading) else tuple(readings)
     design = Design(given, settle_numbers(known, numbers), tuple(map(Gate.parse, gates)))
     heads, notes = _design_heads(design, known, checkpoints)
-    known.require([each for part in (design, *heads.values()) for each in part.readings])
-    for gate in design.gates:
-        known.require(gate.readings, gate.token_layers)
+    for each in (design, *heads.values()):
+        each.require(known)
 
     num_fits = 1 + len(heads) + (choose_own_settings(known, settings) is not None)
-    total = num_fits * (len(settings.decays) + 1) + len(design.gates) * GATE_FITS
+    total = num_fits * (len(settings.decays) + 1)
 
     def advance() -> None:
         progress(total)
@@ -165,20 +162,18 @@ def make_probe(
         progress: Called after each weight decay of each fit, and each fit.
     """
     known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
-    gates = [fit_gate(known, each, settings, progress=progress) for each in design.gates]
     problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
-    scores = [each.held_out_scores for each in gates]
-    inputs = design.prepare(known, problem.order, scores=scores)
+    inputs = design.prepare(known, problem.order)
     fitted = fit_inputs(problem, inputs, progress=progress)
     confidence, reason = find_confidence(
         known,
-        partial(design.to_terms, gates=gates),
+        design.to_terms,
         inputs,
         fitted,
         settings,
         progress=progress,
     )
-    terms = design.to_terms(fitted, gates)
+    terms = design.to_terms(fitted)
     every = (*fitted.notes, *notes, *([reason] if reason else []))
     info = ProbeInfo(
         base_model=dataset.manifest["model"],

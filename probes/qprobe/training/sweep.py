@@ -32,6 +32,7 @@ from qprobe.training.cells import (
     try_objectives,
 )
 from qprobe.training.design import Design, settle_numbers
+from qprobe.training.gate import Gate
 from qprobe.training.judgement import judge
 from qprobe.training.recipe import DEFAULT_K, make_probe
 from qprobe.training.settings import TrainingSettings
@@ -51,6 +52,8 @@ Json = dict[str, Any]
 # that a sweep of many readings costs little more.
 _WITH_NUMBERS = 5
 _LAYERS_TOGETHER = (2, 3)
+# Of how many layers, the best ones, gates are tried.
+_GATES = 1
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,15 @@ def drop_equal(
 ) -> tuple[list[Reading], list[Reading]]:
     """Part readings into those that differ on a dataset, and those that repeat one of them.
 
-    Means over windows that no answer outgrows are all the mean over the whole answer. The one
+    Means over windows that no answer outgrows, and the largest of such, are all the mean over the
+    whole answer. The one
     without a window is kept, or else that with the shortest.
     """
     longest = max((each.num_scored for each in dataset.samples), default=0)
     kept: dict[Reading, Reading] = {}
     for reading in sorted(readings, key=lambda each: each.window or 0):
         whole = reading.window is not None and reading.window >= longest
-        kept.setdefault(replace(reading, window=None) if whole else reading, reading)
+        kept.setdefault(Reading(reading.layer, "mean") if whole else reading, reading)
     distinct = set(kept.values())
     return (
         [each for each in readings if each in distinct],
@@ -131,7 +135,8 @@ def run_sweep(
 
     It is evaluated on prompts set aside. With every objective there are: each reading; the numbers;
     the best few readings with the numbers; the best readings of the best two and three layers
-    together, with the numbers if there are any.
+    together, with the numbers if there are any; and a gate over the segments between all windows
+    of the best layer that has some and the plain mean, alone and with the numbers.
 
     Cells are compared by the cross-validated reward that also chose their weight decay: simple
     rather than nested, and so optimistic by the best of a few. It only has to rank them
@@ -139,7 +144,8 @@ def run_sweep(
 
     Args:
         dataset: At least 4 prompts, each with samples.
-        readings: All stored in the dataset. There may be none if there are numbers.
+        readings: All stored in the dataset, or of pooling ``max`` and a layer that the states of
+            single tokens are stored of. There may be none if there are numbers.
         objectives: At least one. One that refuses the data, such as ``ce`` with rewards above 1,
             leaves an empty cell. Not both ``bt`` and ``dpo``, which are the same here.
         settings: Of every training, but for the objective.
@@ -162,7 +168,8 @@ def run_sweep(
     numbers = settle_numbers(dataset, numbers)
     _check_choices(readings, numbers, objectives)
     k = dataset.settle_k(k, default=DEFAULT_K)
-    dataset.require(readings)
+    for each in readings:
+        Design((each,)).require(dataset)
     choices = [replace(settings, objective=objective) for objective in objectives]
     development, test = split_prompts(
         dataset.prompts, test_fraction=test_fraction, seed=seed, places=dataset.places
@@ -234,7 +241,8 @@ def count_cells(readings: Sequence[Reading], *, numbers: bool, objectives: int) 
     num_layers = len({each.layer for each in readings})
     together = sum(size <= num_layers for size in _LAYERS_TOGETHER)
     with_numbers = 1 + min(_WITH_NUMBERS, len(readings)) if numbers else 0
-    return (len(readings) + with_numbers + together) * objectives
+    gates = min(_GATES, len(_list_gates(readings))) * (2 if numbers else 1)
+    return (len(readings) + with_numbers + together + gates) * objectives
 
 
 def _combine(tried: Sequence[TriedCell], numbers: tuple[str, ...]) -> list[Design]:
@@ -252,7 +260,24 @@ def _combine(tried: Sequence[TriedCell], numbers: tuple[str, ...]) -> list[Desig
     for size in _LAYERS_TOGETHER:
         if size <= len(of_layers):
             designs.append(Design(tuple(of_layers.values())[:size], numbers))
+    for gate in _list_gates(best)[:_GATES]:
+        designs += [Design(gates=(gate,))]
+        designs += [Design((), numbers, (gate,))] if numbers else []
     return designs
+
+
+def _list_gates(readings: Sequence[Reading]) -> list[Gate]:
+    """Return a gate of each layer whose plain mean is read, and means over windows: its segments.
+
+    In the order in which the layers occur.
+    """
+    means = [each for each in readings if each.pooling == "mean" and each.layer != "embedding"]
+    gates = []
+    for layer in dict.fromkeys(each.layer for each in means):
+        ends = sorted(each.window for each in means if each.layer == layer and each.window)
+        if ends and Reading(layer, "mean") in means:
+            gates.append(Gate(layer, tuple(ends)))
+    return gates
 
 
 def format_table(result: SweepResult) -> str:
