@@ -137,8 +137,8 @@ def _score_ways(dataset: Dataset, args: argparse.Namespace) -> Iterator[tuple[st
         designs.append(Design(layers, NUMBERS))
     for gate in map(Gate.parse, args.gates):
         designs += [Design((), (), (gate,)), Design((), NUMBERS, (gate,))]
-    for each in designs:
-        each.require(dataset)
+    for design in designs:
+        design.require(dataset)
     for design, objective in product(designs, args.objectives.split(",")):
         settings = TrainingSettings(objective=objective, beta=args.beta)
         yield f"{design}, {objective}", score_held_out(dataset, design, settings)

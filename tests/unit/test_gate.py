@@ -15,7 +15,8 @@ from qprobe.evaluation.expectation import expected_rewards
 from qprobe.evaluation.scoring import score
 from qprobe.probe.file import load_probe, save_probe
 from qprobe.probe.pooling import pool, pool_gated
-from qprobe.probe.values import NUMBERS
+from qprobe.probe.terms import GateTerm, Terms
+from qprobe.probe.values import NUMBERS, Source
 from qprobe.rejection.scores import cross_fit
 from qprobe.training.cross_validation import Problem, cross_validate
 from qprobe.training.design import Design
@@ -52,7 +53,7 @@ def make(
     manifest: dict[str, Any] = {"model": "org/model", "hidden_size": HIDDEN, "num_layers": 6}
     prompts: list[dict[str, Any]] = [{"prompt": f"p{i}"} for i in range(len(tokens) // N)]
     greedy = np.full(len(prompts), np.nan)
-    kept = {3: lambda row: cut[row].half()}
+    kept: dict[Source, Any] = {3: lambda row: cut[row].half()}
     return Dataset(manifest, prompts, samples, embeddings, greedy, tokens=kept)
 
 
@@ -234,12 +235,45 @@ def test_a_learning_curve_ends_with_the_probe_of_all_prompts() -> None:
     known, _ = plant(0)
     unseen, _ = plant(1)
     probe = make_probe(known, EVERY, QUICK, k=N, test=[], licence=None)
-    curve = learning_curve(known, unseen, design=EVERY, settings=QUICK, k=N, sizes=[10])
-    assert [row["num_prompts"] for row in curve] == [10, NUM_PROMPTS]
+    curve = learning_curve(known, unseen, design=EVERY, settings=QUICK, k=N, sizes=())
+    assert [row["num_prompts"] for row in curve] == [NUM_PROMPTS]
     expected = expected_rewards(
         score(probe.terms, unseen), unseen.rewards, unseen.groups, k=N, beta=QUICK.beta
     )
     assert curve[-1]["reward"] == pytest.approx(expected.mean())
+
+
+@pytest.mark.parametrize(("shut", "least"), [(False, 0.0), (True, 0.1)])
+def test_segments_are_as_exact_as_their_means_allow(*, shut: bool, least: float) -> None:
+    """A stored mean is off by u = 2 ** -11 of its size M, a segment's by u M (a + b) / (b - a).
+
+    It goes from token a to b. With gates as wide open as each other it weighs (b - a) / n, so that
+    the score of S segments is off by no more than 2 u M S. Where all but the last one are shut, it is off by what that one is: here,
+    of 1 token after 1,024, by up to u (1,024 + 1,025) = 1.0005 M, the size of the states.
+    """
+    length, ends, size = 1025, (512, 1024), 1.0
+    rng = np.random.default_rng(0)
+    states = rng.uniform(size / 2, size, size=(16, length, 2))
+    states[:, :, 1] = 0
+    states[:, -1, 1] = 1  # marks the last token
+    readings = Gate(3, ends).readings
+    embeddings = {each: torch.tensor(states[:, : each.window].mean(1)).half() for each in readings}
+    samples = [Sample(0, i, "", [1], length, None, "stop", i, 0.0) for i in range(16)]
+    made = Dataset({}, [{"prompt": "p"}], samples, embeddings, np.zeros(1))
+    off = np.float32(1000 * shut)
+    term = GateTerm(3, ends, np.array([0, 0], np.float32), np.array([1, 0], np.float32))
+    if shut:  # the mark of the last segment is 1025 * float16(1 / 1025), and that of others 0
+        term = replace(term, gate=np.array([0, off], np.float32), gate_bias=-float(off) / 2)
+    gates = states @ term.gate + term.gate_bias
+    values = states @ term.value
+    exact = [
+        pool_gated(np.append(0, gate), np.append(0, value), segments=ends)
+        for gate, value in zip(gates, values, strict=True)
+    ]
+    error = np.abs(score(Terms(gates=(term,)), made) - exact).max()
+    unit = 2.0**-11 * size
+    bound = unit * (1024 + 1025) if shut else 2 * unit * (len(ends) + 1)
+    assert least < error < bound
 
 
 @pytest.mark.parametrize("text", ["", "3/", "3/0", "3/8,4", "3/4,4", "x/4", "3/4,"])

@@ -276,7 +276,7 @@ def _list_gates(readings: Sequence[Reading]) -> list[Gate]:
     for layer in dict.fromkeys(each.layer for each in means):
         ends = sorted(each.window for each in means if each.layer == layer and each.window)
         if ends and Reading(layer, "mean") in means:
-            gates.append(Gate(layer, tuple(ends)))
+            gates.append(Gate.parse(f"{layer}/{','.join(map(str, ends))}"))
     return gates
 
 

@@ -134,7 +134,8 @@ def _add_sweep(commands: "_SubParsersAction[Parser]") -> None:
         "--readings",
         type=values.readings,
         metavar="15/mean/48,final/last",
-        help="LAYER/last, LAYER/mean or LAYER/mean/WINDOW; default: all that the dataset has",
+        help="LAYER/last, LAYER/mean, LAYER/mean/WINDOW or LAYER/max/WINDOW; default: all but the "
+        "last that the dataset has",
     )
     parser.add_argument(
         "--objectives",
@@ -160,7 +161,8 @@ def _add_train(commands: "_SubParsersAction[Parser]") -> None:
         action="append",
         default=[],
         metavar="15/mean/48",
-        help="instead of these three; given several times, the score is their sum",
+        help="instead of these three; given several times, the score is their sum; also "
+        "LAYER/max/WINDOW (collect --token-states)",
     )
     parser.add_argument(
         "--gate",
@@ -168,7 +170,7 @@ def _add_train(commands: "_SubParsersAction[Parser]") -> None:
         default=[],
         metavar="15/8,16,32",
         help="segments of the answer, which end after so many tokens, by a gate; of a LAYER alone "
-        "all its tokens (collect --token-states); goes with --numbers, not with readings",
+        "all its tokens (collect --token-states)",
     )
     parser.add_argument("--objective", choices=OBJECTIVES, default="ce")
     parser.add_argument(
