@@ -26,13 +26,13 @@ from qprobe.training.learning_curve import learning_curve
 from qprobe.training.recipe import make_probe
 
 NUM_PROMPTS, N, TOKENS, HIDDEN = 60, 8, 12, 4
-SETTINGS = TrainingSettings(objective="bt", weight_decays=(30.0, 10.0), num_folds=3)
+SETTINGS = TrainingSettings(objective="bt", weight_decays=(1.0, 0.1), num_folds=3)
 READINGS = [Reading(3, "mean"), Reading(3, "mean", 4), Reading(3, "mean", 8)]
 OTHER = Reading("final", "mean")
 GATE, TOKEN_GATE = Gate(3, (4, 8)), Gate(3, ())
 ROLLING = Reading(3, "max", 4)
 EVERY = Design((OTHER, ROLLING), gates=(GATE,))
-QUICK = replace(SETTINGS, weight_decays=(10.0,), num_folds=2)
+QUICK = replace(SETTINGS, weight_decays=(0.1,), num_folds=2)
 
 
 def make(
@@ -131,9 +131,9 @@ def test_a_gate_and_a_reading_beside_it_are_fitted_together() -> None:
     errors of about .15.
     """
     (known, _), (unseen, _) = plant(0, beside=1.0), plant(1, beside=1.0)
-    settings, earned = replace(SETTINGS, weight_decays=(1.0, 0.1)), {}
+    earned = {}
     for readings, gates in (((), ["3/4,8"]), (OTHER, []), (OTHER, ["3/4,8"])):
-        probe = train(known, readings, settings, gates=gates, test_fraction=0)
+        probe = train(known, readings, SETTINGS, gates=gates, test_fraction=0)
         earned[probe.terms.describe()] = earn(score(probe.terms, unseen), unseen)
     assert earned["final/mean + 3/gate/4,8"] > 1.6
     assert max(earned["3/gate/4,8"], earned["final/mean"]) < 1.5
@@ -248,8 +248,9 @@ def test_segments_are_as_exact_as_their_means_allow(*, shut: bool, least: float)
     """A stored mean is off by u = 2 ** -11 of its size M, a segment's by u M (a + b) / (b - a).
 
     It goes from token a to b. With gates as wide open as each other it weighs (b - a) / n, so that
-    the score of S segments is off by no more than 2 u M S. Where all but the last one are shut, it is off by what that one is: here,
-    of 1 token after 1,024, by up to u (1,024 + 1,025) = 1.0005 M, the size of the states.
+    the score of S segments is off by no more than 2 u M S. Where all but the last one are shut, it
+    is off by what that one is: here, of 1 token after 1,024, by up to u (1,024 + 1,025) = 1.0005 M,
+    the size of the states.
     """
     length, ends, size = 1025, (512, 1024), 1.0
     rng = np.random.default_rng(0)

@@ -1,7 +1,7 @@
 """What gates (SWIFT, arXiv 2505.12225) and rolling maxima read of a dataset, for a fit."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,10 @@ from qprobe.probe.values import Layer, Source
 from qprobe.training.inputs import prepare
 from qprobe.training.pooled import Axes, Pooled
 
-__all__ = ["Gate", "read_gate", "read_maximum"]
+__all__ = ["Gate", "list_gates", "read_gate", "read_maximum"]
 
 # The main axes of the states that are read: all of them would fit noise.
 _NUM_AXES = 32
-# Weights of so few axes decay by a hundredth of what a feature's do, as those of numbers.
-_SCALE = 10.0
 # That the axes are found by: so many samples, and so many means of each over tokens.
 _MAX_SAMPLES, _MAX_MEANS = 1024, 16
 
@@ -69,6 +67,20 @@ class Gate:
         return [] if self.segments else [self.layer]
 
 
+def list_gates(readings: Sequence[Reading]) -> list[Gate]:
+    """Return a gate of each layer whose plain mean is read, and means over windows: its segments.
+
+    In the order in which the layers occur.
+    """
+    means = [each for each in readings if each.pooling == "mean" and each.layer != "embedding"]
+    gates = []
+    for layer in dict.fromkeys(each.layer for each in means):
+        ends = sorted(each.window for each in means if each.layer == layer and each.window)
+        if ends and Reading(layer, "mean") in means:
+            gates.append(Gate.parse(f"{layer}/{','.join(map(str, ends))}"))
+    return gates
+
+
 def read_gate(dataset: Dataset, gate: Gate) -> Pooled:
     """Return what a gate reads: means over its segments, or the states of single tokens.
 
@@ -98,10 +110,10 @@ def read_maximum(dataset: Dataset, reading: Reading) -> Pooled:
 
 
 def _find_axes(states: Tensor) -> Axes:
-    """Return the main axes of states, (samples, hidden), scaled."""
+    """Return the main axes of states, (samples, hidden)."""
     inputs = prepare([states])
     turn = inputs.scales[:, None] * inputs.axes[:, :_NUM_AXES].cpu().double()
-    return Axes(inputs.means.float(), (_SCALE * turn).float())
+    return Axes(inputs.means.float(), turn.float())
 
 
 def _spread(length: int, most: int) -> NDArray[np.int64]:

@@ -18,10 +18,14 @@ from qprobe.training.optimiser import Linear, Loss, minimise
 __all__ = ["Axes", "Part", "Pooled", "PooledWeights", "solve"]
 
 Floats = NDArray[np.float64]
-# Steps of a fit, and the share of the loss by which the last one lowers it.
-_MAX_STEPS, _TOLERANCE = 100, 1e-7
+# Steps of a fit, and the share of the loss by which the last one lowers it: a strong decay leaves
+# little of the loss to gain, and all of a probe is in that.
+_MAX_STEPS, _TOLERANCE, _FLAT = 100, 1e-11, 1e-8
 # The most that a logistic loss has of a second derivative; others come close enough.
 _CURVATURE = 0.25
+# A value's weights decay as those of a reading do, which it is while the gate lets all through. A
+# gate must part segments by about 1 to have an effect: its weights decay by a hundredth of that.
+_GATE_SCALE = 10.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,9 @@ class Pooled:
     def squares(self) -> Tensor:
         """The mean square of what each parameter is multiplied with, float64."""
         found = self.means.square().sum((0, 1)).double() / (self.sizes > 0).sum()
-        return torch.cat([found, torch.ones_like(found[:1]), found]) if self.gated else found
+        if not self.gated:
+            return found
+        return torch.cat([_GATE_SCALE**2 * found, torch.ones_like(found[:1]), found])
 
     def score(self, parameters: Tensor) -> Tensor:
         """Return the samples' scores by the parameters: (samples,) float32."""
@@ -98,7 +104,7 @@ class Pooled:
         values = self.means @ parameters[-width:]
         if not self.gated:
             return values.masked_fill(self.sizes == 0, -torch.inf).amax(1)
-        gates = self.means @ parameters[:width] + parameters[width]
+        gates = self.means @ (_GATE_SCALE * parameters[:width]) + parameters[width]
         logs = torch.nn.functional.logsigmoid(gates) + self.sizes.log()  # an empty one weighs 0
         return (logs.softmax(1) * values).sum(1)
 
@@ -117,7 +123,7 @@ class Pooled:
         value, offset = self.axes.undo(parameters[-width:] / scale)
         if not self.gated:
             return PooledWeights(value, np.zeros(0, np.float32), 0.0), offset
-        gate, shift = self.axes.undo(parameters[:width])
+        gate, shift = self.axes.undo(_GATE_SCALE * parameters[:width])
         return PooledWeights(value, gate, float(parameters[width]) + shift), offset
 
 
@@ -226,6 +232,6 @@ def solve(
         (start / units).numpy(),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": _MAX_STEPS, "ftol": _TOLERANCE},
+        options={"maxiter": _MAX_STEPS, "ftol": _TOLERANCE, "gtol": _FLAT},
     )
     return torch.from_numpy(found.x) * units

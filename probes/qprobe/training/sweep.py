@@ -32,7 +32,7 @@ from qprobe.training.cells import (
     try_objectives,
 )
 from qprobe.training.design import Design, settle_numbers
-from qprobe.training.gate import Gate
+from qprobe.training.gate import list_gates
 from qprobe.training.judgement import judge
 from qprobe.training.recipe import DEFAULT_K, make_probe
 from qprobe.training.settings import TrainingSettings
@@ -52,8 +52,6 @@ Json = dict[str, Any]
 # that a sweep of many readings costs little more.
 _WITH_NUMBERS = 5
 _LAYERS_TOGETHER = (2, 3)
-# Of how many layers, the best ones, gates are tried.
-_GATES = 1
 
 
 @dataclass(frozen=True)
@@ -241,7 +239,7 @@ def count_cells(readings: Sequence[Reading], *, numbers: bool, objectives: int) 
     num_layers = len({each.layer for each in readings})
     together = sum(size <= num_layers for size in _LAYERS_TOGETHER)
     with_numbers = 1 + min(_WITH_NUMBERS, len(readings)) if numbers else 0
-    gates = min(_GATES, len(_list_gates(readings))) * (2 if numbers else 1)
+    gates = (2 if numbers else 1) if list_gates(readings) else 0
     return (len(readings) + with_numbers + together + gates) * objectives
 
 
@@ -260,24 +258,9 @@ def _combine(tried: Sequence[TriedCell], numbers: tuple[str, ...]) -> list[Desig
     for size in _LAYERS_TOGETHER:
         if size <= len(of_layers):
             designs.append(Design(tuple(of_layers.values())[:size], numbers))
-    for gate in _list_gates(best)[:_GATES]:
-        designs += [Design(gates=(gate,))]
-        designs += [Design((), numbers, (gate,))] if numbers else []
+    for gate in list_gates(best)[:1]:  # of more layers they would cost more than all the rest
+        designs += [Design((), some, (gate,)) for some in ((), numbers)[: 2 if numbers else 1]]
     return designs
-
-
-def _list_gates(readings: Sequence[Reading]) -> list[Gate]:
-    """Return a gate of each layer whose plain mean is read, and means over windows: its segments.
-
-    In the order in which the layers occur.
-    """
-    means = [each for each in readings if each.pooling == "mean" and each.layer != "embedding"]
-    gates = []
-    for layer in dict.fromkeys(each.layer for each in means):
-        ends = sorted(each.window for each in means if each.layer == layer and each.window)
-        if ends and Reading(layer, "mean") in means:
-            gates.append(Gate.parse(f"{layer}/{','.join(map(str, ends))}"))
-    return gates
 
 
 def format_table(result: SweepResult) -> str:
