@@ -48,10 +48,8 @@ __all__ = [
 ]
 
 Json = dict[str, Any]
-# How many of the best readings are tried with the numbers too, and how many layers together: so
-# that a sweep of many readings costs little more.
-_WITH_NUMBERS = 5
-_LAYERS_TOGETHER = (2, 3)
+# Of the best: how many readings are tried with the numbers too, and how many layers together.
+_WITH_NUMBERS, _LAYERS_TOGETHER = 5, (2, 3)
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,7 @@ def drop_equal(
     """Part readings into those that differ on a dataset, and those that repeat one of them.
 
     Means over windows that no answer outgrows, and the largest of such, are all the mean over the
-    whole answer. The one
-    without a window is kept, or else that with the shortest.
+    whole answer. The one without a window is kept, or else that with the shortest.
     """
     longest = max((each.num_scored for each in dataset.samples), default=0)
     kept: dict[Reading, Reading] = {}
@@ -142,8 +139,7 @@ def run_sweep(
 
     Args:
         dataset: At least 4 prompts, each with samples.
-        readings: All stored in the dataset, or of pooling ``max`` and a layer that the states of
-            single tokens are stored of. There may be none if there are numbers.
+        readings: As in ``train``. There may be none if there are numbers.
         objectives: At least one. One that refuses the data, such as ``ce`` with rewards above 1,
             leaves an empty cell. Not both ``bt`` and ``dpo``, which are the same here.
         settings: Of every training, but for the objective.
@@ -259,7 +255,7 @@ def _combine(tried: Sequence[TriedCell], numbers: tuple[str, ...]) -> list[Desig
         if size <= len(of_layers):
             designs.append(Design(tuple(of_layers.values())[:size], numbers))
     for gate in list_gates(best)[:1]:  # of more layers they would cost more than all the rest
-        designs += [Design((), some, (gate,)) for some in ((), numbers)[: 2 if numbers else 1]]
+        designs += [Design((), each, (gate,)) for each in dict.fromkeys([(), numbers])]
     return designs
 
 
