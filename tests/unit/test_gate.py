@@ -15,6 +15,7 @@ from qprobe.evaluation.expectation import expected_rewards
 from qprobe.evaluation.scoring import score
 from qprobe.probe.file import load_probe, save_probe
 from qprobe.probe.pooling import pool, pool_gated
+from qprobe.probe.probe import Probe
 from qprobe.probe.terms import GateTerm, Terms
 from qprobe.probe.values import NUMBERS, Source
 from qprobe.rejection.scores import cross_fit
@@ -89,6 +90,13 @@ def earn(scores: Any, dataset: Dataset) -> float:
     return float(found.mean())
 
 
+@pytest.fixture(scope="module")
+def probe_of_20() -> Probe:
+    """Every kind of term, trained on the first 20 prompts of the first planted dataset."""
+    known = plant(0)[0].subset(range(20))
+    return make_probe(known, EVERY, QUICK, k=N, test=[], licence=None)
+
+
 @pytest.mark.parametrize("segments", [(4, 8), ()])
 def test_a_gate_hears_what_tells(segments: tuple[int, ...], tmp_path: Any) -> None:
     """A mean mixes it with two others, so that it earns at most half as much above the mean.
@@ -100,9 +108,9 @@ def test_a_gate_hears_what_tells(segments: tuple[int, ...], tmp_path: Any) -> No
     ends = ",".join(map(str, segments))
     gate = f"3/{ends}" if ends else "3"
     totals: list[int] = []
-    gated = train(known, (), SETTINGS, gates=[gate], test_fraction=0, progress=totals.append)
-    assert totals == [3 + 3] * 6  # the fit, and its confidence's own
-    plain = train(known, READINGS, SETTINGS, test_fraction=0)
+    gated = train(known, (), QUICK, gates=[gate], test_fraction=0, progress=totals.append)
+    assert totals == [2 + 2] * 4  # the fit, and its confidence's own
+    plain = train(known, READINGS, QUICK, test_fraction=0)
     assert gated.terms.describe() == ("3/gate/4,8" if segments else "3/gate")
     earned = [earn(score(each.terms, unseen), unseen) for each in (gated, plain)]
     assert earned[0] > 0.9 * earn(unseen.rewards, unseen)
@@ -132,27 +140,28 @@ def test_a_gate_and_a_reading_beside_it_are_fitted_together() -> None:
     """
     (known, _), (unseen, _) = plant(0, beside=1.0), plant(1, beside=1.0)
     earned = {}
-    for readings, gates in (((), ["3/4,8"]), (OTHER, []), (OTHER, ["3/4,8"])):
-        probe = train(known, readings, SETTINGS, gates=gates, test_fraction=0)
-        earned[probe.terms.describe()] = earn(score(probe.terms, unseen), unseen)
+    problem = Problem(known.rewards, known.groups, QUICK)
+    for design in (Design(gates=(GATE,)), Design((OTHER,)), Design((OTHER,), gates=(GATE,))):
+        fitted = fit_inputs(problem, design.prepare(known, problem.order))
+        earned[str(design)] = earn(score(design.to_terms(fitted), unseen), unseen)
     assert earned["final/mean + 3/gate/4,8"] > 1.6
     assert max(earned["3/gate/4,8"], earned["final/mean"]) < 1.5
 
 
 def test_what_noise_teaches_is_not_believed() -> None:
-    """Of 8 datasets of noise the cross-validated rewards are 0, as those of linear probes are.
+    """Of 4 datasets of noise the cross-validated rewards are 0, as those of linear probes are.
 
     At the one decay each is a mean of 60 prompts, of standard error 1 / sqrt(60) = .13; the mean of
-    8 is within 4 of its own, save by chance of 1e-4. The fits themselves earn 0.6 of that noise.
+    4 is within 4 of its own, save by chance of 1e-4. The fits themselves earn 0.6 of that noise.
     """
     found = []
-    for seed in range(8):
+    for seed in range(4):
         known, _ = plant(seed)
         known.rewards = np.random.default_rng(seed + 99).normal(size=len(known.rewards))
         problem = Problem(known.rewards, known.groups, QUICK)
         inputs = EVERY.prepare(known, problem.order)
         found.append(cross_validate(problem, inputs).rewards.mean())
-    assert abs(np.mean(found)) < 4 / np.sqrt(8 * NUM_PROMPTS)
+    assert abs(np.mean(found)) < 4 / np.sqrt(4 * NUM_PROMPTS)
 
 
 def test_a_rolling_maximum_is_trained_as_it_is_served() -> None:
@@ -195,19 +204,18 @@ def test_answers_of_any_length_are_fitted_as_they_are_scored(design: Design) -> 
     assert found.std() > 0.1
 
 
-def test_held_out_scores_know_nothing_of_their_prompts_rewards() -> None:
+def test_held_out_scores_know_nothing_of_their_prompts_rewards(probe_of_20: Probe) -> None:
     """Other rewards of one prompt leave its own scores as they are, up to what is one for all.
 
     In cross-validation and in what schedules are chosen by.
     """
-    known, _ = plant(0)
+    known = plant(0)[0].subset(range(20))
     inside = known.groups == 5
-    probe = make_probe(known, EVERY, QUICK, k=4, test=[], licence=None)
 
     def fit() -> list[Any]:
         problem = Problem(known.rewards, known.groups, QUICK, known.questions[known.groups])
         fitted = fit_inputs(problem, EVERY.prepare(known, problem.order))
-        found = cross_fit(known, probe, QUICK, progress=lambda: None).final
+        found = cross_fit(known, probe_of_20, QUICK, progress=lambda: None).final
         return [fitted.held_out_scores * fitted.scale, found]
 
     first = fit()
@@ -231,14 +239,12 @@ def test_gates_stand_beside_numbers_and_are_not_in_heads() -> None:
     assert probe.heads[4].describe() == "3/mean/4"
 
 
-def test_a_learning_curve_ends_with_the_probe_of_all_prompts() -> None:
-    known, _ = plant(0)
-    unseen, _ = plant(1)
-    probe = make_probe(known, EVERY, QUICK, k=N, test=[], licence=None)
+def test_a_learning_curve_ends_with_the_probe_of_all_prompts(probe_of_20: Probe) -> None:
+    known, unseen = (plant(seed)[0].subset(range(20)) for seed in (0, 1))
     curve = learning_curve(known, unseen, design=EVERY, settings=QUICK, k=N, sizes=())
-    assert [row["num_prompts"] for row in curve] == [NUM_PROMPTS]
+    assert [row["num_prompts"] for row in curve] == [20]
     expected = expected_rewards(
-        score(probe.terms, unseen), unseen.rewards, unseen.groups, k=N, beta=QUICK.beta
+        score(probe_of_20.terms, unseen), unseen.rewards, unseen.groups, k=N, beta=QUICK.beta
     )
     assert curve[-1]["reward"] == pytest.approx(expected.mean())
 
