@@ -1,7 +1,7 @@
 """What gates (SWIFT, arXiv 2505.12225) and rolling maxima read of a dataset, for a fit."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from qprobe.probe.values import Layer, Source
 from qprobe.training.inputs import prepare
 from qprobe.training.pooled import Axes, Pooled
 
-__all__ = ["Gate", "list_gates", "read_gate", "read_maximum"]
+__all__ = ["Gate", "read_gate", "read_maximum"]
 
 # The main axes of the states that are read: all of them would fit noise.
 _NUM_AXES = 32
@@ -65,20 +65,6 @@ class Gate:
     def token_layers(self) -> list[Layer]:
         """The layer, if the states of its tokens are read."""
         return [] if self.segments else [self.layer]
-
-
-def list_gates(readings: Sequence[Reading]) -> list[Gate]:
-    """Return a gate of each layer whose plain mean is read, and means over windows: its segments.
-
-    In the order in which the layers occur.
-    """
-    means = [each for each in readings if each.pooling == "mean" and each.layer != "embedding"]
-    gates = []
-    for layer in dict.fromkeys(each.layer for each in means):
-        ends = sorted(each.window for each in means if each.layer == layer and each.window)
-        if ends and Reading(layer, "mean") in means:
-            gates.append(Gate.parse(f"{layer}/{','.join(map(str, ends))}"))
-    return gates
 
 
 def read_gate(dataset: Dataset, gate: Gate) -> Pooled:

@@ -32,7 +32,7 @@ from qprobe.training.cells import (
     try_objectives,
 )
 from qprobe.training.design import Design, settle_numbers
-from qprobe.training.gate import list_gates
+from qprobe.training.gate import Gate
 from qprobe.training.judgement import judge
 from qprobe.training.recipe import DEFAULT_K, make_probe
 from qprobe.training.settings import TrainingSettings
@@ -119,6 +119,7 @@ def run_sweep(
     objectives: Sequence[str],
     settings: TrainingSettings,
     numbers: Sequence[str] | None = None,
+    gates: Sequence[str] = (),
     k: int | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
@@ -130,8 +131,7 @@ def run_sweep(
 
     It is evaluated on prompts set aside. With every objective there are: each reading; the numbers;
     the best few readings with the numbers; the best readings of the best two and three layers
-    together, with the numbers if there are any; and a gate over the segments between all windows
-    of the best layer that has some and the plain mean, alone and with the numbers.
+    together, with the numbers if there are any; and each gate, alone and with the numbers.
 
     Cells are compared by the cross-validated reward that also chose their weight decay: simple
     rather than nested, and so optimistic by the best of a few. It only has to rank them
@@ -144,6 +144,7 @@ def run_sweep(
             leaves an empty cell. Not both ``bt`` and ``dpo``, which are the same here.
         settings: Of every training, but for the objective.
         numbers: As in ``train``.
+        gates: Each as in ``train``. One takes longer than all the rest.
         k: How many samples the winner chooses among on the test prompts, as in ``train``.
         test_fraction: Of the prompts, set aside first; None as in ``split_prompts``.
         seed: Of the split.
@@ -160,10 +161,11 @@ def run_sweep(
         TrainingError: Every objective refused the data; this is the first one's reason.
     """
     numbers = settle_numbers(dataset, numbers)
-    _check_choices(readings, numbers, objectives)
+    _check_choices(numbers, readings=[*map(str, readings)], gates=gates, objectives=objectives)
+    gated = [Design(gates=(Gate.parse(each),)) for each in gates]
     k = dataset.settle_k(k, default=DEFAULT_K)
-    for each in readings:
-        Design((each,)).require(dataset)
+    for each in [*(Design((reading,)) for reading in readings), *gated]:
+        each.require(dataset)
     choices = [replace(settings, objective=objective) for objective in objectives]
     development, test = split_prompts(
         dataset.prompts, test_fraction=test_fraction, seed=seed, places=dataset.places
@@ -172,7 +174,7 @@ def run_sweep(
     cells = None
     if folder is not None:
         cells = CellFile(folder / CELLS_FILE, tell_apart(dataset, known, test, settings))
-    tried = _try_all(known, readings, numbers, choices, cells, progress)
+    tried = _try_all(known, readings, numbers, gated, choices, cells, progress)
     winner = choose_cell(tried, known.questions)
     chosen = replace(settings, objective=winner.objective)
     probe = make_probe(dataset, winner.terms, chosen, k=k, test=test, licence=licence)
@@ -192,27 +194,24 @@ def run_sweep(
     )
 
 
-def _check_choices(
-    readings: Sequence[Reading], numbers: Sequence[str], objectives: Sequence[str]
-) -> None:
-    if not (readings or numbers) or not objectives:
+def _check_choices(numbers: Sequence[str], **chosen: Sequence[str]) -> None:
+    objectives = chosen["objectives"]
+    if not (chosen["readings"] or numbers) or not objectives:
         raise EvaluationError("readings", "or numbers, and objectives must hold at least one each")
-    for name, given in (("readings", [*map(str, readings)]), ("objectives", objectives)):
+    for name, given in chosen.items():
         for index, each in enumerate(given):
             if each in given[:index]:
                 raise EvaluationError(name, f"must be different, got {each!r} twice")
     if {"bt", "dpo"} <= set(objectives):
-        raise EvaluationError(
-            "objectives",
-            "must not hold both 'bt' and 'dpo': for a probe they are the same loss, and train the "
-            "same weights",
-        )
+        message = "must not hold both 'bt' and 'dpo': for a probe they are the same loss"
+        raise EvaluationError("objectives", message)
 
 
 def _try_all(
     known: Dataset,
     readings: Sequence[Reading],
     numbers: tuple[str, ...],
+    gated: Sequence[Design],
     choices: Sequence[TrainingSettings],
     cells: CellFile | None,
     progress: Callable[[Cell], object],
@@ -227,16 +226,20 @@ def _try_all(
 
     run([*(Design((each,)) for each in readings), *([Design((), numbers)] if numbers else [])])
     run(_combine(tried, numbers))
+    for each in gated:
+        run([each, *([replace(each, numbers=numbers)] if numbers else [])])
     return tried
 
 
-def count_cells(readings: Sequence[Reading], *, numbers: bool, objectives: int) -> int:
+def count_cells(
+    readings: Sequence[Reading], *, numbers: bool, objectives: int, gates: int = 0
+) -> int:
     """Return how many cells a sweep has."""
     num_layers = len({each.layer for each in readings})
     together = sum(size <= num_layers for size in _LAYERS_TOGETHER)
     with_numbers = 1 + min(_WITH_NUMBERS, len(readings)) if numbers else 0
-    gates = (2 if numbers else 1) if list_gates(readings) else 0
-    return (len(readings) + with_numbers + together + gates) * objectives
+    with_gates = gates * (2 if numbers else 1)
+    return (len(readings) + with_numbers + together + with_gates) * objectives
 
 
 def _combine(tried: Sequence[TriedCell], numbers: tuple[str, ...]) -> list[Design]:
@@ -254,8 +257,6 @@ def _combine(tried: Sequence[TriedCell], numbers: tuple[str, ...]) -> list[Desig
     for size in _LAYERS_TOGETHER:
         if size <= len(of_layers):
             designs.append(Design(tuple(of_layers.values())[:size], numbers))
-    for gate in list_gates(best)[:1]:  # of more layers they would cost more than all the rest
-        designs += [Design((), each, (gate,)) for each in dict.fromkeys([(), numbers])]
     return designs
 
 

@@ -144,8 +144,20 @@ def _add_sweep(commands: "_SubParsersAction[Parser]") -> None:
         metavar="ce,bt,pg",
         help="of ce, mse, pg, ppo and bt (or dpo, which is the same here); default ce,bt,pg",
     )
+    _add_gate(parser)
     _add_no_texts(parser)
     _add_training_flags(parser)
+
+
+def _add_gate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gate",
+        action="append",
+        default=[],
+        metavar="15/8,16,32",
+        help="segments of the answer, which end after so many tokens, by a gate; of a LAYER alone "
+        "all its tokens (collect --token-states); may be given several times",
+    )
 
 
 def _add_train(commands: "_SubParsersAction[Parser]") -> None:
@@ -164,14 +176,7 @@ def _add_train(commands: "_SubParsersAction[Parser]") -> None:
         help="instead of these three; given several times, the score is their sum; also "
         "LAYER/max/WINDOW (collect --token-states)",
     )
-    parser.add_argument(
-        "--gate",
-        action="append",
-        default=[],
-        metavar="15/8,16,32",
-        help="segments of the answer, which end after so many tokens, by a gate; of a LAYER alone "
-        "all its tokens (collect --token-states)",
-    )
+    _add_gate(parser)
     parser.add_argument("--objective", choices=OBJECTIVES, default="ce")
     parser.add_argument(
         "--checkpoints",

@@ -35,7 +35,12 @@ def run(args: argparse.Namespace) -> None:
         skipped = ", ".join(map(str, equal))
         sys.stderr.write(f"skipped, as no answer is longer than these windows: {skipped}\n")
     numbers = settle_numbers(dataset, args.numbers)
-    count = count_cells(readings, numbers=bool(numbers), objectives=len(args.objectives))
+    count = count_cells(
+        readings,
+        numbers=bool(numbers),
+        objectives=len(args.objectives),
+        gates=len(args.gate),
+    )
     with tqdm(total=count, unit="probe", disable=None, leave=False) as bar:
         result = run_sweep(
             dataset,
@@ -43,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
             objectives=args.objectives,
             settings=read_settings(args, args.objectives[0]),
             numbers=numbers,
+            gates=args.gate,
             k=args.k,
             test_fraction=args.test_fraction,
             seed=args.seed,
