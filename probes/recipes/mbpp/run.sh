@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that docs/paper.md tells, on one model: run.sh MODEL STUDY [flags of every collection]
+# Every table of the study, on one model: run.sh MODEL STUDY [flags of every collection]
 #
 # MBPP and HUMANEVAL are the published files, once. What is there is not made again, and a collection
 # that was stopped goes on; so run it again after whatever stopped it. README.md lists the folders.

@@ -1,4 +1,4 @@
-"""Prints every table of docs/paper.md from the folders of a study, and draws its plots.
+"""Prints every table from the folders of a study, and draws its plots.
 
     python probes/recipes/mbpp/tables.py build/coder > build/coder/tables.md
 
