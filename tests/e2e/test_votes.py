@@ -201,11 +201,11 @@ def test_a_full_queue_is_refused_and_clients_that_leave_make_room(server: Any) -
 
 
 def test_votes_are_counted_and_nothing_of_them_is_logged(server: Any) -> None:
-    voted(ask(server, {"by": "code", "inputs": ["f(4321)"]}, choice=CODES))
+    voted(ask(server, {"by": "code", "inputs": ["f(4321432143)"]}, choice=CODES))
     metrics = server.client().get("/metrics").text
     assert 'qprobe_votes_total{by="code"}' in metrics
     assert 'qprobe_vote_no_answer_candidates_total{by="code"}' in metrics
     assert 'qprobe_vote_seconds_sum{by="code"}' in metrics
     log = server.log.read_text()
-    assert "4321" not in log
+    assert "4321432143" not in log
     assert "def f" not in log
