@@ -18,7 +18,7 @@ from qprobe_server.errors import RequestError
 __all__ = ["Vote", "VoteReader"]
 
 # A text of 100,000 characters takes some milliseconds.
-_NUMREADERS = 2
+_NUM_READERS = 2
 _PARAM = "q_probe.vote"
 # What the fields beside ``by`` belong to.
 _BELONGS = {
@@ -86,7 +86,7 @@ class VoteReader:
 
     def __init__(self, runner: CodeRunner | None = None) -> None:
         self._runner = runner
-        self._readers = ThreadPoolExecutor(_NUMREADERS, "vote")
+        self._readers = ThreadPoolExecutor(_NUM_READERS, "vote")
         self._searcher = Searcher()
 
     def read(self, asked: VoteRequest, *, num_prompts: int = 1, field: str = "prompt") -> Vote:
