@@ -10,6 +10,7 @@ import builtins
 import inspect
 import io
 import types
+from abc import ABC, abstractmethod
 from collections import namedtuple
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from enum import Enum
@@ -31,7 +32,7 @@ _SMALL_INT = 1 << 62  # json reads and writes at most 4300 digits; hexadecimal k
 ROOT = 0
 
 
-class Codec:
+class Codec(ABC):
     """Makes JSON of values and values of JSON, and knows the objects that the sides share.
 
     Args:
@@ -58,6 +59,7 @@ class Codec:
         self.is_unsupported = False
         self.failures = Failures(self)
 
+    @abstractmethod
     def ask(
         self,
         operation: str,
@@ -66,7 +68,6 @@ class Codec:
         kwargs: dict[str, Value] | None = None,
     ) -> Value:
         """Have the other side do something with one of its objects; raise what it raised."""
-        raise NotImplementedError
 
     @property
     def num_objects(self) -> int:

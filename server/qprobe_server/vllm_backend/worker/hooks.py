@@ -8,6 +8,7 @@ Relies on vLLM 0.32.0: ``Worker.load_model/execute_model/sample_tokens`` and
 A request matters if its ``SamplingParams.extra_args`` hold EXTRA_ARG; others cost nothing.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ ADDITIONAL_CONFIG = "qprobe"
 EXTRA_ARG = "qprobe"
 
 
-class StepHooks:
+class StepHooks(ABC):
     """Mixed into vLLM's worker class of a platform, before it.
 
     The last pipeline stage's first tensor-parallel rank reads states; the others do nothing. Of
@@ -85,18 +86,18 @@ class StepHooks:
         # no more: whoever waits for that would wait for ever.
         self._copies.run(wait=scheduler_output.total_num_scheduled_tokens == 0)
 
+    @abstractmethod
     def _has_requests(self) -> bool:
         """Whether there is a request that matters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _begin(self, request_id: str, asked: Any) -> None:
         """Note a request that begins, or begins anew: V2 sends preempted ones as new ones."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _end(self, request_id: str) -> None:
         """Note that a request has ended, by whatever end; it may be one that does not matter."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, step: Step) -> None:
         """Do something with the states of a step."""
-        raise NotImplementedError
