@@ -10,8 +10,10 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from qprobe_server.choice.code_vote import CodeRunner
 from qprobe_server.choice.rerank import current_rerank
 from qprobe_server.choice.schemas import ResultReply
+from qprobe_server.choice.vote import VoteReader
 from qprobe_server.edge.access_log import AccessLogMiddleware
 from qprobe_server.edge.middleware import AppState, RerankMiddleware
 from qprobe_server.library.registry import ProbeRegistry
@@ -20,11 +22,15 @@ from qprobe_server.settings import Settings
 Handler = Callable[[Request], Awaitable[Any]]
 RESULT = ResultReply(selected=[0], scores=[1.0], weights=[1.0], kl=0.0, beta=0.1, sampled_tokens=3)
 SETTINGS = Settings()
+VOTES = VoteReader()
 CHUNK = {"id": "c", "object": "chunk", "created": 1, "model": "base", "choices": [{"x": 1}]}
 
 
 def serve(
-    registry: ProbeRegistry, handlers: dict[str, Handler], settings: Settings = SETTINGS
+    registry: ProbeRegistry,
+    handlers: dict[str, Handler],
+    settings: Settings = SETTINGS,
+    votes: VoteReader = VOTES,
 ) -> httpx.AsyncClient:
     app = FastAPI()
     for path, handler in handlers.items():
@@ -34,6 +40,7 @@ def serve(
         registry=registry,
         is_model="base".__eq__,
         list_models=lambda: ["base"],
+        votes=votes,
     )
     app.add_middleware(RerankMiddleware)
     app.add_middleware(AccessLogMiddleware)
@@ -227,6 +234,68 @@ async def test_refusals_are_openai_errors(registry: ProbeRegistry) -> None:
     assert reply.status_code == 404
     assert reply.json()["type"] == "error"
     assert reply.json()["error"]["param"] == "model"
+
+
+VOTING = {"model": "base:good", "q_probe": {"vote": {"by": "code", "inputs": ["f(3)"]}}}
+
+
+async def test_requests_that_are_let_through_are_counted(registry: ProbeRegistry) -> None:
+    """Not one that is refused, be it for want of room, which a client then tries again."""
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: Request) -> JSONResponse:
+        begun.set()
+        await end.wait()
+        return await echo(request)
+
+    votes = VoteReader(CodeRunner(num_workers=1, max_prompts=1))
+    async with serve(registry, {CHAT: wait}, votes=votes) as client:
+        first = asyncio.create_task(client.post(CHAT, json=VOTING))
+        await begun.wait()
+        for refused, status in ((VOTING, 503), ({**VOTING, "q_probe": {"k": 0}}, 400)):
+            assert (await client.post(CHAT, json=refused)).status_code == status
+        end.set()
+        assert (await first).status_code == 200
+        mix = {"good": 1.0, "kind": 1.0}
+        body = {"model": "base", "q_probe": {"probe": mix}}
+        assert (await client.post(CHAT, json=body)).status_code == 200
+    assert [registry.num_requests(each) for each in ("good", "kind")] == [2, 1]
+
+
+async def test_a_votes_places_are_given_back_however_its_request_ends(
+    registry: ProbeRegistry,
+) -> None:
+    """By a refusal of the app behind, by its failure, and when it is cancelled."""
+    begun = asyncio.Event()
+
+    async def answer(request: Request) -> JSONResponse:
+        match (await request.json()).get("ending"):
+            case "refusal":
+                return JSONResponse({"error": {}}, status_code=400)
+            case "failure":
+                raise ZeroDivisionError
+            case "cancelled":
+                begun.set()
+                await asyncio.sleep(60)
+        return await echo(request)
+
+    votes = VoteReader(CodeRunner(num_workers=1, max_prompts=1))
+    async with serve(registry, {CHAT: answer}, votes=votes) as client:
+
+        async def check_there_is_room() -> None:
+            assert (await client.post(CHAT, json=VOTING)).status_code == 200
+
+        refused = await client.post(CHAT, json={**VOTING, "ending": "refusal"})
+        assert refused.status_code == 400
+        await check_there_is_room()
+        with pytest.raises(ZeroDivisionError):
+            await client.post(CHAT, json={**VOTING, "ending": "failure"})
+        await check_there_is_room()
+        left = asyncio.create_task(client.post(CHAT, json={**VOTING, "ending": "cancelled"}))
+        await begun.wait()
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        await check_there_is_room()
 
 
 async def test_a_silent_stream_is_kept_alive(registry: ProbeRegistry) -> None:

@@ -134,12 +134,23 @@ def test_a_finalizer_calls_nobody(make_probe: MakeProbe, serve: Serve) -> None:
     assert told == ["a"]
 
 
-def test_requests_are_counted_by_name(registry: ProbeRegistry) -> None:
+def test_requests_are_counted_by_name(
+    registry: ProbeRegistry, make_probe: MakeProbe, serve: Serve
+) -> None:
+    """All versions together; not one that was under way when its probe was deleted."""
     good = registry.get("good")
     assert good is not None
     for _ in range(3):
         registry.count_request(good)
     assert (registry.num_requests("good"), registry.num_requests("kind")) == (3, 0)
+    other = serve(registry, "good", make_probe("other"))
+    for each in (good, other):
+        registry.count_request(each)
+    assert registry.num_requests("good") == 5
+    registry.remove("good")
+    registry.count_request(other)
+    registry.publish(other)
+    assert registry.num_requests("good") == 0
 
 
 def test_ten_thousand_names_make_a_short_message(make_probe: MakeProbe) -> None:

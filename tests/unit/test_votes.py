@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from qprobe_server.choice.result import make_result
 from qprobe_server.choice.schemas import CandidateReply
 from qprobe_server.choice.vote import VoteReader
 from qprobe_server.edge.metrics import RerankMetrics
-from qprobe_server.errors import RequestError
+from qprobe_server.errors import RequestError, ScoringError
 from qprobe_server.library.registry import ProbeRegistry
 from qprobe_server.settings import Settings
 
@@ -449,6 +450,26 @@ async def test_a_prompt_in_the_background_keeps_its_place(registry: ProbeRegistr
     await other.begin()
 
 
+async def test_the_last_prompt_of_a_request_gives_the_places_back(
+    registry: ProbeRegistry,
+) -> None:
+    """However it ends, and whether the request has ended before."""
+    votes = VoteReader(CodeRunner(num_workers=1, max_prompts=2))
+    both = Rerank(read(registry, CALL, votes=votes, prompts={"prompt": ["a", "b"]}))
+    other = Rerank(read(registry, CALL, votes=votes))
+    await both.begin()
+    first, second = both.hold(), both.hold()
+    first.__enter__()
+    second.__enter__()
+    both.end()
+    error = ScoringError("the engine gave no scores")
+    assert not first.__exit__(ScoringError, error, None)
+    with pytest.raises(RequestError, match="and 2 do: try again later"):
+        await other.begin()
+    second.__exit__(None, None, None)
+    await other.begin()
+
+
 async def test_what_is_no_pattern_is_told_before_anything_is_sampled(
     registry: ProbeRegistry,
 ) -> None:
@@ -461,6 +482,28 @@ async def test_what_is_no_pattern_is_told_before_anything_is_sampled(
         assert (error.value.status, error.value.param) == (400, "q_probe.vote.pattern")
         assert "got '('" in str(error.value)
     whole = {"prompt": ["a"] * 256}
+    await Rerank(read(registry, REGEX, votes=votes, prompts=whole)).begin()
+
+
+async def test_who_leaves_while_a_pattern_is_checked_keeps_no_place(
+    registry: ProbeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, end = Event(), Event()
+
+    def check(_: str) -> None:
+        begun.set()
+        end.wait(30)
+
+    monkeypatch.setattr(search_vote, "check_pattern_apart", check)
+    votes = VoteReader()
+    whole = {"prompt": ["a"] * 256}
+    left = asyncio.create_task(Rerank(read(registry, REGEX, votes=votes, prompts=whole)).begin())
+    await asyncio.to_thread(begun.wait, 30)
+    with pytest.raises(RequestError, match="and 256 do: try again later"):
+        await Rerank(read(registry, REGEX, votes=votes)).begin()
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    end.set()
     await Rerank(read(registry, REGEX, votes=votes, prompts=whole)).begin()
 
 

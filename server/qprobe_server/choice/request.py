@@ -143,8 +143,6 @@ def resolve(
         probes = in_units(probes)
         field, num_prompts = count_prompts(body)
         vote = votes.read(asked.vote, num_prompts=num_prompts, field=field)
-    for probe, _ in probes:
-        registry.count_request(probe)
     return RerankRequest(
         probes=probes,
         is_mix=isinstance(asked.probe, dict),

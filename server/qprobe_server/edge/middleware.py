@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qprobe_server.choice.request import RerankRequest, resolve, resolve_alias, split_alias
 from qprobe_server.choice.rerank import Rerank, current_rerank
@@ -19,7 +19,7 @@ from qprobe_server.choice.schemas import show
 from qprobe_server.choice.vote import VoteReader
 from qprobe_server.edge import body as bodies
 from qprobe_server.edge.access_log import settle_request_id
-from qprobe_server.edge.reply import ReplyWriter
+from qprobe_server.edge.reply import ReplyWriter, unbuffered
 from qprobe_server.errors import RequestError
 from qprobe_server.library.registry import ProbeRegistry
 from qprobe_server.settings import Settings
@@ -143,23 +143,31 @@ class RerankMiddleware:
             await _refuse(error)(scope, receive, send)
             return
         scope = _with_headers(scope, path, body, len(raw))
-        receive, send = bodies.replay(raw, receive), _unbuffered(send)
+        receive, send = bodies.replay(raw, receive), unbuffered(send)
         if request is None:
             await self._app(scope, receive, send)
             return
+        alias = asked_model if asked_model != body.get("model") else None
+        await self._rerank(request, alias, scope, receive, send)
+
+    async def _rerank(
+        self, request: RerankRequest, alias: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve one that is reranked; ``alias`` is the model that its reply names, if not its own.
+
+        It is counted once there is room for it.
+        """
+        state: AppState = scope["app"].state.qprobe
         rerank = Rerank(request)
         try:
             await rerank.begin()
         except RequestError as error:
             await _refuse(error)(scope, receive, send)
             return
+        for probe, _ in request.probes:
+            state.registry.count_request(probe)
         token = current_rerank.set(rerank)
-        reply = ReplyWriter(
-            rerank,
-            send,
-            model=asked_model if asked_model != body.get("model") else None,
-            keep_alive_s=state.settings.keep_alive_s,
-        )
+        reply = ReplyWriter(rerank, send, model=alias, keep_alive_s=state.settings.keep_alive_s)
         try:
             await self._app(scope, receive, reply.send)
         finally:
@@ -282,19 +290,3 @@ def _check_model(body: Body, state: AppState) -> None:
         param="model",
         status=404,
     )
-
-
-def _unbuffered(send: Send) -> Send:
-    """Return what sends a reply, and keeps proxies from holding back a stream."""
-
-    async def sent(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            raw = list(message["headers"])
-            headers = MutableHeaders(raw=raw)
-            if Headers(raw=raw).get("content-type", "").startswith("text/event-stream"):
-                headers.setdefault("cache-control", "no-cache")
-                headers.setdefault("x-accel-buffering", "no")
-            message = {**message, "headers": raw}
-        await send(message)
-
-    return sent

@@ -15,7 +15,7 @@ from starlette.types import Message, Send
 from qprobe_server.choice.rerank import Rerank
 from qprobe_server.edge.splice import add_field, find_value, replace_value
 
-__all__ = ["WITH_RESPONSE", "ReplyWriter"]
+__all__ = ["WITH_RESPONSE", "ReplyWriter", "unbuffered"]
 
 _FIELD = b"q_probe"
 _DATA = b"data: "
@@ -172,3 +172,19 @@ class ReplyWriter:
                 await self._send(
                     {"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True}
                 )
+
+
+def unbuffered(send: Send) -> Send:
+    """Return what sends a reply, and keeps proxies from holding back a stream."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            raw = list(message["headers"])
+            headers = MutableHeaders(raw=raw)
+            if headers.get("content-type", "").startswith("text/event-stream"):
+                headers.setdefault("cache-control", "no-cache")
+                headers.setdefault("x-accel-buffering", "no")
+            message = {**message, "headers": raw}
+        await send(message)
+
+    return sent

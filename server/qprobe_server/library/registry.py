@@ -206,8 +206,9 @@ class ProbeRegistry:
         return list(self._probes.values())
 
     def count_request(self, probe: ServedProbe) -> None:
-        """Note that a request uses a probe."""
-        self._num_requests[probe.name] += 1
+        """Note that a request uses a probe, unless none of that name is served any more."""
+        if probe.name in self._probes:
+            self._num_requests[probe.name] += 1
 
     def num_requests(self, name: str) -> int:
         """Return how many requests have used the probe of that name, all its versions together."""
