@@ -27,7 +27,7 @@ from qprobe_server.choice.rerank import Rerank
 from qprobe_server.choice.result import make_result
 from qprobe_server.choice.schemas import CandidateReply
 from qprobe_server.choice.vote import VoteReader
-from qprobe_server.edge.metrics import RerankMetrics
+from qprobe_server.edge.metrics import VoteMetrics
 from qprobe_server.errors import RequestError, ScoringError
 from qprobe_server.library.registry import ProbeRegistry
 from qprobe_server.settings import Settings
@@ -280,9 +280,9 @@ def test_the_same_seed_votes_the_same_way() -> None:
 
 def test_votes_are_counted_by_kind() -> None:
     registry = CollectorRegistry()
-    metrics = RerankMetrics(registry)
-    metrics.observe_vote("numeric", Classes([0, NO_CLASS, NO_CLASS], ["1"]), 0.5)
-    metrics.observe_vote("text", Classes([0], ["1"]), 0.25)
+    metrics = VoteMetrics(registry)
+    metrics.observe("numeric", Classes([0, NO_CLASS, NO_CLASS], ["1"]), 0.5)
+    metrics.observe("text", Classes([0], ["1"]), 0.25)
     labels = {"by": "numeric"}
     assert registry.get_sample_value("qprobe_votes_total", labels) == 1
     assert registry.get_sample_value("qprobe_vote_no_answer_candidates_total", labels) == 2

@@ -15,7 +15,7 @@ from qprobe.rewards.equal import Classes
 from qprobe_server.choice.schemas import ResultReply
 from qprobe_server.library.registry import ProbeRegistry
 
-__all__ = ["Outcome", "RerankMetrics"]
+__all__ = ["Outcome", "RerankMetrics", "VoteMetrics"]
 
 Outcome = Literal["ok", "error", "cancelled"]
 
@@ -48,14 +48,48 @@ class _ByProbe:
             metric.remove_by_labels({"probe": name})
 
 
-class RerankMetrics:
-    """What was reranked, by probe, and what that cost.
+class VoteMetrics:
+    """What was voted on, by the kind of vote.
 
     Args:
         registry: The one behind ``/metrics``.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._votes = Counter("qprobe_votes", "Prompts voted on", ["by"], registry=registry)
+        self._without_answer = Counter(
+            "qprobe_vote_no_answer_candidates",
+            "Candidates that gave no answer to vote for",
+            ["by"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "qprobe_vote_seconds",
+            "From a prompt's scores to its classes of equal answers; by code this runs it",
+            ["by"],
+            buckets=(0.001, 0.01, 0.1, 0.3, 1, 3, 10, 30),
+            registry=registry,
+        )
+
+    def observe(self, by: str, classes: Classes, seconds: float) -> None:
+        """Note a vote, and how long it took to tell its classes."""
+        self._votes.labels(by).inc()
+        self._without_answer.labels(by).inc(classes.of.count(NO_CLASS))
+        self._seconds.labels(by).observe(seconds)
+
+
+class RerankMetrics:
+    """What was reranked, by probe, and what that cost.
+
+    Args:
+        registry: The one behind ``/metrics``.
+
+    Attributes:
+        votes: Of those prompts that were voted on.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.votes = VoteMetrics(registry)
         self._labels: set[str] = set()
         self._checkpoints: set[int] = set()
         self._by_probe = _ByProbe(registry)
@@ -105,20 +139,6 @@ class RerankMetrics:
             "qprobe_rerank_overhead_seconds",
             "From the end of a prompt's last candidate to its answer, without a vote",
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1),
-            registry=registry,
-        )
-        self._votes = Counter("qprobe_votes", "Prompts voted on", ["by"], registry=registry)
-        self._without_answer = Counter(
-            "qprobe_vote_no_answer_candidates",
-            "Candidates that gave no answer to vote for",
-            ["by"],
-            registry=registry,
-        )
-        self._vote_seconds = Histogram(
-            "qprobe_vote_seconds",
-            "From a prompt's scores to its classes of equal answers; by code this runs it",
-            ["by"],
-            buckets=(0.001, 0.01, 0.1, 0.3, 1, 3, 10, 30),
             registry=registry,
         )
         self._loaded = Gauge("qprobe_probes_loaded", "Probes that are served", registry=registry)
@@ -208,12 +228,6 @@ class RerankMetrics:
     def count_non_finite(self, label: str, scores: Sequence[float]) -> None:
         """Count the scores that are no number."""
         self._non_finite.labels(label).inc(sum(not math.isfinite(score) for score in scores))
-
-    def observe_vote(self, by: str, classes: Classes, seconds: float) -> None:
-        """Note a vote, and how long it took to tell its classes."""
-        self._votes.labels(by).inc()
-        self._without_answer.labels(by).inc(classes.of.count(NO_CLASS))
-        self._vote_seconds.labels(by).observe(seconds)
 
     def observe_overhead(self, seconds: float) -> None:
         """Note how long the choice took once all candidates had ended."""

@@ -140,7 +140,7 @@ class PromptRun:
         vote = self._rerank.request.vote
         if vote is not None and classes is not None:
             self._vote_s = time.monotonic() - begun_s
-            self._metrics.observe_vote(vote.by, classes, self._vote_s)
+            self._metrics.votes.observe(vote.by, classes, self._vote_s)
         return classes
 
     def _read_confidence(self, reads: Sequence[Read]) -> list[float] | None:

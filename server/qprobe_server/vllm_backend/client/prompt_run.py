@@ -233,7 +233,7 @@ class PromptRun:
         vote = self.rerank.request.vote
         if vote is not None and classes is not None:
             self._vote_s = time.monotonic() - begun_s
-            self._engine.metrics.observe_vote(vote.by, classes, self._vote_s)
+            self._engine.metrics.votes.observe(vote.by, classes, self._vote_s)
         return classes
 
     def _read_confidence(self, taken: Sequence[Taken]) -> list[float] | None:
