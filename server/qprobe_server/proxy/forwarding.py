@@ -41,7 +41,9 @@ async def forward(
     """
     model: object = None
     if len(directory) > 1:
-        if scope["method"] == "POST" and bodies.may_be_json(scope):
+        if bodies.PARSED in scope:
+            model = scope[bodies.PARSED].get("model")
+        elif scope["method"] == "POST" and bodies.may_be_json(scope):
             raw = await bodies.read(scope, receive, max_mib=max_body_mib)
             if raw is None:
                 return  # the client has left

@@ -10,6 +10,8 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
+from qprobe_server.edge import body as bodies
+
 Json = dict[str, Any]
 
 
@@ -346,6 +348,29 @@ async def test_each_model_has_its_upstream(setting: Any, make: Any) -> None:
                 assert "org/two" in reply.json()["error"]["message"]
             await proxy.post("/v1/files", content=b"x")
             assert setting.stub.paths == ["/v1/files"]
+
+
+async def test_a_body_is_parsed_once(
+    setting: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it could ask for a probe, and its model's upstream is to be found besides."""
+    parsed: list[bytes] = []
+    parse = bodies.parse
+
+    def note(raw: bytes) -> Json:
+        parsed.append(raw)
+        return parse(raw)
+
+    monkeypatch.setattr(bodies, "parse", note)
+    other = type(setting.stub)()
+    raw = b'{"model": "two"}'
+    async with (
+        make.listen(other) as url,
+        setting.open(upstreams=[f"one={setting.stub.url}/v1", f"two={url}/v1"]) as proxy,
+    ):
+        for path in ("/v1/chat/completions", "/v1/embeddings"):
+            await proxy.post(path, content=raw, headers={"content-type": "application/json"})
+    assert other.raw == parsed == [raw] * 2
 
 
 @pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
