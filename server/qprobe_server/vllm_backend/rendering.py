@@ -99,9 +99,10 @@ class Rendering:
         return write_answer(written)
 
     def _write_turn(self, prompt: Prompt, message: Message) -> str | None:
-        """Return what the template makes of an answer; None if it does not go on as a prompt ends.
+        """Return what the template makes of an answer.
 
-        Reasoning stands in it if the template writes it.
+        Reasoning stands in it if the template writes it. None if the template does not take it, or
+        if it does not go on as the prompt ends.
         """
         if self._writes_tokens or prompt.messages is None:
             return None
