@@ -12,7 +12,7 @@ from qprobe_server.edge import body as bodies
 from qprobe_server.errors import RequestError
 from qprobe_server.proxy.directory import Directory
 from qprobe_server.proxy.headers import to_client
-from qprobe_server.proxy.metrics import SentRequest
+from qprobe_server.proxy.metrics import LeftError, SentRequest
 from qprobe_server.proxy.upstream import Upstream, check_redirect
 from qprobe_server.proxy.watching import Watched
 
@@ -73,8 +73,8 @@ async def _exchange(upstream: Upstream, scope: Scope, body: "_Body", send: Send)
     try:
         with upstream.meter.watch() as sent:
             await _pass_on(upstream, request, sent, send)
-    except _LeftError:
-        return  # there is nobody to answer
+    except LeftError:
+        return
     except httpx.HTTPError:
         # An end of the reply would look like its own; without one uvicorn closes the connection.
         _logger.warning("an upstream's reply to %s broke off", scope["path"])
@@ -97,10 +97,6 @@ async def _pass_on(
         await send({"type": "http.response.body", "body": b""})
     finally:
         await response.aclose()
-
-
-class _LeftError(Exception):
-    """The client left before it had sent its request."""
 
 
 class _Body:
@@ -132,7 +128,7 @@ class _Body:
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise _LeftError
+                raise LeftError
             yield message.get("body", b"")
             more = message.get("more_body", False)
         self._is_read.set()

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-__all__ = ["Meter", "SentRequest", "UpstreamMetrics"]
+__all__ = ["LeftError", "Meter", "SentRequest", "UpstreamMetrics"]
 
 # By status: below 400, 429, others of 4xx, 5xx. Broken: no whole reply, or one that is not usable.
 Outcome = Literal["ok", "busy", "refused", "failed", "broken", "timeout", "cancelled"]
@@ -22,14 +22,18 @@ Outcome = Literal["ok", "busy", "refused", "failed", "broken", "timeout", "cance
 _NAMELESS = "*"
 
 
+class LeftError(Exception):
+    """The client left before it had sent its request: there is nobody to answer."""
+
+
 class UpstreamMetrics:
     """What is sent to upstreams, and what comes of it.
 
     Args:
-        registry: The one behind ``/metrics``.
+        registry: The one behind ``/metrics``; None: nobody asks.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None) -> None:
         self._requests = Counter(
             "qprobe_upstream_requests",
             "Requests sent to an upstream, each try counted",
@@ -113,27 +117,24 @@ class Meter:
             deadline_s: On the event loop's clock: what is cancelled from then on is late.
         """
         sent = SentRequest(self._first_byte)
-        outcome: Outcome = "broken"
+        outcome: Outcome | None = None
         try:
             yield sent
             outcome = _judge(sent.status)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, LeftError):
             is_late = asyncio.get_running_loop().time() >= deadline_s
             outcome = "timeout" if is_late else "cancelled"
             raise
-        except Exception:
-            judged = _judge(sent.status)
-            outcome = "broken" if judged == "ok" else judged
-            raise
         finally:
-            self._requests[outcome].inc()
+            # Where something else has ended it, a reply of a good status is not a usable one.
+            self._requests[outcome or _judge(sent.status, good="broken")].inc()
 
 
-def _judge(status: int | None) -> Outcome:
+def _judge(status: int | None, *, good: Outcome = "ok") -> Outcome:
     if status is None:
         return "broken"
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return "busy"
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return "failed"
-    return "refused" if status >= HTTPStatus.BAD_REQUEST else "ok"
+    return "refused" if status >= HTTPStatus.BAD_REQUEST else good

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 import httpx
-from prometheus_client import CollectorRegistry
 
 from qprobe_server.errors import StartupError, UpstreamError
 from qprobe_server.proxy.address import Address
@@ -93,7 +92,7 @@ class Upstream:
     ) -> None:
         self.address = address
         self.bounds = bounds
-        self.meter = meter or UpstreamMetrics(CollectorRegistry()).meter(None)
+        self.meter = meter or UpstreamMetrics(None).meter(None)
         self._key = key
         self._passes_credentials = passes_credentials
         self._slots = asyncio.Semaphore(bounds.concurrency)

@@ -129,6 +129,22 @@ async def test_a_client_that_leaves_and_an_answer_that_is_late_are_told_apart(
     }
 
 
+async def test_a_client_that_leaves_in_an_upload_is_no_failure_of_the_upstreams(
+    setting: Any,
+) -> None:
+    async with setting.open() as proxy:
+        url = proxy.base_url
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nx")
+        async with asyncio.timeout(10):
+            while not setting.stub.headers:  # noqa: ASYNC110  uvicorn tells nobody
+                await asyncio.sleep(0.01)
+            writer.close()
+            while not (found := await read(proxy)):  # noqa: ASYNC110  likewise
+                await asyncio.sleep(0.01)
+    assert found == {("requests_total", "*", "cancelled"): 1}
+
+
 async def test_the_dashboard_and_the_proxy_know_the_same_metrics(setting: Any) -> None:
     async with setting.open() as proxy:
         text = (await proxy.get("/metrics")).text
