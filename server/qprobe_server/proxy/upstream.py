@@ -126,6 +126,8 @@ class Upstream:
         async def note(event: str, _: object) -> None:
             nonlocal is_new
             is_new = is_new or event == _CONNECTING
+            # The first event tells; of the others, a dozen, httpcore then says nothing.
+            request.extensions.pop("trace", None)
 
         request.extensions["trace"] = note
         try:
