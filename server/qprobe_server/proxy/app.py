@@ -1,5 +1,6 @@
 """The proxy's app, and its life from start to end."""
 
+import gc
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -71,6 +72,7 @@ async def serve(
         stack.push_async_callback(reader.close)
         app = await make_app(own, settings, probes, store, reader, upstreams, counted)
         probes.clear()  # the reader has the weights
+        _freeze_heap()
         app.user_middleware.insert(-1, Middleware(StoppingMiddleware, requests=requests))
         await serve_until_signalled(
             app,
@@ -194,6 +196,16 @@ async def _load(
     )
     await lifecycle.start(probes)
     return lifecycle
+
+
+def _freeze_heap() -> None:
+    """Have the garbage collector look no more at what is there, as vLLM's server does at its start.
+
+    What stays are mostly modules. To go through them takes longest of a collection, and holds all
+    requests; collections come with many tasks.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 async def _run(app: FastAPI, own: ProxySettings, *, has_log: bool) -> None:

@@ -96,6 +96,16 @@ def test_what_the_environment_says_of_connections_is_checked(
     assert "secret" not in ran.err
 
 
+# The command, which in the end says how much the garbage collector has left alone.
+RUN = """
+import atexit, gc
+from qprobe_server.cli import main
+
+atexit.register(lambda: print("frozen", gc.get_freeze_count()))
+main()
+"""
+
+
 def answer_all(make: Any) -> Any:
     """Return what answers chats by texts of growing length, and embeds them by that."""
 
@@ -114,14 +124,17 @@ def answer_all(make: Any) -> Any:
 async def test_the_light_form_starts_at_once_and_reranks(
     setting: Any, make: Any, probe: Path
 ) -> None:
-    """Within two seconds of processor time; neither torch nor vLLM is imported."""
+    """Within two seconds of processor time; neither torch nor vLLM is imported.
+
+    What is imported, a hundred thousand objects, is no matter of garbage collections, which hold
+    all requests.
+    """
     setting.stub.answer = answer_all(make)
     url = f"{setting.stub.url}/v1"
     flags = ["--upstream", url, "--embeddings", url, "--embedding-model", "e"]
     flags += ["--probe", f"p={probe}", "--host", "127.0.0.1", "--port", "0"]
-    qprobe = str(Path(sys.executable).with_name("qprobe"))
     process = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-X", "importtime", qprobe, "proxy", *flags],
+        *[sys.executable, "-X", "importtime", "-c", RUN, "proxy", *flags],
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -144,6 +157,7 @@ async def test_the_light_form_starts_at_once_and_reranks(
     assert b"of-theirs" not in out + err
     assert health.json() == {"status": "ok"}
     assert process.returncode == 0
+    assert int(out.rpartition(b"frozen ")[2]) > 50_000
     imported = {
         line.rpartition(b"|")[2].strip()
         for line in err.splitlines()
