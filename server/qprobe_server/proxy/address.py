@@ -34,11 +34,13 @@ class Address:
         ``/v1/x`` is ``x`` below the address. Other paths are beside its ``/v1``, if it has one.
 
         Raises:
-            RequestError: 404, it would be elsewhere on that host.
+            RequestError: 404, it would be elsewhere on that host, or has an empty part: many
+                servers take ``//v1/x`` for ``/v1/x``, whose rules it would not be held to.
         """
         own_path, _, own_query = self.url.raw_path.partition(b"?")
         base = own_path.rstrip(b"/")
-        if any(part in (b".", b"..") for part in unquote_to_bytes(raw_path).split(b"/")):
+        parts = unquote_to_bytes(raw_path).split(b"/")
+        if any(part in (b".", b"..") for part in parts) or b"" in parts[1:-1]:
             raise _unknown()
         if raw_path == _API or raw_path.startswith(_API + b"/"):
             path = base + raw_path.removeprefix(_API)
