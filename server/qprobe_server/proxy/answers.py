@@ -1,7 +1,7 @@
 """What an upstream gave to one request, and what it counts for it. Of any API."""
 
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from qprobe_server.errors import RequestError, UpstreamError
@@ -100,11 +100,23 @@ class Format(Protocol):
 async def reading(answer: Awaitable[Answer]) -> Answer:
     """Return what comes of reading a reply, which may hold anything.
 
+    What is told and read of it is Unicode then; the reply itself stays as it came.
+
     Raises:
         UpstreamError: Reading it fails.
     """
     try:
-        return await answer
+        made = await answer
+        choices = [
+            replace(
+                each,
+                text=_mend(each.text),
+                message=_mend(each.message),
+                finish_reason=_mend(each.finish_reason),
+            )
+            for each in made.choices
+        ]
+        return replace(made, choices=choices, usage=_mend(made.usage))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         # Without its text, which may quote the reply.
         raise UpstreamError(f"a broken reply ({type(error).__name__})") from None
@@ -119,4 +131,22 @@ def check_list(body: Body, name: str) -> list[Any]:
     value = body.get(name)
     if not isinstance(value, list) or not value:
         raise RequestError(f"{name}: must be a list that is not empty", param=name)
+    return value
+
+
+def _mend(value: Any) -> Any:  # noqa: ANN401 JSON of any kind
+    """Return JSON with its surrogates in pairs, and U+FFFD for each that is alone.
+
+    JSON can say half a pair, which nothing else can; a stream may be cut between the two.
+    """
+    match value:
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        case dict():
+            return {_mend(name): _mend(each) for name, each in value.items()}
+        case list():
+            return [_mend(each) for each in value]
     return value

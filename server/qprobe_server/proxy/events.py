@@ -4,7 +4,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Event", "read_events"]
+__all__ = ["HALF_PAIRS", "Event", "read_events"]
+
+# As JSON says half a surrogate pair, which UTF-8 cannot.
+HALF_PAIRS = "backslashreplace"
 
 # Not what ``str.splitlines`` splits at: JSON may hold U+2028 and the like as they are.
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -26,7 +29,7 @@ class Event:
         """Return it as it is sent."""
         lines = [f"event: {self.name}"] if self.name else []
         lines += [f"data: {line}" for line in self.data.split("\n")]
-        return ("\n".join(lines) + "\n\n").encode()
+        return ("\n".join(lines) + "\n\n").encode(errors=HALF_PAIRS)
 
 
 def read_events(raw: bytes) -> Iterator[Event]:

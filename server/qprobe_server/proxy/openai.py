@@ -10,7 +10,7 @@ from qprobe_server.edge.turns import Turns
 from qprobe_server.errors import RequestError, UpstreamError
 from qprobe_server.proxy.answers import Answer, Body, Candidate, check_list, reading
 from qprobe_server.proxy.chat_prompt import make_chat_prompt, strip_begun
-from qprobe_server.proxy.events import Event, read_events
+from qprobe_server.proxy.events import HALF_PAIRS, Event, read_events
 from qprobe_server.proxy.growing import GrowingChoice
 from qprobe_server.proxy.reader import Prompt, Written
 from qprobe_server.proxy.upstream import Reply
@@ -121,7 +121,8 @@ class _OpenAI(ABC):
         usage = _join_usages(winners)
         if usage is not None:
             joined["usage"] = usage
-        return json.dumps(joined, ensure_ascii=False, separators=(",", ":")).encode()
+        text = json.dumps(joined, ensure_ascii=False, separators=(",", ":"))
+        return text.encode(errors=HALF_PAIRS)
 
     def replay(self, winners: Sequence[Candidate], body: Body) -> Iterator[bytes]:
         """See ``Format``."""

@@ -192,6 +192,35 @@ async def test_a_connection_lost_in_mid_stream_is_left_out(setting: Any, make: A
     assert reply.json()["error"]["message"] == "upstream: the connection was lost"
 
 
+@pytest.mark.parametrize("n", [1, 2])
+async def test_half_a_surrogate_pair_is_shown_as_none_and_passed_as_it_came(
+    setting: Any, make: Any, n: int
+) -> None:
+    """JSON can say it, and UTF-8 cannot."""
+    raw = json.dumps(make.complete("good \ud83d"))
+    setting.stub.answer = make.answer_with(lambda: Response(raw, media_type="application/json"))
+    asked = {"probe": "good", "vote": {"by": "text"}, "return_candidates": True}
+    async with setting.open() as proxy:
+        reply = (await proxy.post(CHAT, json={**ASK, "n": n, "q_probe": asked})).json()
+    (result,) = reply["q_probe"]["results"]
+    assert {each["text"] for each in result["candidates"]} == {"good \ufffd"}
+    assert [each["message"]["content"] for each in reply["choices"]] == ["good \ud83d"] * n
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_surrogate_pair_that_a_stream_cuts_is_one_again(
+    setting: Any, make: Any, n: int
+) -> None:
+    parts = make.chunks("go\ud83d\ude00")
+    setting.stub.answer = make.answer_with(lambda: make.stream(parts))
+    asked = {"probe": "good", "return_candidates": True}
+    async with setting.open() as proxy:
+        text = (await proxy.post(CHAT, json={**STREAM, "n": n, "q_probe": asked})).text
+    assert {each.text for each in setting.reader.completions} == {"go\U0001f600"}
+    assert text.count('"go\\ud83d"') == text.count('"\\ude00"') == n
+    assert "\U0001f600" in text
+
+
 async def test_an_upstream_that_is_busy_is_asked_again_when_it_says(
     setting: Any, make: Any
 ) -> None:
