@@ -263,6 +263,48 @@ def test_a_prompt_of_which_one_sample_is_refused_has_none(
     assert np.flatnonzero(np.isnan(data.greedy_rewards)).tolist() == [1]
 
 
+@pytest.mark.parametrize("status", [400, 413])
+def test_an_answer_that_is_too_long_for_what_reads_leaves_its_prompt_out(
+    playing: Any, run: Callable[..., Path], capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    """Of prompt 4 one answer, of 6 all: then the endpoint is asked whether it takes others."""
+
+    def limit(request: Json, number: int) -> Any:
+        long = [
+            text
+            for text in request.get("input", ())
+            if "Colour 6" in text or ("Colour 4" in text and "grey" in text)
+        ]
+        return (status, {}, {"error": "my secret"}) if long else play(request, number)
+
+    played = playing(limit)
+    with pytest.raises(StartupError, match="line 5: it may be too long; --on-refusal skip leaves"):
+        run(played)
+    data = Dataset.load(run(played, "--on-refusal", "skip"))
+    assert data.num_samples.tolist() == [N, N, N, N, 0, N, 0, N]
+    assert np.flatnonzero(np.isnan(data.greedy_rewards)).tolist() == [4, 6]
+    said = capsys.readouterr()
+    assert "refused  2       prompts, by the API or by what reads" in said.out
+    assert "an answer cannot be read: 2; the first: --embeddings: " in said.err
+    assert "secret" not in said.out + said.err
+
+
+def test_an_endpoint_that_takes_nothing_any_more_leaves_nothing_out(
+    playing: Any, run: Callable[..., Path]
+) -> None:
+    """As one whose model was changed in the midst of a collection."""
+    num_read = 0
+
+    def change(request: Json, number: int) -> Any:
+        nonlocal num_read
+        num_read += "input" in request
+        is_changed = "input" in request and num_read > 5
+        return (400, {}, {}) if is_changed else play(request, number)
+
+    with pytest.raises(StartupError, match="status 400: it does not take the model 'e5', or a"):
+        run(playing(change), "--on-refusal", "skip")
+
+
 @pytest.mark.parametrize(
     ("played", "says", "num_shards"),
     [
@@ -428,7 +470,7 @@ def test_a_flag_that_differs_from_those_it_was_begun_with_is_named(
         (("--embedding-model", "m"), "--embedding-model goes with --embeddings"),
         (("--embeddings", "e", "--embedding-model", "m"), "goes with --upstream or --completions"),
         (("--upstream-concurrency", "4"), "--upstream-concurrency goes with --upstream"),
-        (("--on-refusal", "stop"), "--on-refusal goes with --upstream"),
+        (("--on-refusal", "stop"), "--on-refusal goes with --upstream or --embeddings"),
         (("--upstream-key-header", "api-key"), "--upstream-key-header goes with --upstream"),
         (("--embeddings-key-header", "k"), "--embeddings-key-header goes with --embeddings"),
         (

@@ -162,6 +162,21 @@ def test_one_that_was_stopped_goes_on_and_asks_nothing_twice(
     assert len(played.requests) - before == 1 + 16  # two shards, and what the endpoint gives
 
 
+def test_a_completion_that_is_too_long_leaves_its_prompt_out_where_that_is_asked_for(
+    playing: Any, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without it alone, the others of its prompt would say that short ones are better."""
+
+    def limit(request: Json, number: int) -> Any:
+        is_long = any("Colour 9" in text and "blue" in text for text in request["input"])
+        return (400, {}, {}) if is_long else play(request, number)
+
+    data = Dataset.load(run(playing(limit), "--on-refusal", "skip"))
+    assert data.num_samples.tolist() == [4] * 9 + [0] + [4] * 14
+    assert data.num_refused == 1
+    assert "an answer cannot be read: 1; the first: --embeddings: " in capsys.readouterr().err
+
+
 def test_a_reward_that_fails_stops_and_skipping_goes_on(
     playing: Any, run: Callable[..., Path]
 ) -> None:

@@ -37,7 +37,8 @@ class Dataset:
         greedy_rewards: Shape (prompts,): of the greedy answer, NaN where there is none.
         places: Where each prompt's row is, for an error: ``data/prompts.jsonl:3``.
         num_unrewarded: Samples that were left out, as they have no reward.
-        num_refused: Prompts that the API refused that was to sample them; they have no samples.
+        num_refused: Prompts that the API refused that was to sample them, or what was to read their
+            answers; they have no samples.
         digest: Names the whole dataset's content; "" for one that was not loaded.
     """
 

@@ -18,7 +18,7 @@ class Summary:
         num_prompts: Those with a rewarded sample, of which all means are.
         num_samples: With a reward, the greedy answers left out.
         num_unrewarded: Samples without.
-        num_refused: Prompts without any sample, as an API refused them.
+        num_refused: Prompts without any sample, as an API or what reads refused them.
         base: Mean reward of one sample.
         greedy: Mean reward of the greedy answers; None without any.
         ceiling: Mean reward of the best sample of each prompt.

@@ -12,11 +12,21 @@ from qprobe.data.prompts import PromptRow
 from qprobe.data.sample import GREEDY, Sample
 from qprobe.data.writer import DatasetWriter
 from qprobe.rewards.rating import Rated
+from qprobe_server.commands.printing import warn
 from qprobe_server.commands.rewarding import Rewarding
+from qprobe_server.errors import ReadingError, StartupError
 from qprobe_server.proxy.chat_text import write_answer
 from qprobe_server.proxy.reader import Written
 
-__all__ = ["Answer", "Embedded", "Embedder", "begin_reward", "list_readable", "write_shard"]
+__all__ = [
+    "Answer",
+    "Embedded",
+    "Embedder",
+    "Unread",
+    "begin_reward",
+    "list_readable",
+    "write_shard",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +55,14 @@ class Embedder(Protocol):
     readings: list[str]
     hidden_size: int
 
-    def embed(self, answers: Sequence[tuple[int, Written]]) -> Sequence[Embedded]:
-        """Embed answers, each with the index of its prompt.
+    def embed(self, answers: Sequence[tuple[int, Written]]) -> Sequence[Embedded | ReadingError]:
+        """Embed answers, perhaps none, each with the index of its prompt.
+
+        Returns:
+            Of an answer that cannot be read the error, which names the prompt's line.
 
         Raises:
-            ServerError: One of them cannot be read, or none.
+            ServerError: Nothing can be read now.
         """
 
 
@@ -89,12 +102,59 @@ def list_readable(answers: Sequence[Answer]) -> list[tuple[int, Written]]:
     return [(each.prompt, each.written) for each in answers if each.index != GREEDY]
 
 
+class Unread:
+    """Prompts that have no samples, as an answer cannot be read.
+
+    Without the long answers alone their samples would tell that short ones are better.
+
+    Args:
+        skip: Whether there may be such; else the first one is an error.
+    """
+
+    def __init__(self, *, skip: bool) -> None:
+        self._skip = skip
+        self._errors: list[ReadingError] = []  # one a prompt
+
+    def leave_out(
+        self, answers: Sequence[Answer], embedded: Sequence[Embedded | ReadingError]
+    ) -> list[tuple[Answer, Embedded | None]]:
+        """Return the other prompts' answers with what came of reading them; the greedy with None.
+
+        Args:
+            answers: Of whole prompts.
+            embedded: What came of ``list_readable`` of them.
+
+        Raises:
+            StartupError: There may be none, and there is one.
+        """
+        reads = iter(embedded)
+        both = [(each, None if each.index == GREEDY else next(reads)) for each in answers]
+        errors = {each.prompt: read for each, read in both if isinstance(read, ReadingError)}
+        self._errors += errors.values()
+        if errors and not self._skip:
+            raise StartupError(
+                f"{self._errors[0]}; --on-refusal skip leaves the prompt out"
+            ) from self._errors[0]
+        return [
+            (each, read)
+            for each, read in both
+            if not isinstance(read, ReadingError) and each.prompt not in errors
+        ]
+
+    def tell(self) -> None:
+        """Print how many there are, if any."""
+        if self._errors:
+            warn(
+                "some prompts have no samples, as an answer cannot be read: "
+                f"{len(self._errors)}; the first: {self._errors[0]}"
+            )
+
+
 def write_shard(
     writer: DatasetWriter,
     shard: int,
     embedder: Embedder,
-    answers: Sequence[Answer],
-    embedded: Sequence[Embedded],
+    answers: Sequence[tuple[Answer, Embedded | None]],
 ) -> None:
     """Wait for the rewards, and write a shard.
 
@@ -102,17 +162,16 @@ def write_shard(
         writer: Of the dataset.
         shard: Its index.
         embedder: That has read them.
-        answers: In order of prompt and index; perhaps none.
-        embedded: What came of ``list_readable`` of them.
+        answers: As ``Unread.leave_out`` returns them, in order of prompt and index; perhaps none.
 
     Raises:
         RewardError: A reward has failed.
     """
-    reads = iter(embedded)
-    samples = [_to_sample(each, None if each.index == GREEDY else next(reads)) for each in answers]
+    samples = [_to_sample(answer, read) for answer, read in answers]
     stacked = torch.zeros(0, len(embedder.readings), embedder.hidden_size, dtype=torch.float16)
-    if embedded:
-        stacked = torch.stack([each.embeddings for each in embedded])  # (samples, readings, hidden)
+    embeddings = [read.embeddings for _, read in answers if read is not None]
+    if embeddings:
+        stacked = torch.stack(embeddings)  # (samples, readings, hidden)
     writer.write(shard, samples, {name: stacked[:, i] for i, name in enumerate(embedder.readings)})
 
 

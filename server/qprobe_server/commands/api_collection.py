@@ -14,6 +14,7 @@ from qprobe.data.writer import DatasetWriter
 from qprobe_server.commands.answer_shards import (
     Answer,
     Embedder,
+    Unread,
     begin_reward,
     list_readable,
     write_shard,
@@ -75,6 +76,14 @@ class _Asked:
     seed: int | None
 
 
+@dataclass(frozen=True)
+class _Coming:
+    """What is asked for a shard, and what comes of it by its place."""
+
+    asked: Sequence[_Asked]
+    arrivals: Iterator[tuple[int, Written | ServerError]]
+
+
 def collect_from_api(
     sampler: ApiSampler,
     embedder: Embedder,
@@ -95,18 +104,20 @@ def collect_from_api(
         rows: All prompts of the dataset.
         rewarding: Open; goes on beside the rest.
         plan: How to sample.
-        skip_refused: Whether a prompt of which the API refuses a sample for good has none.
+        skip_refused: Whether a prompt has no samples of which the API refuses one for good, or what
+            reads does; else that is an error.
         progress: Called with the number of samples that have come, or are refused.
 
     Raises:
         RewardError: A reward failed; what was written before stays, as with the others.
-        StartupError: A sample cannot be had.
-        ServerError: An answer cannot be read.
+        StartupError: A sample cannot be had, or read.
+        ServerError: Nothing can be read now.
     """
 
-    def begin(shard: int) -> tuple[list[_Asked], Iterator[tuple[int, Written | ServerError]]]:
+    def begin(shard: int) -> _Coming:
         asked = _list(writer.prompts_of(shard), plan)
-        return asked, sampler.begin([plan.ask(rows[each.prompt], each.seed) for each in asked])
+        bodies = [plan.ask(rows[each.prompt], each.seed) for each in asked]
+        return _Coming(asked, sampler.begin(bodies))
 
     def ask(prompt: int) -> Written | ServerError:
         body = plan.ask(rows[prompt], plan.seed + prompt * SEED_STRIDE)
@@ -114,34 +125,46 @@ def collect_from_api(
 
     lines = [each.line for each in rows]
     refusals = Refusals(ask, lines, answered=writer.find_sampled(), skip=skip_refused)
+    unread = Unread(skip=skip_refused)
     missing = writer.missing()
     coming = begin(missing[0]) if missing else None
     for shard, following in pairwise([*missing, None]):
         assert shard is not None
         assert coming is not None
-        asked, arrivals = coming
-        done: dict[int, Answer] = {}
-        for place, written in arrivals:
-            what = asked[place]
-            if isinstance(written, ServerError):
-                is_greedy = what.index == GREEDY
-                refusals.add(what.prompt, written, is_first=not done, is_greedy=is_greedy)
-            else:
-                rated = begin_reward(rewarding, rows[what.prompt], what.index, written)
-                done[place] = Answer(what.prompt, what.index, what.seed, written, rated)
-            progress(1)
-        rewarding.flush()
-        answers = [done[place] for place in sorted(done)]
-        answers = [each for each in answers if each.prompt not in refusals.prompts]
+        answers = _receive(coming, rows, rewarding, refusals, progress)
         refused = [each for each in writer.prompts_of(shard) if each in refusals.prompts]
         refusals.check([each.prompt for each in answers], refused)
         coming = None if following is None else begin(following)
         if not sampler.takes_seeds:
             answers = [replace(each, seed=None) for each in answers]
-        embedded = embedder.embed(list_readable(answers)) if answers else ()
-        write_shard(writer, shard, embedder, answers, embedded)
+        embedded = embedder.embed(list_readable(answers))
+        write_shard(writer, shard, embedder, unread.leave_out(answers, embedded))
     writer.finish()
     refusals.tell()
+    unread.tell()
+
+
+def _receive(
+    coming: _Coming,
+    rows: Sequence[PromptRow],
+    rewarding: Rewarding,
+    refusals: Refusals,
+    progress: Callable[[int], object],
+) -> list[Answer]:
+    """Return the answers of a shard in their order, but for the prompts that are refused."""
+    done: dict[int, Answer] = {}
+    for place, written in coming.arrivals:
+        what = coming.asked[place]
+        if isinstance(written, ServerError):
+            is_greedy = what.index == GREEDY
+            refusals.add(what.prompt, written, is_first=not done, is_greedy=is_greedy)
+        else:
+            rated = begin_reward(rewarding, rows[what.prompt], what.index, written)
+            done[place] = Answer(what.prompt, what.index, what.seed, written, rated)
+        progress(1)
+    rewarding.flush()
+    answers = [done[place] for place in sorted(done)]
+    return [each for each in answers if each.prompt not in refusals.prompts]
 
 
 def _list(prompts: range, plan: SamplingPlan) -> list[_Asked]:

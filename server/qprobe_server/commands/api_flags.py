@@ -36,7 +36,7 @@ _ENGINE_ONLY = ("model", "adapter", "token_states")
 _READER_ONLY = ("layers", "windows")
 _UPSTREAM_ONLY = (
     *("upstream_model", "upstream_logprobs", "upstream_concurrency", "upstream_key_header"),
-    *("on_refusal", "reader"),
+    "reader",
 )
 _ENDPOINT_ONLY = ("embedding_model", "embedding_template", "embeddings_key_header")
 
@@ -67,8 +67,9 @@ def add_api_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--on-refusal",
         choices=["stop", "skip"],
-        help="What to do if it refuses a prompt for good, as a filter of contents does: stop, or "
-        "leave the prompt out. Default: stop.",
+        help="What to do if it refuses a prompt for good, as a filter of contents does, or if an "
+        "answer is too long for what reads: stop, or leave the prompt out. With --upstream or "
+        "--embeddings. Default: stop.",
     )
     group.add_argument(
         "--reader", metavar="MODEL", help="Model here that reads the answers: as --model."
@@ -100,6 +101,7 @@ def check_api_flags(args: argparse.Namespace) -> None:
         return
     refuse_flags(args, _UPSTREAM_ONLY, "goes with --upstream")
     if args.embeddings is None:
+        refuse_flags(args, ["on_refusal"], "goes with --upstream or --embeddings")
         refuse_flags(args, _ENDPOINT_ONLY, "goes with --embeddings")
         return
     if not args.completions:

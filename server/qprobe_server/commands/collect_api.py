@@ -96,7 +96,14 @@ def embed_given(args: argparse.Namespace, reward: Reward | None, rows: Sequence[
             Rewarding(reward, HowToReward.of(args, reward)) as rewarding,
             _open_bar(writer, [len(row.completions) for row in rows]) as bar,
         ):
-            collect_given_by_endpoint(embedder, writer, rows, rewarding, progress=bar.update)
+            collect_given_by_endpoint(
+                embedder,
+                writer,
+                rows,
+                rewarding,
+                skip_unread=args.on_refusal == "skip",
+                progress=bar.update,
+            )
 
 
 @contextmanager
@@ -168,7 +175,6 @@ def _collect(
         Rewarding(reward, HowToReward.of(args, reward)) as rewarding,
         _open_bar(writer, [plan.n + plan.greedy] * len(rows)) as bar,
     ):
-        skip = args.on_refusal == "skip"
         collect_from_api(
             sampler,
             embedder,
@@ -176,7 +182,7 @@ def _collect(
             rows,
             rewarding,
             plan=plan,
-            skip_refused=skip,
+            skip_refused=args.on_refusal == "skip",
             progress=bar.update,
         )
     if not sampler.takes_seeds:

@@ -1,10 +1,15 @@
 """What reads answers that nothing here has sampled: a model on an engine here, or an endpoint."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from qprobe.data.prompts import PromptRow
 from qprobe.data.source import Source
@@ -12,15 +17,18 @@ from qprobe.errors import PromptFileError, RowError
 from qprobe.probe.reading import EMBEDDING
 from qprobe_server.commands.answer_shards import Embedded
 from qprobe_server.commands.collection import readings_of
-from qprobe_server.errors import ReadingError, StartupError
+from qprobe_server.errors import ReadingError
 from qprobe_server.proxy.embeddings import embed_answers, normalize
-from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint
+from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint, NoneTakenError
 from qprobe_server.proxy.reader import Prompt, Written
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
+    from qprobe_server.vllm_backend.rendering import RenderedAnswer
     from qprobe_server.vllm_backend.sampling import SamplingEngine
 
 __all__ = ["EndpointEmbedder", "EngineEmbedder", "Run"]
+
+Floats = NDArray[np.float32]
 
 _AT_ONCE = 16  # calls of the endpoint
 _T = TypeVar("_T")
@@ -58,32 +66,39 @@ class EngineEmbedder:
         self.readings = [str(each) for each in readings_of(engine)]
         self.hidden_size = engine.facts.hidden_size
 
-    def embed(self, answers: Sequence[tuple[int, Written]]) -> list[Embedded]:
-        """Embed answers, all in one go; see ``Embedder``.
-
-        Raises:
-            StartupError: One is too long for the model.
-        """
-        rendered = []
-        for place, written in answers:
-            answer = self._rendering.answer(_prompt(self._rows[place]), written)
-            rendered.append(answer)
-            length = len(self._prompts[place]) + answer.num_scored
-            if length >= self._engine.context:
-                raise StartupError(
-                    f"--reader: an answer to the prompt of line {self._rows[place].line} has "
-                    f"{length} tokens with it, and must have fewer than {self._engine.context}: "
-                    "lower --max-tokens"
-                )
-        embeddings = self._engine.embed(
-            [self._prompts[place] for place, _ in answers],
-            [each.token_ids[: each.num_scored] for each in rendered],
-            on_step=lambda: None,
-        )
-        return [
-            Embedded(states.flatten(0, 1), each.token_ids, each.num_scored)
-            for each, states in zip(rendered, embeddings, strict=True)
+    def embed(self, answers: Sequence[tuple[int, Written]]) -> list[Embedded | ReadingError]:
+        """Embed answers, all in one go; see ``Embedder``."""
+        rendered = [self._render(place, written) for place, written in answers]
+        fitting = [
+            (self._prompts[place], each)
+            for (place, _), each in zip(answers, rendered, strict=True)
+            if not isinstance(each, ReadingError)
         ]
+        embeddings: Iterator[Tensor] = iter(())
+        if fitting:  # the engine wants at least one
+            states = self._engine.embed(
+                [prompt for prompt, _ in fitting],
+                [each.token_ids[: each.num_scored] for _, each in fitting],
+                on_step=lambda: None,
+            )
+            embeddings = iter(states)
+        return [
+            each
+            if isinstance(each, ReadingError)
+            else Embedded(next(embeddings).flatten(0, 1), each.token_ids, each.num_scored)
+            for each in rendered
+        ]
+
+    def _render(self, place: int, written: Written) -> "RenderedAnswer | ReadingError":
+        """Return an answer's tokens; the error if they are too many for the model."""
+        answer = self._rendering.answer(_prompt(self._rows[place]), written)
+        length, context = len(self._prompts[place]) + answer.num_scored, self._engine.context
+        if length < context:
+            return answer
+        return ReadingError(
+            f"--reader: an answer to the prompt of line {self._rows[place].line} has {length} "
+            f"tokens with it, and must have fewer than {context}: lower --max-tokens"
+        )
 
 
 class EndpointEmbedder:
@@ -118,7 +133,7 @@ class EndpointEmbedder:
         answers: Sequence[tuple[int, Written]],
         *,
         progress: Callable[[int], object] | None = None,
-    ) -> list[Embedded]:
+    ) -> list[Embedded | ReadingError]:
         """Embed answers, those of a prompt in one call; see ``Embedder``.
 
         Args:
@@ -126,7 +141,7 @@ class EndpointEmbedder:
             progress: Called on the event loop with the number of answers that have been read.
 
         Raises:
-            ReadingError: The endpoint gives no embeddings, or does not take an answer.
+            ReadingError: The endpoint gives no embeddings.
         """
         return self._run(self._embed(answers, progress))
 
@@ -134,30 +149,47 @@ class EndpointEmbedder:
         self,
         answers: Sequence[tuple[int, Written]],
         progress: Callable[[int], object] | None,
-    ) -> list[Embedded]:
+    ) -> list[Embedded | ReadingError]:
         turns = asyncio.Semaphore(_AT_ONCE)
 
-        async def embed_prompt(place: int) -> list[Embedded]:
-            prompt = _prompt(self._rows[place])
-            of_it = [(prompt, written) for other, written in answers if other == place]
+        async def embed_prompt(
+            place: int, written: Sequence[Written]
+        ) -> list[Embedded | ReadingError]:
             async with turns:
-                vectors = await embed_answers(self._endpoint, self._template, of_it)
-            made = []
-            for vector in vectors:
-                if vector is None:
-                    raise ReadingError(
-                        f"the embeddings endpoint does not take an answer to the prompt of line "
-                        f"{self._rows[place].line}: it may be too long"
-                    )
-                half = torch.from_numpy(normalize(vector)).to(torch.float16)
-                made.append(Embedded(half[None]))  # (1, hidden)
+                made = await self._embed_prompt(place, written)
             if progress is not None:
                 progress(len(made))
             return made
 
-        places = dict.fromkeys(place for place, _ in answers)
-        found = await asyncio.gather(*(embed_prompt(place) for place in places))
+        by_prompt = [
+            (place, [written for _, written in group])
+            for place, group in groupby(answers, key=itemgetter(0))
+        ]
+        found = await asyncio.gather(*(embed_prompt(*each) for each in by_prompt))
         return [each for of_prompt in found for each in of_prompt]
+
+    async def _embed_prompt(
+        self, place: int, written: Sequence[Written]
+    ) -> list[Embedded | ReadingError]:
+        prompt = _prompt(self._rows[place])
+        vectors: Sequence[Floats | None]
+        try:
+            vectors = await embed_answers(
+                self._endpoint, self._template, [(prompt, each) for each in written]
+            )
+        except NoneTakenError:
+            await self._endpoint.probe()  # where it takes no other text either, this says so
+            vectors = [None] * len(written)
+        refusal = ReadingError(
+            "--embeddings: the embeddings endpoint does not take an answer to the prompt of line "
+            f"{self._rows[place].line}: it may be too long"
+        )
+        return [refusal if each is None else _to_embedded(each) for each in vectors]
+
+
+def _to_embedded(vector: Floats) -> Embedded:
+    half = torch.from_numpy(normalize(vector)).to(torch.float16)
+    return Embedded(half[None])  # (1, hidden)
 
 
 def _prompt(row: PromptRow) -> Prompt:

@@ -4,7 +4,13 @@ from collections.abc import Callable, Sequence
 
 from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
-from qprobe_server.commands.answer_shards import Answer, begin_reward, list_readable, write_shard
+from qprobe_server.commands.answer_shards import (
+    Answer,
+    Unread,
+    begin_reward,
+    list_readable,
+    write_shard,
+)
 from qprobe_server.commands.embedders import EndpointEmbedder
 from qprobe_server.commands.rewarding import Rewarding, already_rated
 from qprobe_server.proxy.reader import Written
@@ -18,6 +24,7 @@ def collect_given_by_endpoint(
     rows: Sequence[PromptRow],
     rewarding: Rewarding,
     *,
+    skip_unread: bool,
     progress: Callable[[int], object],
 ) -> None:
     """Write the shards that are missing.
@@ -27,12 +34,16 @@ def collect_given_by_endpoint(
         writer: Of the dataset.
         rows: All prompts of the dataset.
         rewarding: Open; for completions without a reward, goes on while they are read.
+        skip_unread: Whether a prompt has no samples of which the endpoint does not take one; else
+            that is an error.
         progress: Called with the number of completions that were read.
 
     Raises:
         RewardError: A reward failed; what was written before stays.
-        ReadingError: The endpoint gives no embeddings, or does not take a completion.
+        StartupError: The endpoint does not take a completion.
+        ReadingError: It gives no embeddings.
     """
+    unread = Unread(skip=skip_unread)
     for shard in writer.missing():
         answers = []
         for prompt in writer.prompts_of(shard):
@@ -46,5 +57,6 @@ def collect_given_by_endpoint(
                 answers.append(Answer(prompt, index, None, written, rated))
         rewarding.flush()
         embedded = embedder.embed(list_readable(answers), progress=progress)
-        write_shard(writer, shard, embedder, answers, embedded)
+        write_shard(writer, shard, embedder, unread.leave_out(answers, embedded))
     writer.finish()
+    unread.tell()

@@ -40,7 +40,8 @@ def print_summary(folder: Path, reward_name: str | None = None) -> None:
     if found.num_unrewarded:
         write(f"{'without':9}{found.num_unrewarded:<8}samples, as the reward failed for them\n")
     if found.num_refused:
-        write(f"{'refused':9}{found.num_refused:<8}prompts, by the API: they have no samples\n")
+        write(f"{'refused':9}{found.num_refused:<8}prompts, by the API or by what reads answers: ")
+        write("they have no samples\n")
     if found.reasons:
         counts = ", ".join(f"{reason} {count}" for reason, count in found.reasons.items())
         write(f"{'reasons':9}{counts}\n")

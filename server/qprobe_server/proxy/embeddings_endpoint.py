@@ -20,7 +20,7 @@ from qprobe_server.proxy.address import Address
 from qprobe_server.proxy.headers import make_key_header
 from qprobe_server.proxy.upstream import Bounds, Upstream
 
-__all__ = ["EmbeddingsEndpoint", "shorten"]
+__all__ = ["EmbeddingsEndpoint", "NoneTakenError", "shorten"]
 
 Floats = NDArray[np.float32]
 
@@ -43,6 +43,10 @@ class _RefusedError(Exception):
     def __init__(self, status: int) -> None:
         super().__init__()
         self.status = status
+
+
+class NoneTakenError(ReadingError):
+    """The endpoint takes none of the texts, each of which it was asked for alone."""
 
 
 class EmbeddingsEndpoint:
@@ -105,8 +109,8 @@ class EmbeddingsEndpoint:
             refuses all for one, so that each is then asked for alone.
 
         Raises:
-            ReadingError: The endpoint gives no embeddings, or takes none of the texts for another
-                reason than their size.
+            NoneTakenError: It takes none of the texts, and does not say that their size is why.
+            ReadingError: The endpoint gives no embeddings.
         """
         try:
             return [*await self._embed_together(texts)]
@@ -114,7 +118,7 @@ class EmbeddingsEndpoint:
             found = [error] if len(texts) == 1 else await self._embed_alone(texts)
         statuses = [each.status for each in found if isinstance(each, _RefusedError)]
         if len(statuses) == len(texts) and all(each in _NOT_OF_LENGTH for each in statuses):
-            raise self._fail(f"status {statuses[0]}: it takes none of the texts")
+            raise NoneTakenError(self._say(f"status {statuses[0]}: it takes none of the texts"))
         return [None if isinstance(each, _RefusedError) else each for each in found]
 
     async def _embed_alone(self, texts: Sequence[str]) -> list[Floats | _RefusedError]:
@@ -192,7 +196,10 @@ class EmbeddingsEndpoint:
         return vector
 
     def _fail(self, what: str) -> ReadingError:
-        return ReadingError(f"the embeddings endpoint {self.address.origin}: {what}")
+        return ReadingError(self._say(what))
+
+    def _say(self, what: str) -> str:
+        return f"the embeddings endpoint {self.address.origin}: {what}"
 
 
 def shorten(name: str) -> str:
