@@ -11,7 +11,7 @@ import pytest
 from qprobe.errors import RewardError
 from qprobe.rewards import make_reward
 from qprobe_server.commands import arguments, manifest
-from qprobe_server.commands import collect as collect_command
+from qprobe_server.commands.progress import Bar
 from qprobe_server.commands.reward_service import HttpReward
 from qprobe_server.commands.rewarding import HowToReward, Rewarding, find_reward, try_out
 
@@ -66,7 +66,7 @@ def test_a_service_gets_the_authorization_of_the_environment(
 
 
 def test_the_bar_moves_while_no_sample_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    with collect_command._Bar(total=3, unit="sample", miniters=0, mininterval=0) as bar:
+    with Bar(total=3, unit="sample", miniters=0, mininterval=0) as bar:
         bar.advance(1)
         for _ in range(2):
             bar.advance(0)

@@ -3,8 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from qprobe.data.prompts import PromptRow
 from qprobe.data.source import Source
 from qprobe.errors import PromptFileError, RowError
@@ -114,19 +112,6 @@ def _collect_by_engine(
     collect_by_reader(args, engine, reward, rows)
 
 
-class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-    """Shows the engine's steps too: all running samples get a token in each."""
-
-    num_steps = 0
-
-    def advance(self, num_samples: int) -> None:
-        """Add samples that have ended; 0 stands for a step."""
-        if not num_samples:
-            self.num_steps += 1
-            self.set_postfix_str(f"step {self.num_steps}", refresh=False)
-        self.update(num_samples)
-
-
 def _check_flags(args: argparse.Namespace) -> None:
     check_model(args.model, args)
     check_adapter(args.adapter)
@@ -158,6 +143,7 @@ def _collect(args: argparse.Namespace, reward: Reward | None, rows: list[PromptR
     # Not at the top: they import torch and vLLM.
     from qprobe.data.writer import DatasetWriter
     from qprobe_server.commands.collection import collect_given, collect_samples, readings_of
+    from qprobe_server.commands.progress import open_bar
     from qprobe_server.vllm_backend.sampling import SamplingEngine
 
     engine = SamplingEngine(
@@ -181,9 +167,7 @@ def _collect(args: argparse.Namespace, reward: Reward | None, rows: list[PromptR
         greedy = not args.no_greedy
         n = args.n or DEFAULT_N
         counts = [len(row.completions) if args.completions else n + greedy for row in rows]
-        missing = [prompt for shard in writer.missing() for prompt in writer.prompts_of(shard)]
-        done = sum(counts) - sum(counts[prompt] for prompt in missing)
-        with _Bar(total=sum(counts), initial=done, unit="sample", miniters=0, mininterval=1) as bar:
+        with open_bar(writer, counts) as bar:
             shared: Json = {"progress": bar.advance}
             if args.completions:
                 collect_given(engine, writer, rows, prompts, rewarding, **shared)

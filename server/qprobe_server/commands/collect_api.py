@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
 from qprobe.rewards import Reward
@@ -29,6 +27,7 @@ from qprobe_server.commands.manifest import (
     describe_flags,
 )
 from qprobe_server.commands.printing import warn
+from qprobe_server.commands.progress import open_bar
 from qprobe_server.commands.rewarding import HowToReward, Rewarding
 from qprobe_server.errors import ReadingError, StartupError
 from qprobe_server.proxy.address import read_address
@@ -94,7 +93,7 @@ def embed_given(args: argparse.Namespace, reward: Reward | None, rows: Sequence[
         with (
             DatasetWriter(args.output, manifest, [row.fields for row in rows]) as writer,
             Rewarding(reward, HowToReward.of(args, reward)) as rewarding,
-            _open_bar(writer, [len(row.completions) for row in rows]) as bar,
+            open_bar(writer, [len(row.completions) for row in rows]) as bar,
         ):
             collect_given_by_endpoint(
                 embedder,
@@ -173,7 +172,7 @@ def _collect(
     with (
         DatasetWriter(args.output, manifest, [row.fields for row in rows]) as writer,
         Rewarding(reward, HowToReward.of(args, reward)) as rewarding,
-        _open_bar(writer, [plan.n + plan.greedy] * len(rows)) as bar,
+        open_bar(writer, [plan.n + plan.greedy] * len(rows)) as bar,
     ):
         collect_from_api(
             sampler,
@@ -187,17 +186,3 @@ def _collect(
         )
     if not sampler.takes_seeds:
         warn("--upstream: the API takes no seed, so that its samples cannot be had again")
-
-
-def _open_bar(writer: DatasetWriter, counts: Sequence[int]) -> tqdm:
-    """Return a bar of all samples, which begins behind those that are there.
-
-    Args:
-        writer: Of the dataset.
-        counts: Samples of each prompt.
-    """
-    missing = sum(
-        counts[prompt] for shard in writer.missing() for prompt in writer.prompts_of(shard)
-    )
-    total = sum(counts)
-    return tqdm(total=total, initial=total - missing, unit="sample", mininterval=1)
