@@ -8,12 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qprobe.data.prompts import PromptRow
 from qprobe.data.sample import GREEDY, Sample
 from qprobe.data.writer import DatasetWriter
 from qprobe.rewards.rating import Rated
 from qprobe_server.commands.printing import warn
-from qprobe_server.commands.rewarding import Rewarding
+from qprobe_server.commands.wanted import Wanted
 from qprobe_server.errors import ReadingError, StartupError
 from qprobe_server.proxy.chat_text import write_answer
 from qprobe_server.proxy.reader import Written
@@ -23,7 +22,6 @@ __all__ = [
     "Embedded",
     "Embedder",
     "Unread",
-    "begin_reward",
     "list_readable",
     "write_shard",
 ]
@@ -68,38 +66,22 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to a prompt; its reward may be on its way.
+    """An answer that has come; its reward may be on its way.
 
     Attributes:
-        prompt: Index of the prompt.
-        index: Of the answer among the prompt's; GREEDY for the greedy one.
-        seed: That it was asked for with, or None.
+        wanted: Which it is.
         written: The answer.
         rated: Its reward.
     """
 
-    prompt: int
-    index: int
-    seed: int | None
+    wanted: Wanted
     written: Written
     rated: Future[Rated]
 
 
-def begin_reward(
-    rewarding: Rewarding, row: PromptRow, index: int, written: Written
-) -> Future[Rated]:
-    """Begin to reward an answer to a row's prompt; ``index`` is as in ``Answer``.
-
-    Raises:
-        RewardError: The reward has failed for an earlier one.
-    """
-    which = "the greedy answer" if index == GREEDY else f"sample {index}"
-    return rewarding.add(row.fields, write_answer(written), f"prompt of line {row.line}, {which}")
-
-
 def list_readable(answers: Sequence[Answer]) -> list[tuple[int, Written]]:
     """Return what an ``Embedder`` is given of them: all but the greedy ones."""
-    return [(each.prompt, each.written) for each in answers if each.index != GREEDY]
+    return [(each.wanted.prompt, each.written) for each in answers if each.wanted.index != GREEDY]
 
 
 class Unread:
@@ -128,8 +110,8 @@ class Unread:
             StartupError: There may be none, and there is one.
         """
         reads = iter(embedded)
-        both = [(each, None if each.index == GREEDY else next(reads)) for each in answers]
-        errors = {each.prompt: read for each, read in both if isinstance(read, ReadingError)}
+        both = [(each, None if each.wanted.index == GREEDY else next(reads)) for each in answers]
+        errors = {each.wanted.prompt: read for each, read in both if isinstance(read, ReadingError)}
         self._errors += errors.values()
         if errors and not self._skip:
             raise StartupError(
@@ -138,7 +120,7 @@ class Unread:
         return [
             (each, read)
             for each, read in both
-            if not isinstance(read, ReadingError) and each.prompt not in errors
+            if not isinstance(read, ReadingError) and each.wanted.prompt not in errors
         ]
 
     def tell(self) -> None:
@@ -179,14 +161,14 @@ def _to_sample(answer: Answer, read: Embedded | None) -> Sample:
     written, rated = answer.written, answer.rated.result()
     logprobs = written.logprobs
     return Sample(
-        prompt=answer.prompt,
-        index=answer.index,
+        prompt=answer.wanted.prompt,
+        index=answer.wanted.index,
         text=write_answer(written),
         token_ids=list(read.token_ids) if read else [],
         num_scored=read.num_scored if read else 0,
         logprob=None if logprobs is None else sum(logprobs),
         finish_reason=written.finish_reason or "unknown",
-        seed=answer.seed,
+        seed=answer.wanted.seed,
         reward=rated.reward,
         reason=rated.reason,
     )

@@ -15,7 +15,6 @@ from qprobe_server.commands.answer_shards import (
     Answer,
     Embedder,
     Unread,
-    begin_reward,
     list_readable,
     write_shard,
 )
@@ -23,7 +22,9 @@ from qprobe_server.commands.api_sampling import ApiSampler
 from qprobe_server.commands.manifest import SEED_STRIDE
 from qprobe_server.commands.refusals import Refusals
 from qprobe_server.commands.rewarding import Rewarding
+from qprobe_server.commands.wanted import Wanted, begin_reward, list_samples
 from qprobe_server.errors import ServerError
+from qprobe_server.proxy.chat_text import write_answer
 from qprobe_server.proxy.reader import Written
 
 __all__ = ["SamplingPlan", "collect_from_api"]
@@ -70,17 +71,10 @@ _DRAWN = ("temperature", "top_p", "top_k", "min_p")
 
 
 @dataclass(frozen=True)
-class _Asked:
-    prompt: int
-    index: int
-    seed: int | None
-
-
-@dataclass(frozen=True)
 class _Coming:
-    """What is asked for a shard, and what comes of it by its place."""
+    """What a shard wants, and what comes of it by its place."""
 
-    asked: Sequence[_Asked]
+    wanted: Sequence[Wanted]
     arrivals: Iterator[tuple[int, Written | ServerError]]
 
 
@@ -115,9 +109,10 @@ def collect_from_api(
     """
 
     def begin(shard: int) -> _Coming:
-        asked = _list(writer.prompts_of(shard), plan)
-        bodies = [plan.ask(rows[each.prompt], each.seed) for each in asked]
-        return _Coming(asked, sampler.begin(bodies))
+        prompts = writer.prompts_of(shard)
+        wanted = list_samples(prompts, n=plan.n, seed=plan.seed, greedy=plan.greedy)
+        bodies = [plan.ask(rows[each.prompt], each.seed) for each in wanted]
+        return _Coming(wanted, sampler.begin(bodies))
 
     def ask(prompt: int) -> Written | ServerError:
         body = plan.ask(rows[prompt], plan.seed + prompt * SEED_STRIDE)
@@ -133,10 +128,10 @@ def collect_from_api(
         assert coming is not None
         answers = _receive(coming, rows, rewarding, refusals, progress)
         refused = [each for each in writer.prompts_of(shard) if each in refusals.prompts]
-        refusals.check([each.prompt for each in answers], refused)
+        refusals.check([each.wanted.prompt for each in answers], refused)
         coming = None if following is None else begin(following)
         if not sampler.takes_seeds:
-            answers = [replace(each, seed=None) for each in answers]
+            answers = [replace(each, wanted=replace(each.wanted, seed=None)) for each in answers]
         embedded = embedder.embed(list_readable(answers))
         write_shard(writer, shard, embedder, unread.leave_out(answers, embedded))
     writer.finish()
@@ -154,24 +149,14 @@ def _receive(
     """Return the answers of a shard in their order, but for the prompts that are refused."""
     done: dict[int, Answer] = {}
     for place, written in coming.arrivals:
-        what = coming.asked[place]
+        wanted = coming.wanted[place]
         if isinstance(written, ServerError):
-            is_greedy = what.index == GREEDY
-            refusals.add(what.prompt, written, is_first=not done, is_greedy=is_greedy)
+            is_greedy = wanted.index == GREEDY
+            refusals.add(wanted.prompt, written, is_first=not done, is_greedy=is_greedy)
         else:
-            rated = begin_reward(rewarding, rows[what.prompt], what.index, written)
-            done[place] = Answer(what.prompt, what.index, what.seed, written, rated)
+            rated = begin_reward(rewarding, rows, wanted, write_answer(written))
+            done[place] = Answer(wanted, written, rated)
         progress(1)
     rewarding.flush()
     answers = [done[place] for place in sorted(done)]
-    return [each for each in answers if each.prompt not in refusals.prompts]
-
-
-def _list(prompts: range, plan: SamplingPlan) -> list[_Asked]:
-    asked = []
-    for prompt in prompts:
-        if plan.greedy:
-            asked.append(_Asked(prompt, GREEDY, None))
-        first = plan.seed + prompt * SEED_STRIDE
-        asked += [_Asked(prompt, index, first + index) for index in range(plan.n)]
-    return asked
+    return [each for each in answers if each.wanted.prompt not in refusals.prompts]

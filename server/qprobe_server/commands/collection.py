@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qprobe.data.dataset import GREEDY, Reading, Sample
+from qprobe.data.dataset import Reading, Sample
 from qprobe.data.folder import tokens_name
 from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
 from qprobe.rewards.rating import Rated
-from qprobe_server.commands.manifest import SEED_STRIDE
-from qprobe_server.commands.rewarding import Rewarding, already_rated
+from qprobe_server.commands.rewarding import Rewarding
+from qprobe_server.commands.wanted import Wanted, begin_reward, list_given, list_samples
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from qprobe_server.vllm_backend.completion import Completion
@@ -30,16 +30,6 @@ __all__ = ["collect_given", "collect_samples", "readings_of"]
 # Of the log-probability of a token: the sum over a thousand is off by 0.05 at most.
 _DECIMALS = 4
 Progress = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What a request to the engine was for."""
-
-    prompt: int
-    index: int
-    seed: int | None
-    reward: float | None = None  # known beforehand
 
 
 def readings_of(engine: "SamplingEngine") -> list[Reading]:
@@ -88,19 +78,14 @@ def collect_samples(
     """
     shards = _Shards(engine, writer, rows, rewarding, progress)
     for shard in writer.missing():
-        asked: list[_Asked] = []
-        for prompt in writer.prompts_of(shard):
-            if greedy:
-                asked.append(_Asked(prompt, GREEDY, None))
-            first = seed + prompt * SEED_STRIDE
-            asked += [_Asked(prompt, index, first + index) for index in range(n)]
+        wanted = list_samples(writer.prompts_of(shard), n=n, seed=seed, greedy=greedy)
         completions = engine.sample(
-            [prompts[each.prompt] for each in asked],
+            [prompts[each.prompt] for each in wanted],
             params,
-            seeds=[each.seed for each in asked],
+            seeds=[each.seed for each in wanted],
             on_step=partial(progress, 0),
         )
-        shards.write(shard, asked, completions)
+        shards.write(shard, wanted, completions)
     writer.finish()
 
 
@@ -120,15 +105,13 @@ def collect_given(
     """
     shards = _Shards(engine, writer, rows, rewarding, progress)
     for shard in writer.missing():
-        asked, texts = [], []
-        for prompt in writer.prompts_of(shard):
-            for index, each in enumerate(rows[prompt].completions):
-                asked.append(_Asked(prompt, index, None, each.reward))
-                texts.append(each.text)
+        given = list_given(writer.prompts_of(shard), rows)
         completions = engine.read(
-            [prompts[each.prompt] for each in asked], texts, on_step=partial(progress, 0)
+            [prompts[each.prompt] for each, _ in given],
+            [text for _, text in given],
+            on_step=partial(progress, 0),
         )
-        shards.write(shard, asked, completions)
+        shards.write(shard, [each for each, _ in given], completions)
     writer.finish()
 
 
@@ -142,15 +125,17 @@ class _Shards:
     rewarding: Rewarding
     progress: Progress
 
-    def write(self, shard: int, asked: list[_Asked], completions: "Iterable[Completion]") -> None:
+    def write(self, shard: int, wanted: list[Wanted], completions: "Iterable[Completion]") -> None:
         """Reward completions as they come, and write the shard when all of them have."""
         done: list[tuple[Completion, Future[Rated]]] = []
         for completion in completions:
-            done.append((completion, self._reward(asked[completion.request], completion.text)))
+            what = wanted[completion.request]
+            rated = begin_reward(self.rewarding, self.rows, what, completion.text)
+            done.append((completion, rated))
             self.progress(1)
         self.rewarding.flush()
         done.sort(key=lambda pair: pair[0].request)
-        samples = [_to_sample(asked[each.request], each, rated.result()) for each, rated in done]
+        samples = [_to_sample(wanted[each.request], each, rated.result()) for each, rated in done]
         embeddings = torch.stack(
             [each.embeddings.flatten(0, 1) for each, _ in done if each.embeddings is not None]
         )  # (samples, readings, hidden)
@@ -161,15 +146,8 @@ class _Shards:
             found[tokens_name(layer)] = torch.cat(states)
         self.writer.write(shard, samples, found)
 
-    def _reward(self, what: _Asked, text: str) -> Future[Rated]:
-        if what.reward is not None:
-            return already_rated(what.reward)
-        row = self.rows[what.prompt]
-        which = "the greedy answer" if what.index == GREEDY else f"sample {what.index}"
-        return self.rewarding.add(row.fields, text, f"prompt of line {row.line}, {which}")
 
-
-def _to_sample(what: _Asked, completion: "Completion", rated: Rated) -> Sample:
+def _to_sample(what: Wanted, completion: "Completion", rated: Rated) -> Sample:
     return Sample(
         prompt=what.prompt,
         index=what.index,

@@ -7,12 +7,12 @@ from qprobe.data.writer import DatasetWriter
 from qprobe_server.commands.answer_shards import (
     Answer,
     Unread,
-    begin_reward,
     list_readable,
     write_shard,
 )
 from qprobe_server.commands.embedders import EndpointEmbedder
-from qprobe_server.commands.rewarding import Rewarding, already_rated
+from qprobe_server.commands.rewarding import Rewarding
+from qprobe_server.commands.wanted import begin_reward, list_given
 from qprobe_server.proxy.reader import Written
 
 __all__ = ["collect_given_by_endpoint"]
@@ -46,15 +46,11 @@ def collect_given_by_endpoint(
     unread = Unread(skip=skip_unread)
     for shard in writer.missing():
         answers = []
-        for prompt in writer.prompts_of(shard):
-            for index, given in enumerate(rows[prompt].completions):
-                # Not what an API says, but as the engine's datasets say it.
-                written = Written(text=given.text, finish_reason="given")
-                if given.reward is None:
-                    rated = begin_reward(rewarding, rows[prompt], index, written)
-                else:
-                    rated = already_rated(given.reward)
-                answers.append(Answer(prompt, index, None, written, rated))
+        for wanted, text in list_given(writer.prompts_of(shard), rows):
+            rated = begin_reward(rewarding, rows, wanted, text)
+            # Not what an API says, but as the engine's datasets say it.
+            written = Written(text=text, finish_reason="given")
+            answers.append(Answer(wanted, written, rated))
         rewarding.flush()
         embedded = embedder.embed(list_readable(answers), progress=progress)
         write_shard(writer, shard, embedder, unread.leave_out(answers, embedded))
