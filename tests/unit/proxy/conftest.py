@@ -27,6 +27,7 @@ from qprobe_server.settings import Settings
 
 Json = dict[str, Any]
 Answer = Callable[[Request, Json, int], Awaitable[Response]]
+Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
@@ -240,6 +241,14 @@ class Setting:
                 httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
             ):
                 yield client
+
+    @contextlib.asynccontextmanager
+    async def open_before(self, handle: Handle) -> AsyncIterator[httpx.AsyncClient]:
+        """Start the proxy before a server that reads and writes bytes itself."""
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            async with self.open(upstreams=[url]) as proxy:
+                yield proxy
 
 
 @pytest.fixture

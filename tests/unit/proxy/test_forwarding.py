@@ -181,12 +181,10 @@ async def test_a_connection_that_is_closed_while_it_idles_costs_no_request(setti
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await close_while_idle(reader, writer, replies=1)
 
-    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with setting.open(upstreams=[url]) as proxy:
-            for method in ("GET", "POST", "GET", "POST"):
-                reply = await proxy.request(method, "/v1/x", content=b"x" * (method == "POST"))
-                assert (reply.status_code, reply.content) == (200, b"{}")
+    async with setting.open_before(handle) as proxy:
+        for method in ("GET", "POST", "GET", "POST"):
+            reply = await proxy.request(method, "/v1/x", content=b"x" * (method == "POST"))
+            assert (reply.status_code, reply.content) == (200, b"{}")
 
 
 async def test_a_new_connection_that_is_closed_is_a_failure(setting: Any) -> None:
@@ -196,10 +194,8 @@ async def test_a_new_connection_that_is_closed_is_a_failure(setting: Any) -> Non
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         came.append(await close_while_idle(reader, writer, replies=0))
 
-    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with setting.open(upstreams=[url]) as proxy:
-            assert (await proxy.post("/v1/x", content=b"x")).status_code == 502
+    async with setting.open_before(handle) as proxy:
+        assert (await proxy.post("/v1/x", content=b"x")).status_code == 502
     assert came == [1]
 
 
@@ -299,11 +295,9 @@ async def test_a_reply_that_breaks_off_breaks_off(setting: Any) -> None:
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with setting.open(upstreams=[url]) as proxy:
-            with pytest.raises(httpx.RemoteProtocolError):
-                await proxy.get("/v1/models")
+    async with setting.open_before(handle) as proxy:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await proxy.get("/v1/models")
 
 
 ELSEWHERE = ["/v1/../admin", "/v1/%2e%2e/admin", "/v1/x/..", "/..%2f"]

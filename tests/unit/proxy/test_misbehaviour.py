@@ -184,10 +184,8 @@ async def test_a_connection_lost_in_mid_stream_is_left_out(setting: Any, make: A
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with setting.open(upstreams=[url]) as proxy:
-            reply = await proxy.post(CHAT, json=STREAM)
+    async with setting.open_before(handle) as proxy:
+        reply = await proxy.post(CHAT, json=STREAM)
     assert reply.status_code == 502
     assert reply.json()["error"]["message"] == "upstream: the connection was lost"
 
@@ -299,10 +297,8 @@ async def test_an_error_that_breaks_off_has_its_status_all_the_same(setting: Any
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with setting.open(upstreams=[url]) as proxy:
-            reply = await proxy.post(CHAT, json=ASK)
+    async with setting.open_before(handle) as proxy:
+        reply = await proxy.post(CHAT, json=ASK)
     assert reply.status_code == 404
     assert reply.json()["error"]["message"] == "upstream: status 404"
 
