@@ -352,6 +352,17 @@ def test_an_address_where_nobody_is_says_why(
         assert str(caught.value).startswith(f"{flag}: ")
 
 
+@pytest.mark.parametrize("of", ["upstream", "embeddings"])
+def test_a_header_for_a_key_that_is_not_there_is_refused(
+    playing: Any, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    monkeypatch.delenv(f"QPROBE_{of.upper()}_API_KEY")
+    played = playing(play)
+    with pytest.raises(StartupError, match=f"--{of}-key-header 'api-key': there is no key"):
+        run(played, f"--{of}-key-header", "api-key")
+    assert played.requests == []
+
+
 def test_keys_are_put_where_the_apis_look(playing: Any, run: Callable[..., Path]) -> None:
     played = playing(play)
     run(played, "--upstream-key-header", "api-key", "--embeddings-key-header", "X-Key")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qprobe_server.commands import values
-from qprobe_server.commands.key_flags import add_key_header
+from qprobe_server.commands.key_flags import add_key_header, check_key_headers
 from qprobe_server.commands.parser import refuse_flags
 from qprobe_server.errors import StartupError
 
@@ -94,11 +94,16 @@ def check_api_flags(args: argparse.Namespace) -> None:
     """Check what goes with what.
 
     Raises:
-        StartupError: A flag is missing, or one too many.
+        StartupError: A flag or a key is missing, or a flag is one too many.
     """
     if args.upstream is not None:
         _check_upstream(args)
-        return
+    else:
+        _check_no_upstream(args)
+    check_key_headers(args)
+
+
+def _check_no_upstream(args: argparse.Namespace) -> None:
     refuse_flags(args, _UPSTREAM_ONLY, "goes with --upstream")
     if args.embeddings is None:
         refuse_flags(args, ["on_refusal"], "goes with --upstream or --embeddings")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import uvloop
 
 from qprobe_server import quiet
+from qprobe_server.commands.key_flags import check_key_headers
 from qprobe_server.commands.parser import refuse_flags
 from qprobe_server.commands.preflight import (
     check_address,
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     own = read_proxy_settings(args)
     settings = read_settings(args, api_keys=own.api_keys)
     open_reader = _choose_reader(args)
+    check_key_headers(args)
     check_address(args)
     if settings.allow_code_execution:
         check_sandbox()

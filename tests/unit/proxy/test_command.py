@@ -54,6 +54,10 @@ WRONG = [
     ),
     (["--upstream", URL, *EMBEDDED, "--allowed-origins", "*"], "must be a JSON list"),
     (["--upstream", URL, *EMBEDDED, "--upstream-key-header", "a b"], "must be a header's name"),
+    (
+        ["--upstream", URL, *EMBEDDED, "--upstream-key-header", "a"],
+        "--upstream-key-header 'a': there",
+    ),
     (["--upstream", "nowhere", *EMBEDDED], "--upstream 'nowhere'"),
     (["--upstream", URL, *EMBEDDED, "--port", "99999"], "--port must be"),
     (["--upstream", URL, *EMBEDDED, "--probe", "p=/none"], "there is none"),
