@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from threading import Event
 
 from qprobe.errors import RewardError
+from qprobe.rewards import search
 from qprobe.rewards.ending import find_next_questions
 from qprobe.rewards.sandboxed.blocks import after_reasoning
 
@@ -29,41 +30,6 @@ SEARCH_S, _ALL_S = 1.0, 4
 _WALL_S = 60
 # How often it is looked whether a search is to be ended sooner.
 _LOOK_S = 0.1
-_NO_PATTERN = 3
-# Python's matcher looks for signals as it goes; should it not, the limit of the process is there.
-_SEARCH = """
-import json, re, resource, signal, sys
-class Over(Exception):
-    pass
-def end(*_):
-    raise Over
-pattern, texts, text_s, all_s = json.load(sys.stdin)
-resource.setrlimit(resource.RLIMIT_CPU, (all_s, all_s))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-try:
-    compiled = re.compile(pattern)
-except (re.error, RecursionError, OverflowError) as error:
-    print(error, file=sys.stderr)
-    sys.exit(3)
-signal.signal(signal.SIGVTALRM, end)
-for text, questions in texts:
-    is_found, value = False, None
-    signal.setitimer(signal.ITIMER_VIRTUAL, text_s)
-    try:
-        last = None
-        for match in compiled.finditer(text):
-            if not is_found:
-                is_found = True
-                stop = min((each for each in questions if each >= match.end()), default=len(text))
-            if match.start() > stop:
-                break
-            last = match
-        value = last and last[1 if compiled.groups else 0]
-    except Over:
-        pass
-    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    print(json.dumps([is_found, value]), flush=True)
-"""
 
 
 @dataclass(frozen=True)
@@ -104,7 +70,7 @@ def check_pattern_apart(pattern: str) -> None:
         RewardError: The process could not be run.
     """
     status, _, complaint = _run(pattern, [], all_s=math.ceil(SEARCH_S))
-    if status == _NO_PATTERN:
+    if status == search.NO_PATTERN:
         reason = complaint.decode(errors="replace").strip()
         raise ValueError(f"is no regular expression: {reason}")
     if status < 0:
@@ -146,7 +112,7 @@ def _run(
     deadline_s = time.monotonic() + _WALL_S
     try:
         with subprocess.Popen(
-            [sys.executable, "-I", "-S", "-W", "ignore", "-c", _SEARCH],
+            [sys.executable, "-I", "-S", "-W", "ignore", search.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
