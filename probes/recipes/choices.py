@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -22,41 +23,20 @@ from qprobe.errors import QProbeError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.executions import Execution
 from qprobe.evaluation.expectation import expected_rewards, expected_vote_rewards
-from qprobe.evaluation.scoring import score
 from qprobe.evaluation.votes import VISIBLE_TESTS, Vote, find_answers
 from qprobe.probe.reading import Reading
 from qprobe.probe.values import NUMBERS
 from qprobe.training.design import Design
 from qprobe.training.gate import Gate
-from qprobe.training.part import fit_part
+from qprobe.training.part import score_held_out
+from qprobe.training.segments import segment_spread
 from qprobe.training.settings import TrainingSettings
 
-__all__ = ["main", "score_held_out"]
+__all__ = ["main"]
 
 Floats = NDArray[np.float64]
 _NUM_FOLDS = 8
 _HEAD = ("reward", "of the gap", "minus base", "minus greedy", "minus best log-probability")
-
-
-def score_held_out(dataset: Dataset, design: Design, settings: TrainingSettings) -> Floats:
-    """Score each prompt's samples by a probe of the folds that it is not in: (samples,).
-
-    Args:
-        dataset: The samples; has what is read.
-        design: What the score is the sum of.
-        settings: Of the training; seed also of the folds.
-    """
-    questions = dataset.questions
-    folds = np.random.default_rng(settings.seed).permutation(int(questions.max()) + 1) % _NUM_FOLDS
-    folds = folds[questions]
-    columns = design.read(dataset)
-    scores = np.zeros(len(dataset.samples))
-    for fold in tqdm(range(_NUM_FOLDS), desc=str(design), leave=False):
-        inside = (folds == fold)[dataset.groups]
-        fitted = fit_part(dataset, columns, np.flatnonzero(~inside), settings)
-        rest = dataset.subset(np.flatnonzero(folds == fold).tolist())
-        scores[inside] = score(design.to_terms(fitted), rest)
-    return scores
 
 
 def main(argv: Sequence[str]) -> None:
@@ -109,7 +89,9 @@ def _compare(dataset: Dataset, args: argparse.Namespace, votes: Sequence[Vote]) 
     show("best by mean log-probability", best)
     total = numbers[:, NUMBERS.index("total_logprob")]
     show("best by total log-probability", expected_rewards(total, rewards, groups, k=k, beta=0))
-    scores = {"mean log-probability": _standardise(free, groups)}
+    # The weights of a vote are of scores that vary by 1 within prompts, as a probe's do.
+    spread = segment_spread(torch.from_numpy(free), torch.from_numpy(groups))
+    scores = {"mean log-probability": free / spread}
     for name, found in _score_ways(dataset, args):
         scores[name] = found
         show(name, expected_rewards(found, rewards, groups, k=k, beta=args.beta))
@@ -139,16 +121,14 @@ def _score_ways(dataset: Dataset, args: argparse.Namespace) -> Iterator[tuple[st
         designs += [Design((), (), (gate,)), Design((), NUMBERS, (gate,))]
     for design in designs:
         design.require(dataset)
+    questions = dataset.questions
+    folds = np.random.default_rng(0).permutation(int(questions.max()) + 1)[questions] % _NUM_FOLDS
+    of_samples = folds[dataset.groups]
     for design, objective in product(designs, args.objectives.split(",")):
         settings = TrainingSettings(objective=objective, beta=args.beta)
-        yield f"{design}, {objective}", score_held_out(dataset, design, settings)
-
-
-def _standardise(values: Floats, groups: NDArray[np.int64]) -> Floats:
-    """Return values in units of their standard deviation within prompts."""
-    counts = np.bincount(groups)
-    deviations = values - (np.bincount(groups, values) / counts)[groups]
-    return deviations / float(np.sqrt((deviations**2).sum() / (counts - 1).sum()))
+        with tqdm(total=_NUM_FOLDS, desc=str(design), leave=False) as bar:
+            scores = score_held_out(dataset, design, settings, of_samples, progress=bar.update)
+        yield f"{design}, {objective}", scores
 
 
 if __name__ == "__main__":

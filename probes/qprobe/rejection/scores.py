@@ -17,7 +17,7 @@ from qprobe.rejection.simulation import ScoredSamples
 from qprobe.training.design import Design
 from qprobe.training.fit import TrainingSettings
 from qprobe.training.folds import make_folds
-from qprobe.training.part import fit_part
+from qprobe.training.part import score_held_out
 
 __all__ = ["cross_fit", "score_samples"]
 
@@ -56,22 +56,18 @@ def cross_fit(
         TrainingError: There are fewer prompts with differing rewards than folds, a probe cannot be
             trained on all folds but one, or a head has a gate or a maximum.
     """
-    num_folds = settings.num_folds
     questions = dataset.questions[dataset.groups]  # (samples,)
     prompts = np.unique(dataset.groups, return_inverse=True)[1]  # (samples,)
     folds = make_folds(
-        dataset.rewards, dataset.groups, questions, num_folds=num_folds, seed=settings.seed
+        dataset.rewards,
+        dataset.groups,
+        questions,
+        num_folds=settings.num_folds,
+        seed=settings.seed,
     ).numpy()[prompts]
 
     def fit_and_score(terms: Terms, tokens: int | None = None) -> Floats:
-        design = Design.of(terms)
-        columns = design.read(dataset, tokens=tokens)
-        scores = np.empty(len(dataset.groups))
-        for fold in range(num_folds):
-            inside = folds == fold
-            fitted = fit_part(dataset, columns, np.flatnonzero(~inside), settings)
-            rest = dataset.subset(np.unique(dataset.groups[inside]).tolist())
-            scores[inside] = score(design.to_terms(fitted), rest, tokens=tokens)
+        scores = score_held_out(dataset, Design.of(terms), settings, folds, tokens=tokens)
         progress()
         return scores
 

@@ -15,8 +15,8 @@ from qprobe.data.provenance import identify_prompts
 from qprobe.errors import EvaluationError, QProbeError, TrainingError
 from qprobe.evaluation.bootstrap import find_error
 from qprobe.files import write_file
-from qprobe.training.cross_validation import Problem, cross_validate
-from qprobe.training.design import Design
+from qprobe.training.cross_validation import cross_validate
+from qprobe.training.design import Design, pose
 from qprobe.training.inputs import Inputs
 from qprobe.training.settings import TrainingSettings
 
@@ -197,13 +197,9 @@ def try_objectives(
         yield found
 
 
-def _pose(known: Dataset, settings: TrainingSettings) -> Problem:
-    return Problem(known.rewards, known.groups, settings, known.questions[known.groups])
-
-
 def _prepare(known: Dataset, design: Design, settings: TrainingSettings) -> Inputs | TrainingError:
     try:
-        return design.prepare(known, _pose(known, settings).order)  # that of every objective
+        return design.prepare(known, pose(known, settings).order)  # that of every objective
     except TrainingError as error:
         return error
 
@@ -214,7 +210,7 @@ def _try(
     try:
         if isinstance(inputs, TrainingError):
             raise inputs
-        tried = cross_validate(_pose(known, settings), inputs)
+        tried = cross_validate(pose(known, settings), inputs)
     except TrainingError as error:
         return TriedCell(Cell(design, settings.objective, None, None, str(error)), np.zeros(0))
     rewards, decay = tried.rewards[tried.best], tried.weight_decays[tried.best]

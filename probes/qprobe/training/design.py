@@ -1,4 +1,4 @@
-"""Which terms a probe is to be the sum of, and what of a dataset its fit reads for them."""
+"""Which terms a probe is to be the sum of, and what of a dataset its fit takes for them."""
 
 import re
 from collections.abc import Sequence
@@ -15,12 +15,13 @@ from qprobe.probe.pooling import LOGPROB_NUMBERS
 from qprobe.probe.reading import EMBEDDING, Reading
 from qprobe.probe.terms import GateTerm, StateTerm, Terms
 from qprobe.probe.values import NUMBERS
-from qprobe.training.fit import FittedProbe
+from qprobe.training.cross_validation import Problem
+from qprobe.training.fit import FittedProbe, TrainingSettings
 from qprobe.training.gate import Gate, read_gate, read_maximum
 from qprobe.training.inputs import Inputs, prepare, prepare_each
 from qprobe.training.pooled import Pooled
 
-__all__ = ["Columns", "Design", "has_logprobs", "settle_numbers"]
+__all__ = ["Columns", "Design", "has_logprobs", "pose", "settle_numbers"]
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,16 @@ class Design:
         )
         numbers = dict(zip(self.numbers, fitted.number_weights.tolist(), strict=True))
         return Terms(states, gates, numbers, fitted.bias)
+
+
+def pose(dataset: Dataset, settings: TrainingSettings) -> Problem:
+    """Return what a probe is fitted to on all samples of a dataset.
+
+    Raises:
+        TrainingError: As ``fit_probe``.
+    """
+    questions = dataset.questions[dataset.groups]
+    return Problem(dataset.rewards, dataset.groups, settings, questions)
 
 
 def settle_numbers(dataset: Dataset, numbers: Sequence[str] | None) -> tuple[str, ...]:

@@ -16,8 +16,7 @@ from qprobe.probe.probe import Endpoint, Probe, ProbeInfo
 from qprobe.probe.reading import Reading
 from qprobe.probe.terms import Terms
 from qprobe.training.confidence import choose_own_settings, find_confidence
-from qprobe.training.cross_validation import Problem
-from qprobe.training.design import Design, has_logprobs, settle_numbers
+from qprobe.training.design import Design, has_logprobs, pose, settle_numbers
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
 from qprobe.training.gate import Gate
 from qprobe.training.judgement import judge_held_out
@@ -123,7 +122,7 @@ def _fit_heads(
     settings: TrainingSettings,
     progress: Callable[[], object],
 ) -> dict[int, Terms]:
-    problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
+    problem = pose(known, settings)
     fitted = {}
     for tokens, head in heads.items():
         try:
@@ -162,7 +161,7 @@ def make_probe(
         progress: Called after each weight decay of each fit, and each fit.
     """
     known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
-    problem = Problem(known.rewards, known.groups, settings, known.questions[known.groups])
+    problem = pose(known, settings)
     inputs = design.prepare(known, problem.order)
     fitted = fit_inputs(problem, inputs, progress=progress)
     confidence, reason = find_confidence(
