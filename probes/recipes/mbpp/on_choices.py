@@ -6,17 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from figures import Line, draw_lines
 from markdown import Table, tell_difference, tell_mean
 from numpy.typing import NDArray
 from study import Judged, Study
 from tqdm import tqdm
-from ways import BETA, BOTH, CE, NUMBERS_ALONE, PG, STATES, WAYS, Scorer, Way
+from ways import BETA, BOTH, CE, NUMBERS_ALONE, PG, STATES, WAYS, Way
 
 from qprobe.data.dataset import Dataset
 from qprobe.evaluation.executions import Execution
 from qprobe.evaluation.expectation import expected_vote_rewards
+from qprobe.evaluation.scoring import score
 from qprobe.evaluation.votes import Answers, Vote, find_answers
+from qprobe.probe.terms import Terms
+from qprobe.training.segments import segment_spread
 
 __all__ = ["Votes", "tell_humaneval", "tell_mbpp"]
 
@@ -48,15 +52,15 @@ class Votes:
 
 def tell_mbpp(study: Study, votes: Votes, figures: Path) -> str:
     """MBPP on the problems set aside, and all of it by folds; and both by k."""
-    test = Judged(study.mbpp.subset(study.test), study.k)
+    test = study.on_test
     whole = Judged(study.mbpp, study.k)
-    of_test = _score(study.scorers("mbpp"), test.dataset)
+    of_test = _score(study.probes("mbpp"), test.dataset)
     answers = votes.find(study.mbpp)
     in_test = np.isin(study.mbpp.groups, study.test)
     of_these = {by: _take(each, in_test) for by, each in answers.items()}
     parts = [
         f"{len(study.train)} problems to train on, {len(study.test)} for the test. "
-        f"{_tell_setting(study.scorers('mbpp'), test)}\n",
+        f"{_tell_setting(study.probes('mbpp'), test)}\n",
         str(_compare(test, of_test, of_these)),
         f"\nAll {len(whole.dataset.prompts)} problems, each held out in one of eight folds.\n",
         str(_compare(whole, study.held_out, answers)),
@@ -75,11 +79,11 @@ def tell_humaneval(study: Study) -> str | None:
     judged = study.judge("humaneval")
     if judged is None:
         return None
-    scorers = study.scorers("humaneval")
-    scores = _score(scorers, judged.dataset)
+    probes = study.probes("humaneval")
+    scores = _score(probes, judged.dataset)
     parts = [
         f"{len(judged.dataset.prompts)} problems; probes trained on the {len(study.mbpp.prompts)} "
-        f"of MBPP. {_tell_setting(scorers, judged)}\n",
+        f"of MBPP. {_tell_setting(probes, judged)}\n",
         str(_compare(judged, scores, {})),
         "\nReward by k.\n",
         str(_vary_k(judged, scores)),
@@ -87,12 +91,12 @@ def tell_humaneval(study: Study) -> str | None:
     return "\n".join(parts)
 
 
-def _score(scorers: Mapping[Way, Scorer], dataset: Dataset) -> dict[Way, Floats]:
-    return {way: scorer.score(dataset) for way, scorer in scorers.items()}
+def _score(probes: Mapping[Way, Terms], dataset: Dataset) -> dict[Way, Floats]:
+    return {way: score(terms, dataset) for way, terms in probes.items()}
 
 
-def _tell_setting(scorers: Mapping[Way, Scorer], judged: Judged) -> str:
-    read = next((str(scorers[way].design) for way in scorers if not way.has_numbers), "none")
+def _tell_setting(probes: Mapping[Way, Terms], judged: Judged) -> str:
+    read = next((probes[way].describe() for way in probes if not way.has_numbers), "none")
     return f"States: {read}. k = {judged.k}, beta = {BETA:g} for what is trained, else 0."
 
 
@@ -133,7 +137,7 @@ def _take(answers: Answers, rows: NDArray[np.bool_]) -> Answers:
 def _vote(judged: Judged, scores: Floats, answers: Answers) -> Floats:
     rewards, groups = judged.dataset.rewards, judged.dataset.groups
     # The weights of a vote are of scores that vary by 1 within prompts, as a probe's do.
-    spread = np.sqrt(np.mean([np.var(scores[groups == each]) for each in np.unique(groups)]))
+    spread = segment_spread(torch.from_numpy(scores), torch.from_numpy(groups))
     return expected_vote_rewards(
         scores / (spread or 1.0),
         answers.classes,

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ways import BETA, BOTH, BOTH_BT, CE, PG, STATES, choose_reading, score_held_out
 
 from qprobe.evaluation.expectation import expected_rewards
+from qprobe.evaluation.scoring import score
 from qprobe.probe.file import save_probe
 from qprobe.training.recipe import train
 from qprobe.training.settings import TrainingSettings
@@ -49,7 +50,7 @@ def find_wins(rewards: Floats, groups: NDArray[np.int64], rivals: list[Floats]) 
 
 def tell_preferences(study: Study) -> str:
     """Win rates over one zero-shot sample, on the test problems."""
-    test = Judged(study.mbpp.subset(study.test), study.k)
+    test = study.on_test
     table = Table("choice", "wins, ties half", "above one half", "reward")
     for name, judged, wins, rewards in _list_winners(study, test):
         half = np.full(len(wins), 0.5)
@@ -63,7 +64,7 @@ def tell_preferences(study: Study) -> str:
 
 def _list_winners(study: Study, test: Judged) -> Iterator[tuple[str, Judged, Floats, Floats]]:
     """Yield names, on whom, what share is won and what is earned: (prompts,) each."""
-    scorers = study.scorers("mbpp")
+    probes = study.probes("mbpp")
     sets = {"zero-shot": (test, test)}
     tuned = study.find("mbpp-dpo")
     if tuned is not None:
@@ -80,8 +81,8 @@ def _list_winners(study: Study, test: Judged) -> Iterator[tuple[str, Judged, Flo
         greedy[np.isnan(judged.greedy)] = np.nan
         yield f"{way}, greedy", judged, greedy, judged.greedy
         for each in _PREFERENCES:
-            if each in scorers:
-                scores = scorers[each].score(dataset)
+            if each in probes:
+                scores = score(probes[each], dataset)
                 wins = _earn(judged, scores, won, BETA, k=judged.k)
                 yield f"{way}, {each}", judged, wins, judged.choose(scores)
         best = _earn(judged, dataset.rewards, won, 0, k=judged.k)

@@ -10,9 +10,11 @@ from markdown import Table, tell_difference, tell_mean
 from numpy.typing import NDArray
 from study import Judged, Study, pair_up
 from tqdm import tqdm
-from ways import BOTH, CE, NUMBERS_ALONE, PG, Scorer, Way, fit_ways, score_held_out
+from ways import BOTH, CE, NUMBERS_ALONE, PG, Way, fit_ways, score_held_out
 
 from qprobe.data.dataset import Dataset
+from qprobe.evaluation.scoring import score
+from qprobe.probe.terms import Terms
 
 __all__ = ["tell_limited", "tell_others"]
 
@@ -50,8 +52,8 @@ def tell_others(study: Study, benchmark: str) -> str | None:
     zero = study.judge(benchmark)
     if zero is None:
         return None
-    scorers = study.scorers(benchmark)
-    plain = {each.name: each.values for each in (*_choose(zero, scorers), _find_ceiling(zero))}
+    probes = study.probes(benchmark)
+    plain = {each.name: each.values for each in (*_choose(zero, probes), _find_ceiling(zero))}
     table = Table(
         "way", "choice", "reward", "minus zero-shot, same choice", "minus the way's one sample"
     )
@@ -68,7 +70,7 @@ def tell_others(study: Study, benchmark: str) -> str | None:
     for end, way in _OTHERS.items():
         dataset = study.find(f"{benchmark}-{end}")
         if dataset is not None:
-            notes.append(_add_way(table, way, dataset, zero, scorers, study))
+            notes.append(_add_way(table, way, dataset, zero, probes, study))
     about = f"{len(zero.dataset.prompts)} problems, k = {zero.k}."
     return "\n\n".join([" ".join([about, *notes]), str(table)])
 
@@ -78,14 +80,14 @@ def _add_way(
     way: str,
     dataset: Dataset,
     zero: Judged,
-    scorers: dict[Way, Scorer],
+    probes: dict[Way, Terms],
     study: Study,
 ) -> str:
     """Add a way's choices, on the problems that both have; returns what to know of it."""
     beside, judged = pair_up(zero.dataset, dataset, study.k)
-    likes = {each.name: each.values for each in (*_choose(beside, scorers), _find_ceiling(beside))}
+    likes = {each.name: each.values for each in (*_choose(beside, probes), _find_ceiling(beside))}
     own = _choose_by_own(judged, study, way)
-    for each in (*_choose(judged, scorers), *own, _find_ceiling(judged)):
+    for each in (*_choose(judged, probes), *own, _find_ceiling(judged)):
         like = likes.get(each.like)
         over = "" if like is None else tell_difference(judged.bootstrap, each.values, like)
         gain = tell_difference(judged.bootstrap, each.values, judged.base)
@@ -94,14 +96,14 @@ def _add_way(
     return f"{way}: {len(judged.dataset.prompts)} problems, k = {judged.k}."
 
 
-def _choose(judged: Judged, scorers: dict[Way, Scorer]) -> Iterator[_Choice]:
+def _choose(judged: Judged, probes: dict[Way, Terms]) -> Iterator[_Choice]:
     yield _Choice("one sample", judged.base, "one sample")
     yield _Choice("greedy", judged.greedy, "greedy")
     best = "best by log-probability"
     yield _Choice(best, judged.best_logprob(), best)
     for way in (NUMBERS_ALONE, CE, PG, BOTH):
-        if way in scorers:
-            values = judged.choose(scorers[way].score(judged.dataset))
+        if way in probes:
+            values = judged.choose(score(probes[way], judged.dataset))
             name = f"probe of zero-shot samples: {way}"
             yield _Choice(name, values, name)
 
@@ -126,7 +128,7 @@ def _choose_by_own(judged: Judged, study: Study, way: str) -> Iterator[_Choice]:
 
 def tell_limited(study: Study, figures: Path) -> str:
     """Probes and LoRA SFT by the number of training problems, always the first so many."""
-    test = Judged(study.mbpp.subset(study.test), study.k)
+    test = study.on_test
     sizes = [*(size for size in _SIZES if size < len(study.train)), len(study.train)]
     rows: dict[str, dict[int, tuple[Judged, Floats]]] = {}
     for size in sizes:
@@ -157,9 +159,9 @@ def _try_size(
 ) -> Iterator[tuple[str, tuple[Judged, Floats]]]:
     """Yield the rows' cells: on whom, and what is earned."""
     known = study.mbpp.subset(study.train[:size])
-    scorers = fit_ways(known, _LIMITED, study.candidates(known))
-    for way, scorer in scorers.items():
-        yield f"probe: {way}", (test, test.choose(scorer.score(test.dataset)))
+    probes = fit_ways(known, _LIMITED, study.candidates(known))
+    for way, terms in probes.items():
+        yield f"probe: {way}", (test, test.choose(score(terms, test.dataset)))
     tuned = study.find("mbpp-sft" if is_all else f"mbpp-sft-{size}")
     if tuned is None:
         return
@@ -167,6 +169,6 @@ def _try_size(
     yield "LoRA SFT: one sample", (judged, judged.base)
     yield "LoRA SFT: greedy", (judged, judged.greedy)
     for way in (NUMBERS_ALONE, BOTH):
-        if way in scorers:
-            values = judged.choose(scorers[way].score(judged.dataset))
+        if way in probes:
+            values = judged.choose(score(probes[way], judged.dataset))
             yield f"{_BOTH_WAYS}: {way}", (judged, values)

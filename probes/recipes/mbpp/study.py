@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from splitting import split_problems
 from tqdm import tqdm
-from ways import BETA, NUM_FOLDS, WAYS, Scorer, Way, fit_ways, score_held_out
+from ways import BETA, NUM_FOLDS, WAYS, Way, fit_ways, score_held_out
 
 from qprobe.data.dataset import Dataset, Reading
 from qprobe.data.provenance import identify_prompts
 from qprobe.errors import DatasetError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expected_rewards
+from qprobe.probe.terms import Terms
 
 __all__ = ["Judged", "Study", "pair_up"]
 
@@ -94,7 +95,6 @@ class Study:
         self.find = cache(self._find)
         self.mbpp = Dataset.load(folder / "mbpp")
         self.train, self.test = split_problems(self.mbpp, num_test)
-        self.judge = cache(self._judge)
 
     def _find(self, name: str) -> Dataset | None:
         """Return a dataset; None if it is missing, which is noted."""
@@ -109,24 +109,29 @@ class Study:
         given = [each for each in self._readings if each in dataset.readings]
         return given or [each for each in dataset.readings if each.window is None]
 
-    def _judge(self, name: str) -> Judged | None:
+    @cached_property
+    def on_test(self) -> Judged:
+        """What is earned on the test of ``mbpp``."""
+        return Judged(self.mbpp.subset(self.test), self.k)
+
+    def judge(self, name: str) -> Judged | None:
         """Return a benchmark's zero-shot samples: of ``mbpp`` the test, of ``humaneval`` all."""
         if name == "mbpp":
-            return Judged(self.mbpp.subset(self.test), self.k)
+            return self.on_test
         dataset = self.find(name)
         return None if dataset is None else Judged(dataset, self.k)
 
-    def scorers(self, name: str) -> dict[Way, Scorer]:
+    def probes(self, name: str) -> dict[Way, Terms]:
         """Return probes for a benchmark: trained on MBPP, for its own test on the other side."""
         return self._of_train if name == "mbpp" else self._of_all
 
     @cached_property
-    def _of_train(self) -> dict[Way, Scorer]:
+    def _of_train(self) -> dict[Way, Terms]:
         known = self.mbpp.subset(self.train)
         return fit_ways(known, WAYS, self.candidates(known))
 
     @cached_property
-    def _of_all(self) -> dict[Way, Scorer]:
+    def _of_all(self) -> dict[Way, Terms]:
         return fit_ways(self.mbpp, WAYS, self.candidates(self.mbpp))
 
     @cached_property

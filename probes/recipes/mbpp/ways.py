@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qprobe.data.dataset import Dataset, Reading
 from qprobe.errors import TrainingError
+from qprobe.evaluation.scoring import score
+from qprobe.probe.terms import Terms
 from qprobe.probe.values import NUMBERS
-from qprobe.training.cross_validation import Problem, cross_validate
+from qprobe.training.cross_validation import cross_validate
 from qprobe.training.design import Design
-from qprobe.training.fit import FittedProbe, fit_inputs
-from qprobe.training.folds import count_folds
+from qprobe.training.fit import fit_inputs
 from qprobe.training.inputs import Inputs
+from qprobe.training.part import pose_part
 from qprobe.training.settings import TrainingSettings
 
 __all__ = [
@@ -26,7 +28,6 @@ __all__ = [
     "NUM_FOLDS",
     "PG",
     "WAYS",
-    "Scorer",
     "Way",
     "choose_reading",
     "fit_ways",
@@ -68,28 +69,6 @@ BOTH_BT = Way(has_states=True, has_numbers=True, objective="bt")
 WAYS = (*STATES.values(), NUMBERS_ALONE, BOTH, BOTH_BT)
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """A probe that was trained."""
-
-    design: Design
-    fitted: FittedProbe
-
-    def score(self, dataset: Dataset) -> Floats:
-        """Score all samples: (samples,)."""
-        columns = self.design.read(dataset)
-        return self.fitted.score(columns.blocks, columns.numbers).double().numpy()
-
-
-def make_problem(dataset: Dataset, objective: str) -> Problem:
-    """Return what a probe is fitted to; in fewer folds where little differs."""
-    rewards, groups = dataset.rewards, dataset.groups
-    questions = dataset.questions[groups]
-    settings = TrainingSettings(objective=objective, beta=BETA)
-    num_folds = count_folds(rewards, groups, questions, most=settings.num_folds)
-    return Problem(rewards, groups, replace(settings, num_folds=num_folds), questions)
-
-
 def choose_reading(dataset: Dataset, candidates: Sequence[Reading]) -> Reading:
     """Return the reading whose probe earns most in cross-validation, by ``ce``.
 
@@ -98,7 +77,7 @@ def choose_reading(dataset: Dataset, candidates: Sequence[Reading]) -> Reading:
     """
     if len(candidates) == 1:
         return candidates[0]
-    problem = make_problem(dataset, "ce")
+    problem = pose_part(dataset, TrainingSettings(objective="ce", beta=BETA))
 
     def earn(reading: Reading) -> float:
         tried = cross_validate(problem, Design((reading,)).prepare(dataset, problem.order))
@@ -109,12 +88,12 @@ def choose_reading(dataset: Dataset, candidates: Sequence[Reading]) -> Reading:
 
 def fit_ways(
     dataset: Dataset, ways: Sequence[Way], candidates: Sequence[Reading]
-) -> dict[Way, Scorer]:
+) -> dict[Way, Terms]:
     """Train probes on all of a dataset; those that it is too little for are left out.
 
     All that read states read the same, chosen by ``choose_reading``.
     """
-    found: dict[Way, Scorer] = {}
+    found: dict[Way, Terms] = {}
     prepared: dict[Design, Inputs] = {}
     reading = None
     if any(way.has_states for way in ways):
@@ -125,11 +104,10 @@ def fit_ways(
             continue
         design = way.design(reading)
         with suppress(TrainingError):
-            problem = make_problem(dataset, way.objective)
+            problem = pose_part(dataset, TrainingSettings(objective=way.objective, beta=BETA))
             if design not in prepared:
                 prepared[design] = design.prepare(dataset, problem.order)
-            fitted = fit_inputs(problem, prepared[design])
-            found[way] = Scorer(design, fitted)
+            found[way] = design.to_terms(fit_inputs(problem, prepared[design]))
     return found
 
 
@@ -157,7 +135,7 @@ def score_held_out(
     for fold in range(NUM_FOLDS):
         known, rest = (np.flatnonzero(each).tolist() for each in (folds != fold, folds == fold))
         held_out = dataset.subset(rest)
-        for way, scorer in fit_ways(dataset.subset(known), ways, candidates).items():
-            scores[way][np.isin(dataset.groups, rest)] = scorer.score(held_out)
+        for way, terms in fit_ways(dataset.subset(known), ways, candidates).items():
+            scores[way][np.isin(dataset.groups, rest)] = score(terms, held_out)
         progress()
     return {way: each for way, each in scores.items() if np.isfinite(each).all()}
