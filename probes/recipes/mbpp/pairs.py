@@ -8,22 +8,20 @@ were sampled, so that nothing is tokenized anew.
 """
 
 import argparse
-import json
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prompts import NUM_TEST
+from prompts import NUM_TEST, write_rows
 from splitting import split_problems
 
 from qprobe.data.dataset import Dataset, Sample
 from qprobe.errors import DatasetError, QProbeError
-from qprobe.files import write_file
 
 __all__ = ["Chosen", "choose", "main"]
 
@@ -115,13 +113,9 @@ def main(argv: Sequence[str]) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for name in ("solutions", "pairs", "rewarded"):
         rows = getattr(made, name)
-        _write(args.output / f"{name}.jsonl", rows)
+        write_rows(args.output / f"{name}.jsonl", rows)
         asked = len({row["place"] for row in rows})
         sys.stderr.write(f"{name}: {len(rows)} rows of {asked} of {len(train)} problems\n")
-
-
-def _write(path: Path, rows: Iterable[Json]) -> None:
-    write_file(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
 
 
 if __name__ == "__main__":

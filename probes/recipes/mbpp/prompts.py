@@ -19,7 +19,7 @@ from qprobe.data.source import read_objects
 from qprobe.errors import QProbeError
 from qprobe.files import write_file
 
-__all__ = ["main", "order_problems"]
+__all__ = ["NUM_TEST", "main", "order_problems", "write_rows"]
 
 Json = dict[str, Any]
 NUM_TEST = 150
@@ -64,17 +64,18 @@ def main(argv: Sequence[str]) -> None:
     except (QProbeError, ValueError) as error:
         sys.exit(f"prompts: {error}")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    _write(args.output, rows)
+    write_rows(args.output, rows)
     # Without the field: a dataset of them alone has no other side.
     test = [{**row} for row in rows if row.get("split") == "test"]
     for row in test:
         del row["split"]
     if test:
-        _write(args.output.with_name(f"{args.output.stem}-test.jsonl"), test)
+        write_rows(args.output.with_name(f"{args.output.stem}-test.jsonl"), test)
     sys.stderr.write(f"{len(rows)} problems, {len(test)} of them for the test\n")
 
 
-def _write(path: Path, rows: Iterable[Json]) -> None:
+def write_rows(path: Path, rows: Iterable[Json]) -> None:
+    """Write rows as JSON lines."""
     write_file(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
 
 

@@ -97,7 +97,7 @@ class Task:
 
 def make_sft(rows: Sequence[Json], args: argparse.Namespace) -> Task:
     """Raise the log-probability of completions: the loss is the mean over their tokens."""
-    model, texts = _prepare(rows, args, "", has_head=True)
+    model, (texts,) = _prepare(rows, args, has_head=True)
     apart = _check(model, rows, texts)
 
     def loss(places: Sequence[int]) -> Tensor:
@@ -110,9 +110,7 @@ def make_sft(rows: Sequence[Json], args: argparse.Namespace) -> Task:
 
 def make_dpo(rows: Sequence[Json], args: argparse.Namespace) -> Task:
     """Rafailov et al. 2023, equation 7; the reference is the model without its adapter."""
-    model, chosen = _prepare(rows, args, "chosen", has_head=True)
-    tokenizer = open_tokenizer(args.model)
-    rejected = [_read(tokenizer, row, "rejected") for row in rows]
+    model, (chosen, rejected) = _prepare(rows, args, "chosen", "rejected", has_head=True)
     apart = _check(model, [row["chosen"] for row in rows], chosen)
     longer = [max(pair, key=len) for pair in zip(chosen, rejected, strict=True)]
     batches = make_batches(longer, args.batch)
@@ -140,7 +138,7 @@ def make_dpo(rows: Sequence[Json], args: argparse.Namespace) -> Task:
 
 def make_reward(rows: Sequence[Json], args: argparse.Namespace) -> Task:
     """Predict the reward, from 0 to 1, from the final state of the last token."""
-    model, texts = _prepare(rows, args, "", has_head=False)
+    model, (texts,) = _prepare(rows, args, has_head=False)
     rewards = torch.tensor([row["reward"] for row in rows], device=find_device())
     head = nn.Linear(model.config.hidden_size, 1, device=find_device())
     nn.init.zeros_(head.weight)
@@ -155,15 +153,17 @@ def make_reward(rows: Sequence[Json], args: argparse.Namespace) -> Task:
 
 
 def _prepare(
-    rows: Sequence[Json], args: argparse.Namespace, side: str, *, has_head: bool
-) -> tuple[PeftModel, list[Text]]:
+    rows: Sequence[Json], args: argparse.Namespace, *sides: str, has_head: bool
+) -> tuple[PeftModel, list[list[Text]]]:
+    """Return the model with its adapter, and texts: one a row, or of each side one a row."""
     tokenizer = open_tokenizer(args.model)
-    texts = [_read(tokenizer, row, side) for row in rows]
+    asked = [tokenize(tokenizer, row) for row in rows]
+    answers = [[row[side] for row in rows] for side in sides] or [rows]
+    texts = [
+        [Text(prompt, each["token_ids"]) for prompt, each in zip(asked, given, strict=True)]
+        for given in answers
+    ]
     return add_adapter(load_model(args.model, has_head=has_head), seed=args.seed), texts
-
-
-def _read(tokenizer: Any, row: Json, side: str) -> Text:  # noqa: ANN401 transformers' own
-    return Text(tokenize(tokenizer, row), (row[side] if side else row)["token_ids"])
 
 
 def _check(model: PeftModel, sampled: Sequence[Json], texts: Sequence[Text]) -> float:
