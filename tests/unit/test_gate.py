@@ -94,7 +94,7 @@ def earn(scores: Any, dataset: Dataset) -> float:
 def probe_of_20() -> Probe:
     """Every kind of term, trained on the first 20 prompts of the first planted dataset."""
     known = plant(0)[0].subset(range(20))
-    return make_probe(known, EVERY, QUICK, k=N, test=[], licence=None)
+    return make_probe(known, EVERY, QUICK, k=N, licence=None)
 
 
 @pytest.mark.parametrize("segments", [(4, 8), ()])
@@ -314,4 +314,4 @@ def test_what_a_gate_reads_must_be_stored() -> None:
         train(known, (), SETTINGS, gates=["final"])
     settings = replace(SETTINGS, objective="ce")
     with pytest.raises(TrainingError, match="from 0 to 1"):
-        make_probe(known, Design(gates=(GATE,)), settings, k=4, test=[], licence=None)
+        make_probe(known, Design(gates=(GATE,)), settings, k=4, licence=None)

@@ -66,16 +66,15 @@ def train(
             much.
     """
     k = dataset.settle_k(k, default=DEFAULT_K)
-    kept: list[int] = list(range(len(dataset.prompts)))
-    test: list[int] = []
+    known = dataset
     if test_fraction != 0:
-        kept, test = split_prompts(
+        kept, _ = split_prompts(
             dataset.prompts,
             test_fraction=test_fraction,
             seed=settings.seed,
             places=dataset.places,
         )
-    known = dataset.subset(kept)
+        known = dataset.subset(kept)
     given = (readings,) if isinstance(readings, Reading) else tuple(readings)
     design = Design(given, settle_numbers(known, numbers), tuple(map(Gate.parse, gates)))
     heads, notes = _design_heads(design, known, checkpoints)
@@ -89,11 +88,10 @@ def train(
         progress(total)
 
     return make_probe(
-        dataset,
+        known,
         design,
         settings,
         k=k,
-        test=test,
         licence=licence,
         heads=_fit_heads(heads, known, settings, advance),
         notes=notes,
@@ -136,12 +134,11 @@ def _fit_heads(
 
 
 def make_probe(
-    dataset: Dataset,
+    known: Dataset,
     design: Design,
     settings: TrainingSettings,
     *,
     k: int,
-    test: list[int],
     licence: str | None,
     heads: Mapping[int, Terms] | None = None,
     notes: Sequence[str] = (),
@@ -150,34 +147,28 @@ def make_probe(
     """Train a probe with its confidence, and say where it comes from.
 
     Args:
-        dataset: Loaded whole.
+        known: What it is trained on.
         design: What the score is the sum of.
-        settings: What it is trained with.
+        settings: How.
         k: How many candidates it recommends.
-        test: The prompts of the dataset that it is not trained on.
         licence: SPDX expression for the weights.
         heads: For each checkpoint.
         notes: What one must know to believe it, besides what the fit says.
         progress: Called after each weight decay of each fit, and each fit.
     """
-    known = dataset.subset(sorted(set(range(len(dataset.prompts))) - set(test)))
     problem = pose(known, settings)
     inputs = design.prepare(known, problem.order)
     fitted = fit_inputs(problem, inputs, progress=progress)
     confidence, reason = find_confidence(
-        known,
-        design.to_terms,
-        inputs,
-        fitted,
-        settings,
-        progress=progress,
+        known, design.to_terms, inputs, fitted, settings, progress=progress
     )
     terms = design.to_terms(fitted)
     every = (*fitted.notes, *notes, *([reason] if reason else []))
+    manifest = known.manifest
     info = ProbeInfo(
-        base_model=dataset.manifest["model"],
-        hidden_size=dataset.manifest["hidden_size"],
-        num_layers=dataset.manifest["num_layers"],
+        base_model=manifest["model"],
+        hidden_size=manifest["hidden_size"],
+        num_layers=manifest["num_layers"],
         objective=settings.objective,
         k=k,
         beta=settings.beta,
@@ -188,8 +179,8 @@ def make_probe(
         },
         licence=licence,
         checkpoints=tuple(heads or ()),
-        adapter=(dataset.manifest.get("adapter") or {}).get("name"),
-        endpoint=_read_endpoint(dataset.manifest),
+        adapter=(manifest.get("adapter") or {}).get("name"),
+        endpoint=_read_endpoint(manifest),
     )
     return Probe(info, terms, heads, confidence)
 

@@ -177,7 +177,7 @@ def run_sweep(
     tried = _try_all(known, readings, numbers, gated, choices, cells, progress)
     winner = choose_cell(tried, known.questions)
     chosen = replace(settings, objective=winner.objective)
-    probe = make_probe(dataset, winner.terms, chosen, k=k, test=test, licence=licence)
+    probe = make_probe(known, winner.terms, chosen, k=k, licence=licence)
     starts = np.flatnonzero(np.diff(known.groups, prepend=-1))
     return SweepResult(
         cells=[each.cell for each in tried],
