@@ -145,11 +145,11 @@ def average_by(groups: NDArray[np.int64], values: Floats) -> Floats:
 
 
 def find_error(questions: NDArray[np.int64], values: Floats) -> float:
-    """Return the standard error of the mean of one value a prompt.
+    """Return the standard error of a mean over questions.
 
     Args:
-        questions: Shape (prompts,): what each asks. Prompts that ask the same count as one.
-        values: Shape (prompts,), of at least 2 questions.
+        questions: Shape (values,): of which question each is; those of one count as their mean.
+        values: Of prompts or of samples, of at least 2 questions.
     """
     means = average_by(questions, values)
     return float(means.std(ddof=1)) / math.sqrt(len(means))

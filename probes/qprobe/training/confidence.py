@@ -1,6 +1,5 @@
 """How sure a probe may be: from its scores of prompts that it was not trained on."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,10 +11,10 @@ from scipy.stats import t as student
 
 from qprobe.data.dataset import Dataset
 from qprobe.errors import TrainingError
-from qprobe.evaluation.bootstrap import LEVEL, MIN_PROMPTS, average_by
+from qprobe.evaluation.bootstrap import LEVEL, MIN_PROMPTS, average_by, find_error
 from qprobe.probe.confidence import Calibration, Confidence, Isotonic, Platt
 from qprobe.probe.terms import Terms
-from qprobe.training.cross_validation import Problem
+from qprobe.training.design import pose
 from qprobe.training.fit import FittedProbe, TrainingSettings, fit_inputs
 from qprobe.training.inputs import Inputs
 
@@ -53,25 +52,24 @@ def find_confidence(
         settings: What it was trained with.
         progress: Given to the fit of the second sum, if there is one.
     """
-    rewards, questions = dataset.rewards, dataset.questions[dataset.groups]
     num_questions = _count_questions(dataset)
     if num_questions < MIN_PROMPTS:
         return None, (
             f"the probe has no confidence: {num_questions} prompts are too few to learn it from, "
             f"{MIN_PROMPTS} are needed"
         )
-    fit = fit_platt if _are_bounded(rewards) else fit_isotonic
-    folds = [each.numpy() for each in Problem(rewards, dataset.groups, settings, questions).places]
+    fit = fit_platt if _are_bounded(dataset.rewards) else fit_isotonic
+    folds = [each.numpy() for each in pose(dataset, settings).places]
 
     def gain(scores: Floats) -> Floats:
-        return _measure_gains(fit, scores, rewards, folds)
+        return _measure_gains(fit, scores, dataset.rewards, folds)
 
     tried: list[tuple[FittedProbe, Terms | None]] = [(fitted, None)]
     pointwise = choose_own_settings(dataset, settings)
     if pointwise is not None:
         with suppress(TrainingError):  # nothing was learnt: then the probe's own will do
             own = fit_inputs(
-                Problem(rewards, dataset.groups, pointwise, questions),
+                pose(dataset, pointwise),
                 inputs,
                 criterion=lambda scores: average_by(dataset.groups, gain(scores)),
                 progress=progress,
@@ -80,19 +78,27 @@ def find_confidence(
     best, most = None, 0.0
     for each, terms in tried:
         scores = each.held_out_scores
-        calibration = fit(scores, rewards)
+        calibration = fit(scores, dataset.rewards)
         lowest, highest = calibration.apply(np.quantile(scores, [0, 1]))
-        gains = average_by(questions, gain(scores))
-        # With one standard error one in ten data sets of noise had a confidence.
-        least = student.ppf((1 + LEVEL) / 2, len(gains) - 1) * gains.std(ddof=1)
-        if lowest < highest and gains.mean() > max(most, least / math.sqrt(len(gains))):
-            best, most = Confidence(calibration, terms), float(gains.mean())
+        gained = _find_sure_gain(gain(scores), dataset.questions[dataset.groups])
+        if lowest < highest and gained > most:
+            best, most = Confidence(calibration, terms), gained
     if best is None:
         return None, (
             "the probe has no confidence: on prompts held out its score says no more of the "
             "reward than the mean reward does"
         )
     return best, None
+
+
+def _find_sure_gain(gains: Floats, questions: Ints) -> float:
+    """Return the mean of gains over questions, (samples,) each; 0 if its interval is not above 0.
+
+    With one standard error for an interval one in ten data sets of noise had a confidence.
+    """
+    mean = float(average_by(questions, gains).mean())
+    num_errors = student.ppf((1 + LEVEL) / 2, len(np.unique(questions)) - 1)
+    return mean if mean > num_errors * find_error(questions, gains) else 0.0
 
 
 def choose_own_settings(dataset: Dataset, settings: TrainingSettings) -> TrainingSettings | None:
