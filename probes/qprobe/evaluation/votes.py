@@ -1,6 +1,7 @@
 """Votes among the samples of a dataset: who gives the same answer, and what voting is worth."""
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from qprobe.evaluation.executions import Execution, run_programs
 from qprobe.evaluation.expectation import expect, expected_rewards, expected_vote_rewards
 from qprobe.probe.voting import NO_CLASS
 from qprobe.rewards.behaviour import group_results, rank_outcomes, read_behaviour
-from qprobe.rewards.equal import READERS, make_regex
+from qprobe.rewards.equal import READERS, Grouping, make_regex
 from qprobe.rewards.pattern import check_pattern
 from qprobe.rewards.sandbox import Program
 
@@ -97,20 +98,11 @@ def find_answers(dataset: Dataset, vote: Vote, execution: Execution) -> Answers:
         DatasetError: A row has no visible tests, or they cannot be run.
         SandboxError: This machine cannot run code safely.
     """
-    places = [np.flatnonzero(dataset.groups == each) for each in range(len(dataset.prompts))]
-    answers = Answers(
-        classes=np.full(len(dataset.samples), NO_CLASS, dtype=np.int64),
-        ranks=np.zeros(len(dataset.samples), dtype=np.int64),
-    )
     if vote.by in _RUN:
-        _run(dataset, vote, places, execution, answers)
-        return answers
+        return _run(dataset, vote, execution)
     group = make_regex(vote.pattern) if vote.by == "regex" else READERS[vote.by]
-    for rows in places:
-        answers.classes[rows] = group([dataset.samples[row].text for row in rows]).of
-        for _ in rows:
-            execution.progress()
-    return answers
+    classes = _group(dataset, [group] * len(dataset.prompts), execution.progress)
+    return Answers(classes, np.zeros_like(classes))
 
 
 def find_free_classes(dataset: Dataset) -> Ints | None:
@@ -126,30 +118,37 @@ def find_free_classes(dataset: Dataset) -> Ints | None:
         groupings = [make_regex(row["pattern"]) for row in rows]
     else:
         return None
+    return _group(dataset, groupings)
+
+
+def _group(
+    dataset: Dataset,
+    groupings: Sequence[Grouping],
+    progress: Callable[[], object] = lambda: None,
+) -> Ints:
+    """Return the classes by one grouping for each prompt: (samples,)."""
     classes = np.full(len(dataset.samples), NO_CLASS, dtype=np.int64)
     for prompt, group in enumerate(groupings):
-        inside = np.flatnonzero(dataset.groups == prompt)
-        classes[inside] = group([dataset.samples[each].text for each in inside]).of
+        rows = np.flatnonzero(dataset.groups == prompt)
+        classes[rows] = group([dataset.samples[row].text for row in rows]).of
+        for _ in rows:
+            progress()
     return classes
 
 
-def _run(
-    dataset: Dataset, vote: Vote, places: list[Ints], execution: Execution, answers: Answers
-) -> None:
-    asked = [_read_row(dataset, prompt, vote.tests) for prompt in range(len(places))]
-    programs = [
-        replace(asked[prompt], answer=dataset.samples[row].text)
-        for prompt, rows in enumerate(places)
-        for row in rows
-    ]
-    came = iter(run_programs(programs, execution))
+def _run(dataset: Dataset, vote: Vote, execution: Execution) -> Answers:
+    asked = [_read_row(dataset, prompt, vote.tests) for prompt in range(len(dataset.prompts))]
+    programs = [replace(asked[each.prompt], answer=each.text) for each in dataset.samples]
+    came = run_programs(programs, execution)
     # One run tells both: what the calls return, and whether the tests pass.
     left_out: Json = {"code": {"tests": ()}, "tests": {}, "passing": {"calls": ()}}[vote.by]
-    for program, rows in zip(asked, places, strict=True):
-        outcomes = [next(came) for _ in rows]
-        program = replace(program, **left_out)
-        answers.classes[rows] = group_results(outcomes, program).of
-        answers.ranks[rows] = rank_outcomes(outcomes, program)
+    classes, ranks = np.zeros((2, len(came)), dtype=np.int64)
+    for prompt, each in enumerate(asked):
+        rows = np.flatnonzero(dataset.groups == prompt)
+        outcomes, program = [came[row] for row in rows], replace(each, **left_out)
+        classes[rows] = group_results(outcomes, program).of
+        ranks[rows] = rank_outcomes(outcomes, program)
+    return Answers(classes, ranks)
 
 
 def _read_row(dataset: Dataset, prompt: int, field: str) -> Program:
