@@ -69,9 +69,7 @@ def measure(
     base = expected_rewards(scores, rewards, groups, k=1, beta=0)
     ceiling = expected_rewards(rewards, rewards, groups, k=k, beta=0)
     num_choices = _grid(int(dataset.num_samples.min()), k)
-    baselines = choose_freely(dataset, k, classes)
-    for name, others in (rivals or {}).items():
-        baselines[name] = expected_rewards(others, rewards, groups, k=k, beta=0)
+    baselines = choose_freely(dataset, k, classes, rivals)
     by_k = _vary(scores, dataset, bootstrap, [(each, beta) for each in num_choices])
     by_beta = _vary(scores, dataset, bootstrap, [(k, each) for each in BETAS if each != beta])
     return {
@@ -171,7 +169,12 @@ def _best_of_k(scores: Floats, dataset: Dataset, num_choices: Sequence[int]) -> 
     return rows
 
 
-def choose_freely(dataset: Dataset, k: int, classes: Ints | None = None) -> dict[str, Floats]:
+def choose_freely(
+    dataset: Dataset,
+    k: int,
+    classes: Ints | None = None,
+    rivals: Mapping[str, Floats] | None = None,
+) -> dict[str, Floats]:
     """Return the expected rewards of what needs no probe, (prompts,) each, NaN where unknown.
 
     Arguments are those of ``measure``.
@@ -191,6 +194,8 @@ def choose_freely(dataset: Dataset, k: int, classes: Ints | None = None) -> dict
     if classes is not None:
         even = np.zeros(len(rewards))
         found["majority_vote"] = expected_vote_rewards(even, classes, rewards, groups, k=k, beta=0)
+    for name, scores in (rivals or {}).items():
+        found[name] = expected_rewards(scores, rewards, groups, k=k, beta=0)
     return found
 
 

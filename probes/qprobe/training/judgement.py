@@ -1,5 +1,6 @@
 """What a probe is worth on prompts that it has not seen, and what is free beside it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from qprobe.probe.pooling import LOGPROB_NUMBERS
 from qprobe.probe.probe import Probe
 from qprobe.probe.terms import Terms
 from qprobe.probe.values import NUMBERS
-from qprobe.training.design import Design, has_logprobs
-from qprobe.training.fit import TrainingSettings, fit_probe
+from qprobe.training.design import Design, has_logprobs, pose
+from qprobe.training.fit import TrainingSettings, fit_inputs
 
 __all__ = ["judge", "judge_held_out"]
 
@@ -45,13 +46,12 @@ def judge(probe: Probe, dataset: Dataset, *, known: Dataset | None, k: int, beta
     Raises:
         QProbeError: Something is not stored, or an argument is out of range.
     """
-    numbers = _score_by_numbers(probe.terms, dataset, known)
     metrics = measure(
         score(probe.terms, dataset),
         dataset,
         k=k,
         beta=beta,
-        rivals={} if numbers is None else {"numbers": numbers},
+        rivals=_score_by_numbers(probe.terms, dataset, known),
         classes=find_free_classes(dataset),
     )
     said = score_confidence(probe, dataset)
@@ -85,7 +85,7 @@ def judge_held_out(terms: Terms, rewards: Floats, dataset: Dataset) -> Json:
     }
 
 
-def _choose_among_all(dataset: Dataset, numbers: Floats | None) -> dict[str, Floats]:
+def _choose_among_all(dataset: Dataset, rivals: Mapping[str, Floats]) -> dict[str, Floats]:
     """Return what needs no probe earns among all samples of each prompt: (prompts,) each.
 
     NaN where it is not known, as the greedy answers of some prompts.
@@ -96,42 +96,37 @@ def _choose_among_all(dataset: Dataset, numbers: Floats | None) -> dict[str, Flo
         prompts = np.flatnonzero(sizes == size)
         inside = sizes[dataset.groups] == size
         part = dataset.subset(prompts.tolist())
-        here = choose_freely(part, int(size), None if classes is None else classes[inside])
-        if numbers is not None:
-            here["numbers"] = expected_rewards(
-                numbers[inside], part.rewards, part.groups, k=int(size), beta=0
-            )
+        here = choose_freely(
+            part,
+            int(size),
+            None if classes is None else classes[inside],
+            {name: each[inside] for name, each in rivals.items()},
+        )
         for name, each in here.items():
             found.setdefault(name, np.full(len(sizes), np.nan))[prompts] = each
     return found
 
 
-def _score_by_numbers(terms: Terms, dataset: Dataset, known: Dataset | None) -> Floats | None:
-    """Score samples by a fit to the numbers alone; None if they, or rewards, teach nothing.
+def _score_by_numbers(terms: Terms, dataset: Dataset, known: Dataset | None) -> dict[str, Floats]:
+    """Score samples by a fit to the numbers alone, as ``numbers``; nothing if that teaches nothing.
 
     Likewise if the probe is all the numbers that are known, and nothing else. Of answers that an
     embeddings endpoint reads no numbers are known.
     """
     teaching = dataset if known is None else known
     if any(each.manifest.get("endpoint") is not None for each in (dataset, teaching)):
-        return None
+        return {}
     names: tuple[str, ...] = NUMBERS
     if not (has_logprobs(dataset) and has_logprobs(teaching)):
         names = tuple(each for each in NUMBERS if each not in LOGPROB_NUMBERS)
     if not terms.layers and set(names) <= set(terms.numbers):
-        return None
-    columns = Design((), names).read(teaching)
+        return {}
+    design = Design((), names)
     try:
-        fitted = fit_probe(
-            columns.blocks,
-            teaching.rewards,
-            teaching.groups,
-            TrainingSettings(objective="bt"),
-            teaching.questions[teaching.groups],
-            numbers=columns.numbers,
-        )
+        problem = pose(teaching, TrainingSettings(objective="bt"))
+        fitted = fit_inputs(problem, design.prepare(teaching, problem.order))
     except TrainingError:
-        return None
+        return {}
     if known is None:
-        return fitted.held_out_scores
-    return fitted.score([], Design((), names).read(dataset).numbers).double().numpy()
+        return {"numbers": fitted.held_out_scores}
+    return {"numbers": score(design.to_terms(fitted), dataset)}
