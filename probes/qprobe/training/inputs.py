@@ -251,12 +251,8 @@ def _find_axes(standard: Tensor) -> Tensor:
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
     # On one thread: two took 8 times as long for 2,048 x 2,048 on a busy machine, and gain little.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with use_threads():
         values, vectors = torch.linalg.eigh(matrix)
-    finally:
-        torch.set_num_threads(threads)
     return values.flip(0), vectors.flip(1)
 
 

@@ -12,12 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qprobe.data.dataset import Dataset
 from qprobe.data.split import split_prompts
 from qprobe.errors import EvaluationError
-from qprobe.evaluation.expectation import expected_rewards
+from qprobe.evaluation.summary import summarise
 from qprobe.files import write_files
 from qprobe.probe.probe import Probe
 from qprobe.probe.reading import Reading
@@ -178,7 +176,8 @@ def run_sweep(
     winner = choose_cell(tried, known.questions)
     chosen = replace(settings, objective=winner.objective)
     probe = make_probe(known, winner.terms, chosen, k=k, licence=licence)
-    starts = np.flatnonzero(np.diff(known.groups, prepend=-1))
+    about = summarise(known)
+    assert about is not None  # there are samples: a probe was trained on them
     return SweepResult(
         cells=[each.cell for each in tried],
         winner=winner,
@@ -186,10 +185,8 @@ def run_sweep(
         probe=probe,
         development=development,
         test=test,
-        base=float(
-            expected_rewards(known.rewards, known.rewards, known.groups, k=1, beta=0).mean()
-        ),
-        ceiling=float(np.maximum.reduceat(known.rewards, starts).mean()),
+        base=about.base,
+        ceiling=about.ceiling,
         metrics=judge(probe, dataset.subset(test), known=known, k=k, beta=settings.beta),
     )
 

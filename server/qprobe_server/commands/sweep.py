@@ -2,11 +2,16 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from qprobe_server.commands.datasets import check_datasets, load_datasets
 from qprobe_server.commands.paths import check_output_folder
 from qprobe_server.commands.printing import print_headline, suggest_vote, warn, warn_of_gain
 from qprobe_server.commands.train import read_settings
+
+if TYPE_CHECKING:  # they import torch, which takes seconds
+    from qprobe import Dataset
+    from qprobe.training.sweep import SweepResult
 
 __all__ = ["run"]
 
@@ -23,11 +28,8 @@ def run(args: argparse.Namespace) -> None:
     # Here, since torch takes seconds, which a wrong path should not.
     from tqdm import tqdm
 
-    from qprobe import save_probe
-    from qprobe.reports.evaluation import write_report
-    from qprobe.reports.examples import pick_examples
     from qprobe.training.design import settle_numbers
-    from qprobe.training.sweep import count_cells, drop_equal, format_table, run_sweep, write_sweep
+    from qprobe.training.sweep import count_cells, drop_equal, run_sweep
 
     dataset = load_datasets(args)
     readings, equal = drop_equal(dataset, args.readings or dataset.readings)
@@ -56,12 +58,25 @@ def run(args: argparse.Namespace) -> None:
             folder=args.output,
             progress=lambda _: bar.update(),
         )
-    save_probe(result.probe, args.output / "probe.safetensors")
+    _write(args, dataset, result)
+    for note in result.probe.info.training["notes"]:
+        warn(note)
+    warn_of_gain(result.metrics)
+
+
+def _write(args: argparse.Namespace, dataset: "Dataset", result: "SweepResult") -> None:
+    """Write the winner, its report and the table, and print their headline."""
+    from qprobe import save_probe
+    from qprobe.reports.evaluation import write_report
+    from qprobe.reports.examples import pick_examples
+    from qprobe.training.sweep import format_table, write_sweep
+
+    probe, report = args.output / "probe.safetensors", args.output / "report.html"
+    save_probe(result.probe, probe)
     winner = f"{result.winner.terms}, {result.winner.objective}"
     cells = [cell.to_json() for cell in result.cells]
-    title = f"Sweep winner: {winner}"
     write_report(
-        {**result.metrics, "title": title, "sweep": cells},
+        {**result.metrics, "title": f"Sweep winner: {winner}", "sweep": cells},
         args.output,
         examples=[] if args.no_texts else pick_examples(result.probe, dataset),
     )
@@ -69,7 +84,4 @@ def run(args: argparse.Namespace) -> None:
     sys.stdout.write(f"{format_table(result)}\n")
     print_headline(result.metrics, about=f"{winner}, on {len(result.test)} prompts set aside")
     suggest_vote(dataset.prompts)
-    sys.stdout.write(f"{args.output / 'report.html'}\n{args.output / 'probe.safetensors'}\n")
-    for note in result.probe.info.training["notes"]:
-        warn(note)
-    warn_of_gain(result.metrics)
+    sys.stdout.write(f"{report}\n{probe}\n")
