@@ -7,7 +7,7 @@ import pytest
 
 from qprobe.data.layouts import LAYOUTS
 from qprobe.errors import RowError
-from qprobe.rewards.code import TestsReward
+from qprobe.rewards.code import TestsReward, read_program
 from qprobe.rewards.judged import Judged
 from qprobe.rewards.sandbox import FAILED, UNSUPPORTED, Limits
 
@@ -505,8 +505,9 @@ def test_tests_that_check_nothing_are_refused(test: str) -> None:
         "import unittest\nunittest.TestCase().assertEqual(f(1), 9)",
     ],
 )
-def test_tests_that_may_fail_are_taken(test: str) -> None:
-    TestsReward(LIMITS).check({"tests": [test], "entry_point": ["f", "check"]})
+def test_tests_that_may_fail_are_run_as_they_stand(test: str) -> None:
+    program = read_program({"tests": [test], "entry_point": ["f", "check"]})
+    assert list(program.tests) == [test]
 
 
 @pytest.mark.parametrize("call", ["unittest.main()", "unittest.main(exit=False)"])
