@@ -41,7 +41,7 @@ type: install  ## static types
 	$(BIN)/mypy
 
 # Runs of their own, so that only one engine is alive at a time.
-unit: install  ## tests without an engine, in three minutes
+unit: install  ## tests without an engine, six to ten minutes
 	$(BIN)/pytest tests/unit $(HEAVY) --junitxml $(JUNIT)/unit.xml
 
 engine: install  ## tests of one real vLLM engine
