@@ -8,6 +8,7 @@ chosen within them. Ways are compared pairwise, prompt by prompt.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -98,7 +99,8 @@ def _compare(dataset: Dataset, args: argparse.Namespace, votes: Sequence[Vote]) 
     for vote in votes:
         with tqdm(total=len(groups), desc=f"vote by {vote.by}", leave=False) as bar:
             kept = args.data / "executions.jsonl"
-            execution = Execution(kept=kept, num_workers=2, progress=bar.update)
+            workers = os.cpu_count() or 1
+            execution = Execution(kept=kept, num_workers=workers, progress=bar.update)
             answers = find_answers(dataset, vote, execution)
         even = {"all alike": np.zeros(len(groups))}
         for name, each in (even | scores).items():

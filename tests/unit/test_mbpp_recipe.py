@@ -384,6 +384,15 @@ def test_tables_of_a_study(
     assert not any(line.startswith("Left out: mbpp-shots: ") for line in left_out)
 
 
+def test_rewards_of_other_samples_are_refused(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    path = tmp_path / "reward" / "mbpp.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset": "another"}))
+    study = load("study").Study(tmp_path, k=4, num_test=24)
+    with pytest.raises(EvaluationError, match=r"reward: .*mbpp\.json is of another dataset"):
+        study.reward_scores("mbpp")
+
+
 def test_wins_are_over_each_rival_with_ties_half() -> None:
     find = load("on_the_rest").find_wins
     rivals = [np.array([0.0, 0.0, 1.0, 1.0]), np.array([1.0])]

@@ -1,7 +1,6 @@
 """The datasets of a study by name, and what choosing among their samples earns."""
 
 import json
-import sys
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from ways import BETA, NUM_FOLDS, WAYS, Way, fit_ways, score_held_out
 
 from qprobe.data.dataset import Dataset, Reading
 from qprobe.data.provenance import identify_prompts
-from qprobe.errors import DatasetError
+from qprobe.errors import DatasetError, EvaluationError
 from qprobe.evaluation.bootstrap import Bootstrap
 from qprobe.evaluation.expectation import expected_rewards
 from qprobe.probe.terms import Terms
@@ -141,7 +140,11 @@ class Study:
             return score_held_out(self.mbpp, WAYS, self.candidates(self.mbpp), progress=bar.update)
 
     def reward_scores(self, name: str) -> Floats | None:
-        """Return the reward model's scores of a benchmark's samples, as score.py wrote them."""
+        """Return the reward model's scores of a benchmark's samples, as score.py wrote them.
+
+        Raises:
+            EvaluationError: They are of other samples.
+        """
         path = self.folder / "reward" / f"{name}.json"
         dataset = self.mbpp if name == "mbpp" else self.find(name)
         if dataset is None or not path.is_file():
@@ -149,7 +152,9 @@ class Study:
             return None
         stored = json.loads(path.read_text("utf-8"))
         if stored["dataset"] != dataset.digest:
-            sys.exit(f"tables: {path} is of another dataset than {name}: run score.py again")
+            raise EvaluationError(
+                "reward", f"{path} is of another dataset than {name}: run score.py again"
+            )
         scores: Floats = np.array(stored["scores"], dtype=np.float64)  # null is NaN
         return scores[np.isin(dataset.groups, self.test)] if name == "mbpp" else scores
 

@@ -227,8 +227,8 @@ _METHODS: dict[str, tuple[Callable[[Sequence[Json], argparse.Namespace], Task], 
 def main(argv: Sequence[str]) -> None:
     """Train and write the folder."""
     args = _parse(argv)
-    make, lr = _METHODS[args.method]
-    lr = args.lr or lr
+    make, usual_lr = _METHODS[args.method]
+    lr = usual_lr if args.lr is None else args.lr
     try:
         rows = _read_rows(args.rows, args.prompts)
         task = make(rows, args)
