@@ -69,7 +69,7 @@ def measure(
     base = expected_rewards(scores, rewards, groups, k=1, beta=0)
     ceiling = expected_rewards(rewards, rewards, groups, k=k, beta=0)
     num_choices = _grid(int(dataset.num_samples.min()), k)
-    baselines = choose_freely(dataset, k, classes, rivals)
+    baselines = choose_freely(dataset, k, classes=classes, rivals=rivals)
     by_k = _vary(scores, dataset, bootstrap, [(each, beta) for each in num_choices])
     by_beta = _vary(scores, dataset, bootstrap, [(k, each) for each in BETAS if each != beta])
     return {
@@ -172,6 +172,7 @@ def _best_of_k(scores: Floats, dataset: Dataset, num_choices: Sequence[int]) -> 
 def choose_freely(
     dataset: Dataset,
     k: int,
+    *,
     classes: Ints | None = None,
     rivals: Mapping[str, Floats] | None = None,
 ) -> dict[str, Floats]:

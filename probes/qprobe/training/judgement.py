@@ -99,8 +99,8 @@ def _choose_among_all(dataset: Dataset, rivals: Mapping[str, Floats]) -> dict[st
         here = choose_freely(
             part,
             int(size),
-            None if classes is None else classes[inside],
-            {name: each[inside] for name, each in rivals.items()},
+            classes=None if classes is None else classes[inside],
+            rivals={name: each[inside] for name, each in rivals.items()},
         )
         for name, each in here.items():
             found.setdefault(name, np.full(len(sizes), np.nan))[prompts] = each
