@@ -447,7 +447,7 @@ async def test_equal_answers_outvote_others(probe: ServedProbe) -> None:
     assert result["selected"][1] in (1, 4)
     assert result["weights"] == [0.5, 0.0, 0.5, 0.0, 0.0]
     assert result["kl"] is None
-    counted = engine.metrics._votes.labels("numeric")._value.get()
+    counted = engine.metrics.votes._votes.labels("numeric")._value.get()
     assert counted == 1
 
 

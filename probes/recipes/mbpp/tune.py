@@ -158,7 +158,7 @@ def _prepare(
     """Return the model with its adapter, and texts: one a row, or of each side one a row."""
     tokenizer = open_tokenizer(args.model)
     asked = [tokenize(tokenizer, row) for row in rows]
-    answers = [[row[side] for row in rows] for side in sides] or [rows]
+    answers: list[Sequence[Json]] = [[row[side] for row in rows] for side in sides] or [rows]
     texts = [
         [Text(prompt, each["token_ids"]) for prompt, each in zip(asked, given, strict=True)]
         for given in answers
