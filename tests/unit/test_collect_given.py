@@ -1,6 +1,7 @@
 """Datasets of completions that the rows bring, read by an embeddings endpoint: a real server."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from qprobe.errors import DatasetError, RewardError
 from qprobe.probe.values import NUMBERS
 from qprobe.training.design import settle_numbers
 from qprobe.training.recipe import train
-from qprobe_server.commands import arguments, collect
+from qprobe_server.commands import arguments, collect, collect_api
 from qprobe_server.errors import StartupError
+from qprobe_server.proxy.embeddings_endpoint import EmbeddingsEndpoint
 
 Json = dict[str, Any]
 WORDS = ("red", "green", "blue", "grey")
@@ -95,6 +97,24 @@ def test_completions_are_read_and_rewarded_and_what_nobody_tells_is_unknown(
     said = capsys.readouterr()
     assert "cut" not in said.out
     assert f"{4 * NUM_PROMPTS}/{4 * NUM_PROMPTS}" in said.err
+
+
+def test_an_endpoint_may_take_minutes(
+    playing: Any, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that is 200 times as fast, on which a batch takes two minutes."""
+
+    class Hurried(EmbeddingsEndpoint):
+        def __init__(self, *given: Any, total_s: float = 60.0, **named: Any) -> None:
+            super().__init__(*given, total_s=total_s / 200, **named)
+
+    def play_slowly(request: Json, number: int) -> Json:
+        if "Colour 3?" in request["input"][0]:
+            time.sleep(0.6)
+        return play(request, number)
+
+    monkeypatch.setattr(collect_api, "EmbeddingsEndpoint", Hurried)
+    assert len(Dataset.load(run(playing(play_slowly))).samples) == len(WORDS) * NUM_PROMPTS
 
 
 def test_the_manifest_says_what_has_read_and_that_nothing_was_sampled(

@@ -17,14 +17,15 @@ from qprobe_server.proxy.reader import Written
 from qprobe_server.proxy.sampling import Asked, sample
 from qprobe_server.proxy.upstream import Bounds, Upstream
 
-__all__ = ["ApiSampler"]
+__all__ = ["DEADLINE_S", "ApiSampler"]
 
 Body = dict[str, Any]
 _Came = tuple[int, Written | ServerError]
 _T = TypeVar("_T")
 
-# For one sample with all retries: longer than the minutes after which most limits of a rate end.
-_DEADLINE_S = 600.0
+# For one sample, or one batch of embeddings, with all retries: longer than the minutes after which
+# most limits of a rate end.
+DEADLINE_S = 600.0
 
 
 class ApiSampler:
@@ -100,7 +101,7 @@ class ApiSampler:
     async def _sample(self, body: Body) -> Written:
         refusal: UpstreamError | None = None
         async with self._turns:  # its time begins when its turn comes
-            deadline_s = self._loop.time() + _DEADLINE_S
+            deadline_s = self._loop.time() + DEADLINE_S
             for changes, form in self._dialect.forms(body):
                 try:
                     written = await self._ask(form, deadline_s)

@@ -16,7 +16,7 @@ from qprobe.rewards import Reward
 from qprobe_server.commands.answer_shards import Embedder
 from qprobe_server.commands.api_collection import SamplingPlan, collect_from_api
 from qprobe_server.commands.api_flags import DEFAULT_CONCURRENCY, DEFAULT_MAX_TOKENS
-from qprobe_server.commands.api_sampling import ApiSampler
+from qprobe_server.commands.api_sampling import DEADLINE_S, ApiSampler
 from qprobe_server.commands.embedders import EndpointEmbedder, EngineEmbedder, Run
 from qprobe_server.commands.given_collection import collect_given_by_endpoint
 from qprobe_server.commands.manifest import (
@@ -120,6 +120,7 @@ def _open_embedder(
         model=args.embedding_model,
         api_key=find_embeddings_key(),
         key_header=args.embeddings_key_header,
+        total_s=DEADLINE_S,
     )
     try:
         template = flags["endpoint"]["template"]
