@@ -16,9 +16,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from qprobe import Reading, load_probe
+from qprobe import Probe, ProbeInfo, Reading, load_probe, save_probe
 from qprobe.data.dataset import Dataset
+from qprobe.probe.terms import Terms
 from qprobe_server.default_model import SERVED_NAME
 
 BIN = Path(sys.executable).parent
@@ -28,6 +36,12 @@ ENGINE = ("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-
 QUESTIONS = ("What is a volcano?", "Name three colours.", "Say hello.", "Is fire hot?")
 CHAT = "/v1/chat/completions"
 EMBEDDER = "small-embedder"
+OTHER_HIDDEN = 128
+OTHER_TEMPLATE = (
+    "{% for message in messages %}[{{ message.role }}] {{ message.content }}"
+    "{{ '</s>' if message.role == 'assistant' else '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
 
 
 @contextmanager
@@ -126,10 +140,10 @@ def proxy(server: Any, port: int, log: Path, *flags: str) -> Iterator[str]:
         yield url
 
 
-def ask(url: str, headers: dict[str, str], **own: Any) -> Any:
+def ask(url: str, headers: dict[str, str], *, messages: Any = None, **own: Any) -> Any:
     body = {
         "model": SERVED_NAME,
-        "messages": [{"role": "user", "content": QUESTIONS[0]}],
+        "messages": messages or [{"role": "user", "content": QUESTIONS[0]}],
         "seed": SEED,
         "max_tokens": 24,
         "temperature": 1,
@@ -218,3 +232,80 @@ def test_a_model_here_reads(
     assert len(same) >= 2
     bound = 2 * 1e-4 * 30 * float(np.linalg.norm(loaded.terms.states[0].weight))
     assert all(abs(one - other) <= bound for one, other in same), same
+
+
+@pytest.fixture
+def other_model(tmp_path: Path) -> Path:
+    """Return the folder of a random Llama whose size, tokens, template and end are its own."""
+    trainer = BpeTrainer(
+        vocab_size=400, special_tokens=["</s>"], initial_alphabet=ByteLevel.alphabet()
+    )
+    words = Tokenizer(BPE())
+    words.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    words.decoder = ByteLevelDecoder()
+    words.train_from_iterator([*QUESTIONS, "[system] [user] [assistant] "], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    tokenizer.chat_template = OTHER_TEMPLATE
+    config = LlamaConfig(
+        hidden_size=OTHER_HIDDEN,
+        intermediate_size=2 * OTHER_HIDDEN,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=1024,
+        initializer_range=0.1,  # so large that the tokens before a token tell in it
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path / "other"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def score_plainly(folder: Path, prompt: str, answer: str, probe: Probe, *, is_cut: bool) -> float:
+    """Return a probe's score of a model's final states by transformers alone."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    before, tokens = (tokenizer.encode(each) for each in (prompt, answer))
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    read = tokens[: -1 if is_cut else None]
+    with torch.inference_mode():
+        states = model.model(torch.tensor([before + read])).last_hidden_state[0, len(before) :]
+    (term,) = probe.terms.states
+    return float(states.mean(0).numpy() @ term.weight)
+
+
+def test_a_model_that_has_nothing_of_the_upstreams_reads(
+    server: Any, other_model: Path, free: Callable[[], int], tmp_path: Path
+) -> None:
+    """Scores are what transformers makes of the reader's own template and tokens.
+
+    Of float32 states of norm about 11 (those of 128 numbers behind an RMS norm): 1e-3 of that.
+    """
+    info = ProbeInfo(
+        base_model="other",
+        hidden_size=OTHER_HIDDEN,
+        num_layers=3,
+        objective="ce",
+        k=4,
+        beta=0.1,
+    )
+    weight = np.random.default_rng(0).normal(size=OTHER_HIDDEN).astype(np.float32)
+    weight /= np.linalg.norm(weight)
+    probe = Probe(info, Terms.linear(Reading("final", "mean"), weight))
+    save_probe(probe, path := tmp_path / "mine.safetensors")
+    flags = ("--reader", str(other_model), *ENGINE, "--probe", f"mine={path}")
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": QUESTIONS[0]},
+    ]
+    with proxy(server, free(), tmp_path / "log", *flags) as url:
+        result = ask(url, {}, messages=chat)
+    assert result["selected"] == [int(np.argmax(result["scores"]))]
+    prompt = f"[system] Be brief.\n[user] {QUESTIONS[0]}\n[assistant] "
+    for score, each in zip(result["scores"], result["candidates"], strict=True):
+        is_cut = each["finish_reason"] == "length"
+        wanted = score_plainly(other_model, prompt, each["text"], probe, is_cut=is_cut)
+        assert score == pytest.approx(wanted, abs=0.011)
+    assert np.ptp(result["scores"]) > 0.1
