@@ -132,6 +132,8 @@ def wait_until_healthy(server: Server) -> None:
 
 MakeProbe = Callable[..., Path]
 SHIPPED = Path(str(resources.files("qprobe") / "shipped"))
+# From the layers of the shipped probes to the small model's; each probe's stay apart.
+MOVED_TO: dict[object, Layer] = {10: 2, 15: "final", 20: 4, 22: "final"}
 
 
 @pytest.fixture(scope="session")
@@ -254,14 +256,16 @@ def read_merged(small_model: Path) -> Callable[[Path | None], Any]:
 
 @pytest.fixture(scope="session")
 def shipped(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
-    """Return the folder of the shipped probes, said to read layer 4 of the small model."""
+    """Return the folder of the shipped probes, said to read layers of the small model."""
     folder = tmp_path_factory.mktemp("shipped")
     for path in SHIPPED.iterdir():
         probe = load_probe(path)
         info = replace(probe.info, base_model=small_model.name, num_layers=6)
-        terms, *heads = map(_at_layer_4, [probe.terms, *probe.heads.values()])
-        made = Probe(info, terms, dict(zip(probe.heads, heads, strict=True)))
-        save_probe(made, folder / path.name)
+        heads = {tokens: _move(terms) for tokens, terms in probe.heads.items()}
+        sure = probe.confidence
+        if sure is not None and sure.terms is not None:
+            sure = replace(sure, terms=_move(sure.terms))
+        save_probe(Probe(info, _move(probe.terms), heads, sure), folder / path.name)
     return folder
 
 
@@ -311,6 +315,10 @@ def server(
         yield started
 
 
-def _at_layer_4(terms: Terms) -> Terms:
-    (state,) = terms.states
-    return Terms.linear(replace(state.reading, layer=4), state.weight, terms.bias)
+def _move(terms: Terms) -> Terms:
+    """Return a sum over layers that the small model has instead of the default model's."""
+    moved = [
+        replace(each, reading=replace(each.reading, layer=MOVED_TO[each.reading.layer]))
+        for each in terms.states
+    ]
+    return replace(terms, states=tuple(moved))

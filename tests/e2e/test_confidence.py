@@ -125,7 +125,7 @@ def test_the_documents_example(server: Any, sure: str, threshold: float) -> None
         ("http://localhost:9000", server.url),
         ('api_key="none"', f"api_key={server.key!r}"),
         ("THRESHOLD = 0.7", f"THRESHOLD = {threshold}"),
-        ("MODEL:mine", f"{BASE}:{sure}"),
+        ("smollm2-135m:python", f"{BASE}:{sure}"),
         ('model="large"', f'model="{BASE}"'),
     ):
         assert old in code

@@ -22,7 +22,8 @@ def test_a_shipped_probe(path: Path) -> None:
     info = probe.info
     assert (info.base_model, info.hidden_size, info.num_layers) == (MODEL_NAME, 576, 30)
     assert info.licence == "Apache-2.0"
-    assert len(probe.terms.states) == 1
+    assert probe.terms.states
+    assert not any(each.reads_logprobs for each in probe.sums)  # so that a proxy can serve it
     assert len(read_seen(info.training)) == info.training["train_prompts"]
     assert info.training["cross_validated_reward"] > info.training["train_base"] > 0
 
