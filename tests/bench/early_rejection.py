@@ -38,7 +38,7 @@ Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 PROBE = ROOT / "probes" / "qprobe" / "shipped" / "python.safetensors"
 PROMPTS = ROOT / "probes" / "recipes" / "python" / "prompts.jsonl"
-# As the recipes collect build/python-test, which is the default model's own sampling.
+# As the recipes collect build/python, which is the default model's own sampling.
 SEED_STRIDE, MAX_TOKENS, TEMPERATURE, TOP_P = 10_000, 256, 0.5, 1.0
 ARMS = ("whole", "scheduled")
 

@@ -52,16 +52,16 @@ FIELDS = {"temperature": 0.8, "max_tokens": NUM_TOKENS, "ignore_eos": True}
 
 
 def make_copies(probe: LoadedProbe, count: int) -> list[LoadedProbe]:
-    """Return a probe under many names, by turns for its own layer and for the final one."""
-    (state,) = probe.probe.terms.states
-    final = Terms.linear(replace(state.reading, layer="final"), state.weight)
-    made = []
-    for number in range(count):
-        each = replace(probe, name=f"probe-{number}")
-        if number % 2:
-            copy = type(probe.probe)(replace(probe.probe.info, checkpoints=(), schedule=()), final)
-            each = replace(each, probe=copy)
-        made.append(each)
+    """Return a probe's first reading under many names, by turns of its layer and the final one."""
+    state = probe.probe.terms.states[0]
+    info = replace(probe.probe.info, checkpoints=(), schedule=())
+    copies = [
+        type(probe.probe)(info, Terms.linear(reading, state.weight))
+        for reading in (state.reading, replace(state.reading, layer="final"))
+    ]
+    made = [
+        replace(probe, name=f"probe-{number}", probe=copies[number % 2]) for number in range(count)
+    ]
     return made
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from qprobe_server.errors import RequestError, UpstreamError
+from qprobe_server.proxy.chat_text import mend
 from qprobe_server.proxy.events import Event
 from qprobe_server.proxy.reader import Prompt, Written
 from qprobe_server.proxy.upstream import Reply
@@ -110,13 +111,13 @@ async def reading(answer: Awaitable[Answer]) -> Answer:
         choices = [
             replace(
                 each,
-                text=_mend(each.text),
-                message=_mend(each.message),
-                finish_reason=_mend(each.finish_reason),
+                text=mend(each.text),
+                message=mend(each.message),
+                finish_reason=mend(each.finish_reason),
             )
             for each in made.choices
         ]
-        return replace(made, choices=choices, usage=_mend(made.usage))
+        return replace(made, choices=choices, usage=mend(made.usage))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         # Without its text, which may quote the reply.
         raise UpstreamError(f"a broken reply ({type(error).__name__})") from None
@@ -131,22 +132,4 @@ def check_list(body: Body, name: str) -> list[Any]:
     value = body.get(name)
     if not isinstance(value, list) or not value:
         raise RequestError(f"{name}: must be a list that is not empty", param=name)
-    return value
-
-
-def _mend(value: Any) -> Any:  # noqa: ANN401 JSON of any kind
-    """Return JSON with its surrogates in pairs, and U+FFFD for each that is alone.
-
-    JSON can say half a pair, which nothing else can; a stream may be cut between the two.
-    """
-    match value:
-        case str():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        case dict():
-            return {_mend(name): _mend(each) for name, each in value.items()}
-        case list():
-            return [_mend(each) for each in value]
     return value

@@ -9,7 +9,7 @@ from typing import Any
 from qprobe_server.errors import RequestError
 from qprobe_server.proxy.reader import Prompt, Written
 
-__all__ = ["check_text_only", "fill", "write_answer", "write_content", "write_prompt"]
+__all__ = ["check_text_only", "fill", "mend", "write_answer", "write_content", "write_prompt"]
 
 Message = Mapping[str, Any]
 
@@ -75,6 +75,24 @@ def write_content(message: Message) -> str:
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
+def mend(value: Any) -> Any:  # noqa: ANN401 JSON of any kind
+    """Return JSON with its surrogates in pairs, and U+FFFD for each that is alone.
+
+    JSON can say half a pair, which nothing else can; a stream may be cut between the two.
+    """
+    match value:
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        case dict():
+            return {mend(name): mend(each) for name, each in value.items()}
+        case list():
+            return [mend(each) for each in value]
+    return value
+
+
 def _write_message(message: Message) -> str:
     content = write_content(message)
     calls = message.get("tool_calls") or ()
@@ -94,4 +112,5 @@ def _write_call(call: object) -> str:
 
 
 def _dump(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    text: str = mend(json.dumps(value, ensure_ascii=False))
+    return text

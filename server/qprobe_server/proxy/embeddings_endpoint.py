@@ -24,6 +24,8 @@ __all__ = ["EmbeddingsEndpoint", "NoneTakenError", "shorten"]
 
 Floats = NDArray[np.float32]
 
+# For the first question, also where batches have longer: a wrong port should not take so long.
+_PROBE_S = 60.0
 _BOUNDS = Bounds(max_reply_mib=64, concurrency=32)
 # How many texts that were refused together are tried alone at a time.
 _MAX_ALONE = 8
@@ -86,13 +88,13 @@ class EmbeddingsEndpoint:
         await self._upstream.close()
 
     async def probe(self) -> int:
-        """Ask for one embedding; return how many dimensions it has.
+        """Ask for one embedding, within a minute; return how many dimensions it has.
 
         Raises:
             ReadingError: The endpoint gives none, or says that another model made it.
         """
         try:
-            (vector,) = await self._embed_together(["ok"])
+            (vector,) = await self._embed_together(["ok"], total_s=min(self._total_s, _PROBE_S))
         except _RefusedError as error:
             said = f"it does not take the model {self.model!r}, or a text at all"
             raise self._fail(f"status {error.status}: {said}") from error
@@ -140,7 +142,9 @@ class EmbeddingsEndpoint:
             for each in tasks:
                 each.cancel()
 
-    async def _embed_together(self, texts: Sequence[str]) -> Floats:
+    async def _embed_together(
+        self, texts: Sequence[str], *, total_s: float | None = None
+    ) -> Floats:
         """Return (texts, dimensions)."""
         # Floats: what every server knows. Those that send base64 all the same are understood.
         body = {"model": self.model, "input": list(texts), "encoding_format": "float"}
@@ -152,7 +156,7 @@ class EmbeddingsEndpoint:
             headers=self._upstream.headers(headers),
             content=json.dumps(body).encode(),
         )
-        deadline_s = asyncio.get_running_loop().time() + self._total_s
+        deadline_s = asyncio.get_running_loop().time() + (total_s or self._total_s)
         try:
             reply = await self._upstream.ask(make, deadline_s=deadline_s)
         except UpstreamError as error:

@@ -16,7 +16,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionTools
 from vllm.renderers import BaseRenderer, ChatParams, TokenizeParams
 from vllm.utils.mistral import is_mistral_tokenizer
 
-from qprobe_server.proxy.chat_text import write_answer, write_content
+from qprobe_server.proxy.chat_text import mend, write_answer, write_content
 from qprobe_server.proxy.reader import Prompt, Written
 
 __all__ = ["RenderedAnswer", "Rendering"]
@@ -117,7 +117,8 @@ class Rendering:
             return None
         if not whole.startswith(before):
             return None
-        return whole.removeprefix(before).removesuffix(end)
+        turn: str = mend(whole.removeprefix(before).removesuffix(end))
+        return turn
 
     def _find_frame(self, prompt: Prompt, messages: Sequence[Message]) -> tuple[str, str]:
         """Return what the template writes before an answer to a prompt, and what behind it.

@@ -205,6 +205,23 @@ async def test_half_a_surrogate_pair_is_shown_as_none_and_passed_as_it_came(
     assert [each["message"]["content"] for each in reply["choices"]] == ["good \ud83d"] * n
 
 
+async def test_half_a_surrogate_pair_in_a_call_is_shown_as_none(setting: Any, make: Any) -> None:
+    """A call's arguments are JSON within JSON: the half comes to light where these are read."""
+    answer = make.complete("")
+    function = {"name": "f", "arguments": '{"x": "\\ud83d"}'}
+    call = {"id": "1", "type": "function", "function": function}
+    answer["choices"][0]["message"] = {"role": "assistant", "content": None, "tool_calls": [call]}
+    setting.stub.answer = make.answer_with(answer)
+    asked = {"probe": "good", "return_candidates": True}
+    async with setting.open() as proxy:
+        reply = (await proxy.post(CHAT, json={**ASK, "q_probe": asked})).json()
+    (result,) = reply["q_probe"]["results"]
+    shown = {each["text"] for each in result["candidates"]}
+    assert shown == {'{"name": "f", "arguments": {"x": "\ufffd"}}'}
+    (made,) = reply["choices"][0]["message"]["tool_calls"]
+    assert made["function"] == function
+
+
 @pytest.mark.parametrize("n", [1, 2])
 async def test_a_surrogate_pair_that_a_stream_cuts_is_one_again(
     setting: Any, make: Any, n: int
