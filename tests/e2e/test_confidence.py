@@ -92,7 +92,7 @@ def test_it_is_what_the_answers_own_logprobs_make_of_it(server: Any, sure: str) 
 
 
 def test_other_probes_and_mixes_have_none(server: Any, sure: str) -> None:
-    for probe in ("python", {"python": 1.0, sure: 1.0}, {sure: 1.0}):
+    for probe in ("end", {"end": 1.0, sure: 1.0}, {sure: 1.0}):
         result = read_result(server, "/v1/chat/completions", {"probe": probe, "k": 2})
         assert "confidence" not in result
 
