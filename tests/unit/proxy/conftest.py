@@ -242,6 +242,16 @@ class Setting:
             ):
                 yield client
 
+    async def leave_in_upload(self, proxy: httpx.AsyncClient) -> None:
+        """Begin an upload that has reached the upstream, and leave."""
+        url = proxy.base_url
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nx")
+        async with asyncio.timeout(10):
+            while not self.stub.headers:  # noqa: ASYNC110  uvicorn tells nobody
+                await asyncio.sleep(0.01)
+        writer.close()
+
     @contextlib.asynccontextmanager
     async def open_before(self, handle: Handle) -> AsyncIterator[httpx.AsyncClient]:
         """Start the proxy before a server that reads and writes bytes itself."""

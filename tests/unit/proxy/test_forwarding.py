@@ -87,13 +87,7 @@ async def test_a_client_that_leaves_in_an_upload_is_nobodys_failure(
     setting: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with setting.open() as proxy:
-        url = proxy.base_url
-        _, writer = await asyncio.open_connection(url.host, url.port)
-        writer.write(b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nx")
-        async with asyncio.timeout(10):
-            while not setting.stub.headers:  # noqa: ASYNC110  uvicorn tells nobody
-                await asyncio.sleep(0.01)
-        writer.close()
+        await setting.leave_in_upload(proxy)
         await asyncio.sleep(0.2)
         assert (await proxy.get("/v1/models")).status_code == 200
     assert caplog.text == ""
