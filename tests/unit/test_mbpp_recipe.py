@@ -252,6 +252,27 @@ def test_the_command_writes_an_adapter_and_tells_what_it_took(model: Path, tmp_p
     assert (tmp_path / "sft" / "adapter_model.safetensors").stat().st_size > 0
 
 
+def test_a_merged_model_is_the_adapter_s(model: Path, tmp_path: Path) -> None:
+    """In log-probabilities, up to bfloat16; with the template and the defaults of sampling."""
+    tune, lora = load("tune"), load("lora")
+    (model / "generation_config.json").write_text(json.dumps({"temperature": 0.3}))
+    chosen = load("pairs").choose(make_dataset(), [0, 1, 2, 3], per_prompt=2, seed=0).solutions
+    task = tune.make_sft(with_true_logprobs(model, chosen), settle(model))
+    tune.train(task, epochs=12, lr=2e-2, num_tokens=99, seed=0)
+    task.save(tmp_path / "sft")
+    merged = tmp_path / "merged"
+    load("merge").main([str(tmp_path / "sft"), "--model", str(model), "-o", str(merged)])
+    text = lora.Text([1, 3, 2], [3, 4, 0])
+    with torch.no_grad():
+        wanted = lora.measure_logprobs(task.model, [text]).item()
+    assert find_logprob(merged, text.prompt, text.completion) == pytest.approx(wanted, abs=0.15)
+    assert abs(find_logprob(model, text.prompt, text.completion) - wanted) > 1
+    tokenizer = lora.open_tokenizer(str(merged))
+    row: Json = {"messages": [{"role": "user", "content": "a"}]}
+    assert lora.tokenize(tokenizer, row) == lora.tokenize(lora.open_tokenizer(str(model)), row)
+    assert json.loads((merged / "generation_config.json").read_text())["temperature"] == 0.3
+
+
 def test_a_reward_model_scores_a_dataset(model: Path, tmp_path: Path) -> None:
     """By the head that was trained: right answers above wrong ones, equal texts alike."""
     tune, score = load("tune"), load("score")
