@@ -1,6 +1,8 @@
 """A collection whose reward fails: what stays, how it goes on. The engine is a stand-in."""
 
 import argparse
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +18,10 @@ from qprobe.data.prompts import PromptRow
 from qprobe.data.writer import DatasetWriter
 from qprobe.errors import RewardError
 from qprobe.rewards.rating import NO_REWARD
+from qprobe_server.commands import arguments
 from qprobe_server.commands.collect import check_token_states
 from qprobe_server.commands.collection import collect_samples
-from qprobe_server.commands.manifest import check_same
+from qprobe_server.commands.manifest import check_same, describe_flags
 from qprobe_server.commands.rewarding import HowToReward, Rewarding
 from qprobe_server.errors import StartupError
 
@@ -170,3 +173,27 @@ def test_other_states_of_tokens_are_another_collection(tmp_path: Path) -> None:
             StartupError, match=r"--token-states is \[3, 'final'\], but the dataset"
         ):
             check_same(tmp_path / name, {"token_states": [3, "final"]})
+
+
+def test_a_model_that_was_tuned_is_another_though_its_files_look_alike(tmp_path: Path) -> None:
+    """One matrix of 64 MiB of weights differs. Elsewhere, with other defaults, it is the same."""
+    prompts, folder = tmp_path / "prompts.jsonl", tmp_path / "a" / "model"
+    prompts.write_text('{"prompt": "1 + 1 =", "answer": 2}\n')
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    weights = bytearray(64 << 20)
+    (folder / "model.safetensors").write_bytes(weights)
+
+    def describe(model: Path) -> dict[str, Any]:
+        given = ["collect", prompts, "--reward", "numeric", "--model", model, "-o", tmp_path]
+        return describe_flags(arguments.parse([*map(str, given)]), ROWS)
+
+    begun = describe(folder)
+    (tmp_path / "manifest.json").write_text(json.dumps(begun))
+    moved = shutil.copytree(folder, tmp_path / "b" / "model")
+    (moved / "generation_config.json").write_text('{"temperature": 0.1}')
+    check_same(tmp_path, describe(moved))
+    weights[40 << 20 : 41 << 20] = b"\1" * (1 << 20)
+    (moved / "model.safetensors").write_bytes(weights)
+    with pytest.raises(StartupError, match="--model or --reader: the files are not what they were"):
+        check_same(tmp_path, describe(moved))
