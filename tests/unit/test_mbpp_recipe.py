@@ -386,12 +386,25 @@ def test_tables_of_a_study(
     same = [cells for name, cells in others.items() if name.startswith("5-shot: ")]
     assert len(same) == 9
     assert all(cells[3].startswith("+0.000") for cells in same if "its own" not in cells[1])
+    # Of copies it is all one whether the way's samples or the zero-shot ones are chosen among.
+    assert all(cells[5] == cells[4] for cells in same if "probe of zero-shot" in cells[1])
+    assert others["zero-shot: greedy"][5] == ""
     perfect = others["zero-shot: best by LoRA reward model"]
     assert perfect[2] == others["zero-shot: ceiling"][2]
     limited = read_rows(text, "Few training problems")
     assert limited["training problems"][1:] == ["10", "20", "36"]
     assert all(limited["LoRA SFT: one sample"][at] for at in (1, 3))
     assert not limited["LoRA SFT: one sample"][2]
+    name = "states and five numbers, ce"
+    above, of_both, of_one = (
+        float(limited[each][3].split()[0])
+        for each in (
+            f"probe minus LoRA SFT's one sample: {name}",
+            f"probe: {name}",
+            "LoRA SFT: one sample",
+        )
+    )
+    assert above == pytest.approx(of_both - of_one, abs=0.0011)
     preferences = read_rows(text, "Preferences")
     assert preferences["zero-shot, one sample"][1].startswith("0.500")
     assert preferences["LoRA DPO, states, bt"] != preferences["LoRA DPO, one sample"]

@@ -12,7 +12,7 @@ from markdown import Table, tell_difference, tell_mean
 from numpy.typing import NDArray
 from study import Judged, Study
 from tqdm import tqdm
-from ways import BETA, BOTH, CE, NUMBERS_ALONE, PG, STATES, WAYS, Way
+from ways import BETA, BOTH, CE, MSE, NUMBERS_ALONE, PG, WAYS, Way
 
 from qprobe.data.dataset import Dataset
 from qprobe.evaluation.executions import Execution
@@ -25,7 +25,7 @@ from qprobe.training.segments import segment_spread
 __all__ = ["Votes", "tell_humaneval", "tell_mbpp"]
 
 Floats = NDArray[np.float64]
-_CURVE = (STATES["mse"], CE, PG, NUMBERS_ALONE, BOTH)
+_CURVE = (MSE, CE, PG, NUMBERS_ALONE, BOTH)
 _KS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -103,7 +103,10 @@ def _tell_setting(probes: Mapping[Way, Terms], judged: Judged) -> str:
 def _compare(judged: Judged, scores: Mapping[Way, Floats], answers: Mapping[str, Answers]) -> Table:
     base, ceiling = judged.base, judged.ceiling()
     best = judged.best_logprob()
+    chosen = {way: judged.choose(each) for way, each in scores.items()}
     rivals = {"base": base, "greedy": judged.greedy, "best by log-probability": best}
+    if MSE in chosen:
+        rivals[str(MSE)] = chosen[MSE]
     table = Table("choice", "reward", "of the gap", *(f"minus {name}" for name in rivals))
 
     def add(name: str, values: Floats) -> None:
@@ -118,8 +121,8 @@ def _compare(judged: Judged, scores: Mapping[Way, Floats], answers: Mapping[str,
     add("greedy answer", judged.greedy)
     add("best by mean log-probability", best)
     for way in WAYS:
-        if way in scores:
-            add(str(way), judged.choose(scores[way]))
+        if way in chosen:
+            add(str(way), chosen[way])
     for by, each in answers.items():
         voters = {"all alike": np.zeros(len(each.classes)), "by log-probability": judged.logprobs}
         if BOTH in scores:

@@ -27,6 +27,7 @@ _OTHERS = {
     "dpo": "LoRA DPO",
 }
 _BOTH_WAYS = "LoRA SFT and probe"
+_ABOVE = "probe minus LoRA SFT's one sample"
 _SIZES = (10, 20, 50, 100, 200)
 _LIMITED = (CE, PG, NUMBERS_ALONE, BOTH)
 # Of fewer problems no probe of their own is trained.
@@ -55,17 +56,22 @@ def tell_others(study: Study, benchmark: str) -> str | None:
     probes = study.probes(benchmark)
     plain = {each.name: each.values for each in (*_choose(zero, probes), _find_ceiling(zero))}
     table = Table(
-        "way", "choice", "reward", "minus zero-shot, same choice", "minus the way's one sample"
+        "way",
+        "choice",
+        "reward",
+        "minus zero-shot, same choice",
+        "minus the way's one sample",
+        "zero-shot, same choice, minus the way's one sample",
     )
     for name, values in plain.items():
         gain = "" if name == "one sample" else tell_difference(zero.bootstrap, values, zero.base)
-        table.add("zero-shot", name, tell_mean(zero.bootstrap, values), "", gain)
+        table.add("zero-shot", name, tell_mean(zero.bootstrap, values), "", gain, "")
     rewarded = study.reward_scores(benchmark)
     if rewarded is not None:
         values = zero.choose(rewarded, beta=0)
         gain = tell_difference(zero.bootstrap, values, zero.base)
         told = tell_mean(zero.bootstrap, values)
-        table.add("zero-shot", "best by LoRA reward model", told, "", gain)
+        table.add("zero-shot", "best by LoRA reward model", told, "", gain, "")
     notes = []
     for end, way in _OTHERS.items():
         dataset = study.find(f"{benchmark}-{end}")
@@ -86,13 +92,18 @@ def _add_way(
     """Add a way's choices, on the problems that both have; returns what to know of it."""
     beside, judged = pair_up(zero.dataset, dataset, study.k)
     likes = {each.name: each.values for each in (*_choose(beside, probes), _find_ceiling(beside))}
+    # With as many samples as there are: what the way's one sample is to be compared with.
+    whole = Judged(beside.dataset, study.k)
+    rivals = {each.name: each.values for each in _choose(whole, probes)}
     own = _choose_by_own(judged, study, way)
     for each in (*_choose(judged, probes), *own, _find_ceiling(judged)):
         like = likes.get(each.like)
         over = "" if like is None else tell_difference(judged.bootstrap, each.values, like)
         gain = tell_difference(judged.bootstrap, each.values, judged.base)
         gain = "" if each.name == "one sample" else gain
-        table.add(way, each.name, tell_mean(judged.bootstrap, each.values), over, gain)
+        rival = rivals.get(each.name)
+        above = "" if rival is None else tell_difference(judged.bootstrap, rival, judged.base)
+        table.add(way, each.name, tell_mean(judged.bootstrap, each.values), over, gain, above)
     return f"{way}: {len(judged.dataset.prompts)} problems, k = {judged.k}."
 
 
@@ -144,7 +155,7 @@ def tell_limited(study: Study, figures: Path) -> str:
     lines: dict[str, Line] = {
         name: ([*cells], [float(np.nanmean(values)) for _, values in cells.values()])
         for name, cells in rows.items()
-        if not name.startswith(_BOTH_WAYS)  # too many lines for one plot
+        if not name.startswith((_BOTH_WAYS, _ABOVE))  # too many lines for one plot
     }
     free = {"greedy": test.greedy, "best by log-probability": test.best_logprob()}
     lines |= {name: (sizes, [float(np.nanmean(each))] * len(sizes)) for name, each in free.items()}
@@ -165,7 +176,11 @@ def _try_size(
     tuned = study.find("mbpp-sft" if is_all else f"mbpp-sft-{size}")
     if tuned is None:
         return
-    _, judged = pair_up(test.dataset, tuned, study.k)
+    beside, judged = pair_up(test.dataset, tuned, study.k)
+    whole = Judged(beside.dataset, study.k)
+    for way, terms in probes.items():
+        above = whole.choose(score(terms, whole.dataset)) - judged.base
+        yield f"{_ABOVE}: {way}", (judged, above)
     yield "LoRA SFT: one sample", (judged, judged.base)
     yield "LoRA SFT: greedy", (judged, judged.greedy)
     for way in (NUMBERS_ALONE, BOTH):

@@ -24,6 +24,7 @@ __all__ = [
     "BOTH",
     "BOTH_BT",
     "CE",
+    "MSE",
     "NUMBERS_ALONE",
     "NUM_FOLDS",
     "PG",
@@ -62,7 +63,7 @@ STATES = {
     each: Way(has_states=True, has_numbers=False, objective=each)
     for each in ("mse", "ce", "bt", "ppo", "pg")
 }
-CE, PG = STATES["ce"], STATES["pg"]
+MSE, CE, PG = (STATES[each] for each in ("mse", "ce", "pg"))
 NUMBERS_ALONE = Way(has_states=False, has_numbers=True, objective="ce")
 BOTH = Way(has_states=True, has_numbers=True, objective="ce")
 BOTH_BT = Way(has_states=True, has_numbers=True, objective="bt")

@@ -70,7 +70,7 @@ class SearchVote(QueuedVote):
         await super().begin()
         try:
             await self._check()
-        except BaseException:
+        except BaseException:  # a request that was cancelled too gives its places back
             self.end()
             raise
 
