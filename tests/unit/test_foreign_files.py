@@ -56,7 +56,7 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("data", "said"), FILES)
+@pytest.mark.parametrize(("data", "said"), FILES, ids=[said for _, said in FILES])
 def test_a_file_is_said_to_be_what_it_is(tmp_path: Path, data: bytes, said: str) -> None:
     path = tmp_path / "p.safetensors"
     path.write_bytes(data)

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+import timeit
 from typing import Any
 
 import pytest
@@ -67,10 +68,12 @@ def test_a_long_reply_is_not_read_to_be_changed(*, within: bool) -> None:
         made = {"response": made, "sequence_number": 9, "type": "response.completed"}
     data = json.dumps(made, separators=(",", ":")).encode()
     path = (b"response", b"model") if within else (b"model",)
-    begun_s = time.thread_time()
-    changed = replace_value(data, path, b'"new"')
-    changed = add_field(changed, b"d", b"1", end=b'},"sequence_number":' if within else b"}")
-    assert time.thread_time() - begun_s < 0.05
+
+    def change() -> bytes:
+        changed = replace_value(data, path, b'"new"')
+        return add_field(changed, b"d", b"1", end=b'},"sequence_number":' if within else b"}")
+
+    assert min(timeit.repeat(change, timer=time.thread_time, number=1, repeat=3)) < 0.05
     holder = made["response"] if within else made
     holder |= {"model": "new", "d": 1}
-    assert json.loads(changed) == made
+    assert json.loads(change()) == made
