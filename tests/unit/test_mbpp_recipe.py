@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,8 @@ def test_an_adapter_learns_and_can_be_read_again(model: Path, method: str, tmp_p
     everything = list(range(len(rows)))
     with torch.no_grad():
         before = task.loss(everything).item()
+    if method == "dpo":  # no pair is above the reference's margin yet, up to bfloat16
+        assert before == pytest.approx(len(rows) * math.log(2), rel=0.02)
     losses = tune.train(task, epochs=12, lr=2e-2, num_tokens=20, seed=0)
     assert len(losses) == 12 * len(task.batches)
     with torch.no_grad():

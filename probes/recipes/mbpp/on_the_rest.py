@@ -10,8 +10,7 @@ import numpy as np
 from markdown import Table, tell_difference, tell_mean
 from numpy.typing import NDArray
 from study import Judged, Study, pair_up
-from tqdm import tqdm
-from ways import BETA, BOTH, BOTH_BT, CE, PG, STATES, choose_reading, score_held_out
+from ways import BETA, BOTH, BOTH_BT, CE, PG, STATES, choose_reading
 
 from qprobe.evaluation.expectation import expected_rewards
 from qprobe.evaluation.scoring import score
@@ -105,9 +104,7 @@ def tell_api(study: Study, benchmark: str) -> str | None:
         table = Table("read by", "reward", "minus one sample", "minus the model's own states, ce")
         found: dict[str, Floats] = {"one sample": beside.base, "greedy": beside.greedy}
         for name, each in (("its own states", beside), (reader, judged)):
-            candidates = study.candidates(each.dataset)
-            with tqdm(desc=f"folds of {name}", leave=False) as bar:
-                scores = score_held_out(each.dataset, [CE, PG], candidates, progress=bar.update)
+            scores = study.score_held_out(each.dataset, [CE, PG])
             found |= {f"{name}, {way.objective}": each.choose(scores[way]) for way in scores}
         reference = found.get("its own states, ce", np.full(len(judged.base), np.nan))
         for name, values in found.items():

@@ -9,8 +9,7 @@ from figures import Line, draw_lines
 from markdown import Table, tell_difference, tell_mean
 from numpy.typing import NDArray
 from study import Judged, Study, pair_up
-from tqdm import tqdm
-from ways import BOTH, CE, NUMBERS_ALONE, PG, Way, fit_ways, score_held_out
+from ways import BOTH, CE, NUMBERS_ALONE, PG, Way, fit_ways
 
 from qprobe.data.dataset import Dataset
 from qprobe.evaluation.scoring import score
@@ -95,7 +94,7 @@ def _add_way(
     # With as many samples as there are: what the way's one sample is to be compared with.
     whole = Judged(beside.dataset, study.k)
     rivals = {each.name: each.values for each in _choose(whole, probes)}
-    own = _choose_by_own(judged, study, way)
+    own = _choose_by_own(judged, study)
     for each in (*_choose(judged, probes), *own, _find_ceiling(judged)):
         like = likes.get(each.like)
         over = "" if like is None else tell_difference(judged.bootstrap, each.values, like)
@@ -123,13 +122,11 @@ def _find_ceiling(judged: Judged) -> _Choice:
     return _Choice("ceiling", judged.ceiling(), "ceiling")
 
 
-def _choose_by_own(judged: Judged, study: Study, way: str) -> Iterator[_Choice]:
+def _choose_by_own(judged: Judged, study: Study) -> Iterator[_Choice]:
     """Yield the choice by probes of the way's own samples, each problem held out."""
     if len(judged.dataset.prompts) < _MIN_PROBLEMS:
         return
-    candidates = study.candidates(judged.dataset)
-    with tqdm(desc=f"folds of {way}", leave=False) as bar:
-        scores = score_held_out(judged.dataset, [BOTH], candidates, progress=bar.update)
+    scores = study.score_held_out(judged.dataset, [BOTH])
     if BOTH in scores:
         values = judged.choose(scores[BOTH])
         yield _Choice(

@@ -136,8 +136,25 @@ class Study:
     @cached_property
     def held_out(self) -> dict[Way, Floats]:
         """Scores of all samples of MBPP by probes that have not seen their problem."""
+        return self._score_held_out(self.mbpp, WAYS)
+
+    def score_held_out(self, dataset: Dataset, ways: Sequence[Way]) -> dict[Way, Floats]:
+        """Return scores of each sample by probes of the same set that have not seen its problem.
+
+        Args:
+            dataset: Any; all of ``mbpp`` is scored once only.
+            ways: What is trained; those that the dataset is too little for are left out.
+
+        Returns:
+            (samples,) of each way.
+        """
+        if (dataset.digest, dataset.places) == (self.mbpp.digest, self.mbpp.places):
+            return {way: self.held_out[way] for way in ways if way in self.held_out}
+        return self._score_held_out(dataset, ways)
+
+    def _score_held_out(self, dataset: Dataset, ways: Sequence[Way]) -> dict[Way, Floats]:
         with tqdm(total=NUM_FOLDS, desc="folds", leave=False) as bar:
-            return score_held_out(self.mbpp, WAYS, self.candidates(self.mbpp), progress=bar.update)
+            return score_held_out(dataset, ways, self.candidates(dataset), progress=bar.update)
 
     def reward_scores(self, name: str) -> Floats | None:
         """Return the reward model's scores of a benchmark's samples, as score.py wrote them.

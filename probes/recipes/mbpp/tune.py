@@ -109,30 +109,32 @@ def make_sft(rows: Sequence[Json], args: argparse.Namespace) -> Task:
 
 
 def make_dpo(rows: Sequence[Json], args: argparse.Namespace) -> Task:
-    """Rafailov et al. 2023, equation 7; the reference is the model without its adapter."""
+    """Rafailov et al. 2023, equation 7.
+
+    The reference, the model before it is tuned, was asked when it sampled: the engine's
+    log-probabilities are taken, after the check, so that no pass is made for them.
+    """
     model, (chosen, rejected) = _prepare(rows, args, "chosen", "rejected", has_head=True)
-    apart = _check(model, [row["chosen"] for row in rows], chosen)
+    sides = {"chosen": chosen, "rejected": rejected}
+    apart = max(_check(model, [row[side] for row in rows], sides[side]) for side in sides)
     longer = [max(pair, key=len) for pair in zip(chosen, rejected, strict=True)]
     batches = make_batches(longer, args.batch)
 
     def compare(places: Sequence[int]) -> Tensor:
         """Return how far the chosen ones are above the rejected: (places,), in nats."""
-        sides = [side[each] for side in (chosen, rejected) for each in places]
-        above, below = measure_logprobs(model, sides).chunk(2)
+        both = [side[each] for side in (chosen, rejected) for each in places]
+        above, below = measure_logprobs(model, both).chunk(2)
         return above - below
 
-    began_s = time.monotonic()
-    reference = torch.zeros(len(rows), device=find_device())
-    with torch.no_grad(), model.disable_adapter():
-        for places in tqdm(batches, desc="reference"):
-            reference[places] = compare(places)
+    sampled_at = [row["chosen"]["logprob"] - row["rejected"]["logprob"] for row in rows]
+    reference = torch.tensor(sampled_at, device=find_device())
 
     def loss(places: Sequence[int]) -> Tensor:
         margins = compare(places) - reference[list(places)]
         return -functional.logsigmoid(args.beta * margins).sum()
 
     lengths = [2 * len(each) for each in longer]
-    about = {"apart": apart, "beta": args.beta, "reference_s": time.monotonic() - began_s}
+    about = {"apart": apart, "beta": args.beta}
     return Task(model, batches, loss, [1] * len(rows), lengths, about=about)
 
 
