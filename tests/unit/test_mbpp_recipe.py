@@ -143,13 +143,15 @@ def model(tmp_path: Path) -> Path:
 
 
 def settle(model: Path, **changes: Any) -> argparse.Namespace:
-    given: Json = {"model": str(model), "batch": 3, "seed": 0, "beta": 0.1}
+    given: Json = {"model": str(model), "batch": 3, "seed": 0, "beta": 0.1, "dtype": "bfloat16"}
     return argparse.Namespace(**(given | changes))
 
 
-def find_logprob(model: Path, prompt: list[int], completion: list[int]) -> float:
+def find_logprob(
+    model: Path, prompt: list[int], completion: list[int], dtype: str = "bfloat16"
+) -> float:
     """Return what the whole model says, in the plainest way."""
-    plain = LlamaForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    plain = LlamaForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
     with torch.no_grad():
         logits = plain(torch.tensor([prompt + completion])).logits[0].float().log_softmax(-1)
     places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
@@ -183,15 +185,18 @@ def test_batches_hold_every_text_once_and_like_lengths_together() -> None:
     assert batches == [[2, 4, 6], [0, 5, 3], [1]]
 
 
-def test_logprobs_are_those_of_the_whole_model_whatever_stands_beside(model: Path) -> None:
-    """Sums of up to 4 tokens, each good to 2^-8 (bfloat16) of its logits, which are below 4."""
+@pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", 2**-8), ("float32", 2**-20)])
+def test_logprobs_are_those_of_the_whole_model_whatever_stands_beside(
+    model: Path, dtype: str, precision: float
+) -> None:
+    """Sums of up to 4 tokens, each good to the precision of its logits, which are below 4."""
     lora = load("lora")
     texts = [lora.Text([1, 3, 2], [4, 0]), lora.Text([1, 5, 6, 7, 2], [8, 9, 3, 0])]
-    tuned = lora.add_adapter(lora.load_model(str(model), has_head=True), seed=0)
+    tuned = lora.add_adapter(lora.load_model(str(model), has_head=True, dtype=dtype), seed=0)
     with torch.no_grad():
         found = lora.measure_logprobs(tuned, texts).tolist()
-    wanted = [find_logprob(model, each.prompt, each.completion) for each in texts]
-    assert found == pytest.approx(wanted, abs=4 * 4 * 2**-8)
+    wanted = [find_logprob(model, each.prompt, each.completion, dtype) for each in texts]
+    assert found == pytest.approx(wanted, abs=4 * 4 * precision)
     assert lora.check_logprobs(tuned, texts, wanted) < 0.05
     with pytest.raises(TrainingError, match="same chat template"):
         lora.check_logprobs(tuned, texts, [each - 1 for each in wanted])
@@ -247,10 +252,13 @@ def test_the_command_writes_an_adapter_and_tells_what_it_took(model: Path, tmp_p
     path = tmp_path / "solutions.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     given = ["sft", str(path), "--model", str(model), "-o", str(tmp_path / "sft")]
-    load("tune").main([*given, "--prompts", "2", "--epochs", "3", "--batch", "1"])
+    load("tune").main(
+        [*given, "--prompts", "2", "--epochs", "3", "--batch", "1", "--dtype", "float32"]
+    )
     told = json.loads((tmp_path / "sft" / "training.json").read_text())
     assert (told["method"], told["num_prompts"], told["num_rows"]) == ("sft", 2, 2)
     assert len(told["losses"]) == 6
+    assert told["dtype"] == "float32"
     assert told["cpu_seconds"] > 0
     assert (tmp_path / "sft" / "adapter_model.safetensors").stat().st_size > 0
 
@@ -392,8 +400,9 @@ def test_tables_of_a_study(
     # Of copies it is all one whether the way's samples or the zero-shot ones are chosen among.
     assert all(cells[5] == cells[4] for cells in same if "probe of zero-shot" in cells[1])
     assert others["zero-shot: greedy"][5] == ""
-    perfect = others["zero-shot: best by LoRA reward model"]
-    assert perfect[2] == others["zero-shot: ceiling"][2]
+    judged = read_rows(text, "Reward model: MBPP")
+    assert judged["best by LoRA reward model"][1:3] == judged["ceiling"][1:3]
+    assert judged["ceiling"][3].startswith("+0.000")
     limited = read_rows(text, "Few training problems")
     assert limited["training problems"][1:] == ["10", "20", "36"]
     assert all(limited["LoRA SFT: one sample"][at] for at in (1, 3))

@@ -1,9 +1,10 @@
 """A language model with a LoRA adapter: its tokens, its batches, and what it says of completions.
 
-Weights are bfloat16 and frozen, the adapter's are float32. Rows are padded at their end, where no
-token of theirs looks, so that attention needs no mask.
+Weights are frozen, the adapter's are float32. Rows are padded at their end, where no token of
+theirs looks, so that attention needs no mask.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from qprobe.errors import TrainingError
 __all__ = [
     "Text",
     "add_adapter",
+    "add_dtype_flag",
     "check_logprobs",
     "find_device",
     "load_model",
@@ -37,6 +39,8 @@ __all__ = [
 
 Json = dict[str, Any]
 _RANK, _ALPHA = 16, 32
+# As vLLM calls them.
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Nats a token by which the log-probabilities may differ from the engine's. Kernels in bfloat16
 # differ by a hundredth; another template differs by more.
 _TOLERANCE = 0.05
@@ -58,15 +62,27 @@ def find_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(name: str, *, has_head: bool) -> PreTrainedModel:
-    """Load a model in bfloat16.
+def add_dtype_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dtype``, which ``load_model`` takes."""
+    parser.add_argument(
+        "--dtype",
+        choices=_DTYPES,
+        default="bfloat16",
+        help="of the frozen weights; default: bfloat16, which is many times slower on a CPU that "
+        "has no instructions for it",
+    )
+
+
+def load_model(name: str, *, has_head: bool, dtype: str) -> PreTrainedModel:
+    """Load a model.
 
     Args:
         name: A hub's ORG/NAME or a folder.
         has_head: With what gives logits, or without.
+        dtype: ``bfloat16`` or ``float32``.
     """
     kind = AutoModelForCausalLM if has_head else AutoModel
-    return kind.from_pretrained(name, dtype=torch.bfloat16).to(find_device())
+    return kind.from_pretrained(name, dtype=_DTYPES[dtype]).to(find_device())
 
 
 def add_adapter(model: PreTrainedModel, *, seed: int) -> PeftModel:

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--model", required=True, help="that was tuned: ORG/NAME or a folder")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args(argv)
-    model = load_model(args.model, has_head=True)
+    model = load_model(args.model, has_head=True, dtype="bfloat16")
     merged = PeftModel.from_pretrained(model, str(args.adapter)).merge_and_unload()
     # transformers refuses to write a temperature without it.
     merged.generation_config.do_sample = True

@@ -15,7 +15,7 @@ from qprobe.data.dataset import Dataset
 from qprobe.evaluation.scoring import score
 from qprobe.probe.terms import Terms
 
-__all__ = ["tell_limited", "tell_others"]
+__all__ = ["tell_limited", "tell_others", "tell_reward_model"]
 
 Floats = NDArray[np.float64]
 # By the end of the folders' names.
@@ -65,12 +65,6 @@ def tell_others(study: Study, benchmark: str) -> str | None:
     for name, values in plain.items():
         gain = "" if name == "one sample" else tell_difference(zero.bootstrap, values, zero.base)
         table.add("zero-shot", name, tell_mean(zero.bootstrap, values), "", gain, "")
-    rewarded = study.reward_scores(benchmark)
-    if rewarded is not None:
-        values = zero.choose(rewarded, beta=0)
-        gain = tell_difference(zero.bootstrap, values, zero.base)
-        told = tell_mean(zero.bootstrap, values)
-        table.add("zero-shot", "best by LoRA reward model", told, "", gain, "")
     notes = []
     for end, way in _OTHERS.items():
         dataset = study.find(f"{benchmark}-{end}")
@@ -78,6 +72,34 @@ def tell_others(study: Study, benchmark: str) -> str | None:
             notes.append(_add_way(table, way, dataset, zero, probes, study))
     about = f"{len(zero.dataset.prompts)} problems, k = {zero.k}."
     return "\n\n".join([" ".join([about, *notes]), str(table)])
+
+
+def tell_reward_model(study: Study, benchmark: str) -> str | None:
+    """Choices by a LoRA reward model, beside others among the same zero-shot samples."""
+    zero = study.judge(benchmark)
+    scores = study.reward_scores(benchmark)
+    if zero is None or scores is None:
+        return None
+    best = zero.choose(scores, beta=0)
+    choices = {
+        "one sample": zero.base,
+        "greedy": zero.greedy,
+        "best by log-probability": zero.best_logprob(),
+        **{
+            str(way): zero.choose(score(terms, zero.dataset))
+            for way, terms in study.probes(benchmark).items()
+        },
+        "best by LoRA reward model": best,
+        "ceiling": zero.ceiling(),
+    }
+    table = Table("choice", "reward", "minus one sample", "minus the reward model's best")
+    for name, values in choices.items():
+        rivals = [
+            "" if values is each else tell_difference(zero.bootstrap, values, each)
+            for each in (zero.base, best)
+        ]
+        table.add(name, tell_mean(zero.bootstrap, values), *rivals)
+    return f"{len(zero.dataset.prompts)} problems, k = {zero.k}.\n\n{table}"
 
 
 def _add_way(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from lora import (
     Text,
+    add_dtype_flag,
     find_device,
     load_model,
     make_batches,
@@ -42,7 +43,13 @@ __all__ = ["main", "score_samples"]
 
 
 def score_samples(
-    dataset: Dataset, problems: Sequence[int], *, model: str, reward: Path, batch: int
+    dataset: Dataset,
+    problems: Sequence[int],
+    *,
+    model: str,
+    reward: Path,
+    batch: int,
+    dtype: str = "bfloat16",
 ) -> NDArray[np.float64]:
     """Return the reward model's logit of each sample, NaN for those of other problems.
 
@@ -52,12 +59,14 @@ def score_samples(
         model: A hub's ORG/NAME or a folder.
         reward: Folder of the adapter and its head.
         batch: Samples at a time.
+        dtype: Of the frozen weights, as ``load_model`` takes it.
 
     Returns:
         Shape (samples,).
     """
     tokenizer = open_tokenizer(model)
-    tuned = PeftModel.from_pretrained(load_model(model, has_head=False), str(reward)).eval()
+    body = load_model(model, has_head=False, dtype=dtype)
+    tuned = PeftModel.from_pretrained(body, str(reward)).eval()
     head = {name: each.to(find_device()) for name, each in load_file(reward / HEAD_FILE).items()}
     asked = {each: tokenize(tokenizer, dataset.prompts[each]) for each in problems}
     rows = np.flatnonzero(np.isin(dataset.groups, list(problems)))
@@ -83,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--model", required=True, help="that was tuned: ORG/NAME or a folder")
     parser.add_argument("--batch", type=int, default=16, help="samples at a time; default: 16")
     parser.add_argument("--num-test", type=int, default=NUM_TEST, help="0: all are for the test")
+    add_dtype_flag(parser)
     args = parser.parse_args(argv)
     try:
         dataset = Dataset.load(args.data)
@@ -90,7 +100,12 @@ def main(argv: Sequence[str]) -> None:
         if args.num_test:
             problems = split_problems(dataset, args.num_test)[1]
         scores = score_samples(
-            dataset, problems, model=args.model, reward=args.reward, batch=args.batch
+            dataset,
+            problems,
+            model=args.model,
+            reward=args.reward,
+            batch=args.batch,
+            dtype=args.dtype,
         )
     except QProbeError as error:
         sys.exit(f"score: {error}")

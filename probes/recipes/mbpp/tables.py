@@ -14,7 +14,7 @@ from pathlib import Path
 from on_choices import Votes, tell_humaneval, tell_mbpp
 from on_kl import tell_kl
 from on_the_rest import tell_api, tell_cost, tell_preferences
-from on_tuning import tell_limited, tell_others
+from on_tuning import tell_limited, tell_others, tell_reward_model
 from prompts import NUM_TEST
 from study import Study
 
@@ -63,6 +63,8 @@ def _tell(study: Study, votes: Votes, figures: Path) -> None:
         "HumanEval": lambda: tell_humaneval(study),
         "Other ways: MBPP": lambda: tell_others(study, "mbpp"),
         "Other ways: HumanEval": lambda: tell_others(study, "humaneval"),
+        "Reward model: MBPP": lambda: tell_reward_model(study, "mbpp"),
+        "Reward model: HumanEval": lambda: tell_reward_model(study, "humaneval"),
         "Few training problems": lambda: tell_limited(study, figures),
         "Distance from the model": lambda: tell_kl(study, figures),
         "Preferences": lambda: tell_preferences(study),

@@ -26,6 +26,7 @@ import torch
 from lora import (
     Text,
     add_adapter,
+    add_dtype_flag,
     check_logprobs,
     find_device,
     load_model,
@@ -165,7 +166,8 @@ def _prepare(
         [Text(prompt, each["token_ids"]) for prompt, each in zip(asked, given, strict=True)]
         for given in answers
     ]
-    return add_adapter(load_model(args.model, has_head=has_head), seed=args.seed), texts
+    model = load_model(args.model, has_head=has_head, dtype=args.dtype)
+    return add_adapter(model, seed=args.seed), texts
 
 
 def _check(model: PeftModel, sampled: Sequence[Json], texts: Sequence[Text]) -> float:
@@ -248,7 +250,7 @@ def main(argv: Sequence[str]) -> None:
         "num_rows": len(rows),
         "num_prompts": len({row["place"] for row in rows}),
         "first_prompts": args.prompts,
-        **{name: getattr(args, name) for name in ("epochs", "batch", "seed")},
+        **{name: getattr(args, name) for name in ("epochs", "batch", "seed", "dtype")},
         "lr": lr,
         "seconds": spent_s,
         "cpu_seconds": spent_cpu_s,
@@ -277,6 +279,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, help=f"default: {defaults}")
     parser.add_argument("--beta", type=float, default=0.1, help="of dpo; default: 0.1")
     parser.add_argument("--seed", type=int, default=0)
+    add_dtype_flag(parser)
     return parser.parse_args(argv)
 
 
