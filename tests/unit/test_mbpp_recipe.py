@@ -293,7 +293,12 @@ def test_a_reward_model_scores_a_dataset(model: Path, tmp_path: Path) -> None:
     tune.train(task, epochs=30, lr=2e-2, num_tokens=99, seed=0)
     task.save(tmp_path / "reward")
     scores = score.score_samples(
-        dataset, [4, 5], model=str(model), reward=tmp_path / "reward", batch=2
+        dataset,
+        [4, 5],
+        model=str(model),
+        reward=tmp_path / "reward",
+        batch=2,
+        dtype="bfloat16",
     )
     assert np.isnan(scores[: 4 * N]).all()
     first, same, other, wrong = scores[4 * N : 5 * N]

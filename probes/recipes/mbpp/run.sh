@@ -9,6 +9,7 @@ shift 2
 flags=("$@")
 here=$(cd "$(dirname "$0")" && pwd)
 epochs=${EPOCHS:-2}
+dtype=(${DTYPE:+--dtype "$DTYPE"})
 read -r -a sizes <<<"${SIZES:-10 20 50 100 200}"
 
 script() { python "$here/$1.py" "${@:2}"; }
@@ -16,17 +17,17 @@ script() { python "$here/$1.py" "${@:2}"; }
 sample() { # NAME PROMPTS [flags]
   [ -f "$study/$1/complete.json" ] ||
     qprobe collect "$study/$2.jsonl" --layout "${1%%-*}" --reward tests --keep-unsolved \
-      --model "$model" -o "$study/$1" "${flags[@]}" "${@:3}"
+      --model "$model" -o "$study/$1" "${dtype[@]}" "${flags[@]}" "${@:3}"
 }
 
 tune() { # NAME METHOD ROWS [flags]
   [ -f "$study/$1/training.json" ] ||
-    script tune "$2" "$study/$3.jsonl" --model "$model" -o "$study/$1" "${@:4}"
+    script tune "$2" "$study/$3.jsonl" --model "$model" -o "$study/$1" "${dtype[@]}" "${@:4}"
 }
 
 score() { # BENCHMARK [flags]
   [ -f "$study/reward/$1.json" ] ||
-    script score "$study/reward" "$study/$1" --model "$model" "${@:2}"
+    script score "$study/reward" "$study/$1" --model "$model" "${dtype[@]}" "${@:2}"
 }
 
 [ -f "$study/mbpp.jsonl" ] || script prompts "$MBPP" -o "$study/mbpp.jsonl"

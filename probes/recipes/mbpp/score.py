@@ -49,7 +49,7 @@ def score_samples(
     model: str,
     reward: Path,
     batch: int,
-    dtype: str = "bfloat16",
+    dtype: str,
 ) -> NDArray[np.float64]:
     """Return the reward model's logit of each sample, NaN for those of other problems.
 
